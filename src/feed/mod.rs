@@ -1,0 +1,278 @@
+//! What a session reads from. The journal implements [`Feed`] today; a distributed log can later. A session owns a
+//! [`Cursor`], asks for the next block and sleeps on [`Feed::marks`] at the end: catch-up and live are the same loop.
+
+use std::{future::Future, pin::Pin, sync::Arc};
+
+use bytes::Bytes;
+use tokio::sync::watch;
+
+use crate::{
+    lsn::Lsn,
+    model::{Lineage, LineageId, Position, Relation, RelationId},
+    reason::{Classified, Reason},
+    wire::block::Block,
+};
+
+/// A future that trait objects can return.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// How far delivery may go. Moves only after fdatasync.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Marks {
+    /// The durable mark: number of the first block that is not yet durable (exclusive bound of what may be read).
+    pub next_block: u64,
+    /// The complete mark: the last durable resume point, keepalives included. What PostgreSQL may be told.
+    pub tail: Position,
+}
+
+/// Where a stream wants to begin.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// The oldest position that is retained.
+    Earliest,
+    /// The tail at the time of the call.
+    Latest,
+    /// Transactions whose end LSN is greater, on the current lineage.
+    AfterLsn(Lsn),
+    /// Exactly the successor of a position that was handed out before.
+    After(Position),
+    /// The first block that holds a commit at or after this time (microseconds since 2000-01-01 UTC).
+    Since(i64),
+}
+
+/// A reading place, owned by one session. Survives any amount of waiting; costs nothing to anybody.
+#[derive(Clone, Debug)]
+pub struct Cursor {
+    /// Number of the next block to read.
+    pub block: u64,
+    /// Everything up to and including this is done: of the first block, only spans after it count.
+    pub after: Position,
+}
+
+/// The retained range.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Window {
+    /// Resume points before this are gone.
+    pub earliest: Position,
+    /// The last durable resume point.
+    pub tail: Position,
+    /// Bytes of segments on disk.
+    pub bytes: u64,
+    /// Commit time of the first retained transaction, microseconds since 2000-01-01 UTC; `None` while there is none.
+    pub earliest_commit_time: Option<i64>,
+    /// Bytes of WAL per second that retention has been removing lately; 0 when nothing is being removed. Feeds `expires_in`.
+    pub expiry_bytes_per_second: u64,
+}
+
+/// Why a feed cannot give what was asked for. Every variant becomes a typed gRPC error.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Error {
+    /// Older than the retained range.
+    #[error("position {requested} is no longer retained; the earliest is {earliest}")]
+    Expired {
+        /// What was asked for.
+        requested: Position,
+        /// The oldest resume point that is left.
+        earliest: Position,
+    },
+    /// On a part of history that a failover took back.
+    #[error("position {requested} lies past the switch; the last common position is {common}")]
+    Diverged {
+        /// What was asked for.
+        requested: Position,
+        /// Last position that both histories share.
+        common: Position,
+    },
+    /// No such lineage in this journal.
+    #[error("lineage {0} is unknown to this journal")]
+    LineageUnknown(LineageId),
+    /// Damage on disk.
+    #[error("journal is damaged after {after}: {detail}")]
+    Corrupt {
+        /// Last good position before the damage.
+        after: Position,
+        /// First good position behind it, if one was found.
+        up_to: Option<Position>,
+        /// File, offset and what does not match.
+        detail: String,
+    },
+    /// Reading failed for another reason.
+    #[error("journal cannot be read: {0}")]
+    Io(Arc<std::io::Error>),
+}
+
+impl Classified for Error {
+    fn reason(&self) -> Reason {
+        match self {
+            Error::Expired { .. } => Reason::PositionExpired,
+            Error::Diverged { .. } => Reason::PositionDiverged,
+            Error::LineageUnknown(_) => Reason::LineageUnknown,
+            Error::Corrupt { .. } => Reason::JournalCorrupt,
+            Error::Io(_) => Reason::Internal,
+        }
+    }
+
+    fn metadata(&self) -> Vec<(&'static str, String)> {
+        match self {
+            Error::Expired { requested, earliest } => {
+                vec![("requested", requested.lsn.to_string()), ("earliest", earliest.lsn.to_string())]
+            }
+            Error::Diverged { requested, common } => {
+                vec![("requested", requested.lsn.to_string()), ("common", common.lsn.to_string())]
+            }
+            Error::LineageUnknown(id) => vec![("lineage", id.to_string())],
+            Error::Corrupt { after, up_to, .. } => {
+                let up_to = up_to.map_or_else(String::new, |position| position.lsn.to_string());
+                vec![("from", after.lsn.to_string()), ("to", up_to)]
+            }
+            Error::Io(_) => Vec::new(),
+        }
+    }
+}
+
+/// One step of reading.
+#[derive(Clone, Debug)]
+pub enum Fetched {
+    /// The block at the cursor, which now stands behind it.
+    Block(Arc<Block>),
+    /// Nothing durable at the cursor yet: wait on [`Feed::marks`].
+    AtTail,
+}
+
+/// An ordered log of blocks that can be read from any retained position.
+pub trait Feed: Send + Sync + 'static {
+    /// The marks, and a wake-up whenever they move.
+    fn marks(&self) -> watch::Receiver<Marks>;
+
+    /// What is retained now.
+    fn window(&self) -> Window;
+
+    /// Turns a start into a cursor. A position beyond the tail is located at the tail with `after` kept: its session
+    /// waits there. `AfterLsn` resolves to the greatest resume point at or below the LSN.
+    fn locate(&self, start: Start) -> BoxFuture<'_, Result<Cursor, Error>>;
+
+    /// The hot path: the block at the cursor if it is in memory. `None` means: ask [`Feed::fetch`].
+    fn hot(&self, cursor: &mut Cursor) -> Option<Fetched>;
+
+    /// The block at the cursor from memory or disk.
+    fn fetch<'a>(&'a self, cursor: &'a mut Cursor) -> BoxFuture<'a, Result<Fetched, Error>>;
+
+    /// The relation version with this number.
+    fn relation(&self, id: RelationId) -> Option<Arc<Relation>>;
+
+    /// Every known relation version, oldest first.
+    fn relations(&self) -> Vec<Arc<Relation>>;
+
+    /// The current lineage; `None` before the source has ever connected.
+    fn lineage(&self) -> Option<Arc<Lineage>>;
+}
+
+/// What sessions may ask of the source without knowing what it is.
+pub trait Source: Send + Sync + 'static {
+    /// Whether the slot streams now.
+    fn connected(&self) -> bool;
+
+    /// Flush and insert positions of the source's WAL, read now.
+    fn wal(&self) -> BoxFuture<'_, Result<WalPositions, SourceAway>>;
+
+    /// `schema.table` of every published table, as last read; `None` before the first connection.
+    fn published(&self) -> Option<Arc<Vec<(String, String)>>>;
+
+    /// Asks the source for a keepalive now, so that the tail moves although nothing commits.
+    fn nudge(&self);
+
+    /// What status shows.
+    fn status(&self) -> SourceStatus;
+}
+
+/// The two ends of the source's WAL.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WalPositions {
+    /// `pg_current_wal_flush_lsn()`.
+    pub flush: Lsn,
+    /// `pg_current_wal_insert_lsn()`.
+    pub insert: Lsn,
+}
+
+/// The source cannot be asked now.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("the source is away: {0}")]
+pub struct SourceAway(pub String);
+
+/// The source as status and metrics show it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SourceStatus {
+    /// Whether the slot streams.
+    pub connected: bool,
+    /// `IDENTIFY_SYSTEM`'s system identifier; 0 before the first connection.
+    pub system_identifier: u64,
+    /// Current timeline.
+    pub timeline: u32,
+    /// Slot name.
+    pub slot: String,
+    /// `pg_replication_slots.wal_status`.
+    pub wal_status: String,
+    /// `pg_replication_slots.confirmed_flush_lsn`.
+    pub confirmed_flush: Lsn,
+    /// `pg_current_wal_lsn()`.
+    pub current: Lsn,
+    /// Bytes between the slot's restart_lsn and the current LSN.
+    pub retained_wal_bytes: u64,
+    /// Why it is away, with the reason's name in front; empty while connected.
+    pub last_error: String,
+}
+
+/// An opaque, already framed gRPC message: 5-byte prefix and encoded events.
+pub type Frame = Bytes;
+
+/// Who a checkpoint belongs to. Subscriber names are private to their principal.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SubscriberKey {
+    /// The authenticated caller; empty when the hub runs without tokens.
+    pub principal: String,
+    /// `[a-zA-Z0-9._-]{1,128}`.
+    pub name: String,
+}
+
+/// A named subscriber's durable state.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Checkpoint {
+    /// Everything up to and including this was acknowledged; `None` before the first acknowledgement of a subscriber
+    /// that started somewhere explicit.
+    pub position: Option<Position>,
+    /// The encoded `walcast.v1.Filter` of the last stream; empty for everything, or when longer than 2 KiB.
+    pub filter: Bytes,
+    /// Hash of the canonical filter that `position` was made with.
+    pub filter_hash: u64,
+    /// Fencing token of the newest session.
+    pub session: u64,
+    /// Creation, microseconds since 2000-01-01 UTC.
+    pub created: i64,
+    /// Last time it was connected, microseconds since 2000-01-01 UTC. Retention stops counting it when this is too old.
+    pub last_seen: i64,
+}
+
+/// The checkpoint could not be made durable.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("checkpoints cannot be written: {0}")]
+pub struct CheckpointError(pub String);
+
+/// Durable subscriber state. Reads come from memory, writes return after the fsync (grouped within 20 ms).
+pub trait Checkpoints: Send + Sync + 'static {
+    /// The state of one subscriber.
+    fn get(&self, key: &SubscriberKey) -> Option<Checkpoint>;
+
+    /// Replaces the state of one subscriber: `change` gets the present state (`None`: there is none) and returns the
+    /// next one, or `None` to leave it. Changes of one key are applied one after another. Returns what is durable then.
+    fn update<'a>(
+        &'a self,
+        key: &'a SubscriberKey,
+        change: Box<dyn FnOnce(Option<&Checkpoint>) -> Option<Checkpoint> + Send + 'a>,
+    ) -> BoxFuture<'a, Result<Option<Checkpoint>, CheckpointError>>;
+
+    /// Forgets a subscriber; whether there was one.
+    fn delete<'a>(&'a self, key: &'a SubscriberKey) -> BoxFuture<'a, Result<bool, CheckpointError>>;
+
+    /// Every subscriber, by principal and name.
+    fn list(&self) -> Vec<(SubscriberKey, Checkpoint)>;
+}

@@ -1,0 +1,226 @@
+//! Subscribers: the one session loop, shared projections, checkpoints, fencing. Knows neither PostgreSQL nor tonic.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+
+use crate::{
+    feed::{Checkpoint, Checkpoints, Feed, Frame, Source, Start, SubscriberKey},
+    model::Position,
+    reason::{Classified, Reason},
+    selection::Filter,
+    shutdown::Drain,
+};
+
+/// An authenticated caller.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Principal {
+    /// Empty when the hub runs without tokens.
+    pub name: String,
+    /// Globs over `schema.table` that it may read; `None` = all.
+    pub tables: Option<Arc<Vec<String>>>,
+}
+
+/// Limits of the hub, all configurable.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Open streams at the same time.
+    pub streams: usize,
+    /// Named subscribers that may exist.
+    pub subscribers: usize,
+    /// Readers that read from disk at the same time; others wait for a turn.
+    pub catch_up_readers: usize,
+}
+
+/// Row format of a stream.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum RowFormat {
+    /// Positional values.
+    #[default]
+    Compact,
+    /// `google.protobuf.Struct`, for people.
+    Struct,
+}
+
+/// A validated subscription request.
+#[derive(Clone, Debug, Default)]
+pub struct Subscription {
+    /// Durable name; `None` = anonymous.
+    pub subscriber: Option<String>,
+    /// `None`: the checkpoint (named), latest (anonymous).
+    pub start: Option<StartAt>,
+    /// `None`: everything, messages included.
+    pub filter: Option<Filter>,
+    /// The encoded `walcast.v1.Filter` as it came, for ListSubscribers.
+    pub filter_encoded: Bytes,
+    /// Compact or struct.
+    pub row_format: RowFormat,
+    /// End after a progress at or past the source's flush position at opening time.
+    pub stop_at_tail: bool,
+    /// Bytes of one response message that the client can receive; `None` = 4 MiB.
+    pub max_message_bytes: Option<u32>,
+    /// `None`: 1 s while positions move, 10 s when silent.
+    pub progress_interval: Option<Duration>,
+    /// Whether the stream waits for credit (Consume).
+    pub credits: bool,
+    /// Remote address, for ListSubscribers.
+    pub peer: String,
+}
+
+/// Where to start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StartAt {
+    /// The checkpoint, strictly.
+    Checkpoint,
+    /// A place in the feed.
+    Feed(Start),
+}
+
+/// Why a subscription or a call on it was refused or ended.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct Error {
+    reason: Reason,
+    message: String,
+    metadata: Vec<(&'static str, String)>,
+    violations: Vec<(String, String)>,
+}
+
+impl Classified for Error {
+    fn reason(&self) -> Reason {
+        self.reason
+    }
+
+    fn metadata(&self) -> Vec<(&'static str, String)> {
+        self.metadata.clone()
+    }
+
+    fn violations(&self) -> Vec<(String, String)> {
+        self.violations.clone()
+    }
+}
+
+/// The hub. Cheap to clone.
+#[derive(Clone)]
+pub struct Hub {
+    _inner: Arc<()>,
+}
+
+/// A subscriber as the admin service lists it.
+#[derive(Clone, Debug)]
+pub struct SubscriberInfo {
+    /// Principal and name.
+    pub key: SubscriberKey,
+    /// Durable state.
+    pub checkpoint: Checkpoint,
+    /// Whether a stream is open.
+    pub connected: bool,
+    /// WAL bytes between checkpoint and tail.
+    pub lag_bytes: u64,
+    /// Time since the tail's commit that the checkpoint lacks; `None` when it is at the tail.
+    pub lag: Option<Duration>,
+    /// Remote address of the open stream.
+    pub peer: String,
+}
+
+impl Hub {
+    /// A hub over one feed.
+    pub fn new(
+        feed: Arc<dyn Feed>,
+        source: Arc<dyn Source>,
+        checkpoints: Arc<dyn Checkpoints>,
+        limits: Limits,
+        drain: Drain,
+    ) -> Self {
+        let _ = (feed, source, checkpoints, limits, drain);
+        Hub { _inner: Arc::new(()) }
+    }
+
+    /// Validates, resolves the start, fences an older stream of the same subscriber.
+    pub async fn subscribe(&self, principal: &Principal, request: Subscription) -> Result<Session, Error> {
+        let _ = (principal, request);
+        Err(unsupported())
+    }
+
+    /// Returns the durable checkpoint after the fsync. `session` 0: not fenced.
+    pub async fn acknowledge(
+        &self,
+        principal: &Principal,
+        subscriber: &str,
+        position: Position,
+        session: u64,
+    ) -> Result<Position, Error> {
+        let _ = (principal, subscriber, position, session);
+        Err(unsupported())
+    }
+
+    /// Every subscriber of the principal; of all principals where `principal.name` is empty.
+    pub fn subscribers(&self, principal: &Principal) -> Vec<SubscriberInfo> {
+        let _ = principal;
+        Vec::new()
+    }
+
+    /// Moves a checkpoint, back too; ends its open stream with SUBSCRIBER_FENCED.
+    pub async fn reset_subscriber(
+        &self,
+        principal: &Principal,
+        subscriber: &str,
+        start: StartAt,
+    ) -> Result<Position, Error> {
+        let _ = (principal, subscriber, start);
+        Err(unsupported())
+    }
+
+    /// Forgets a subscriber; ends its open stream with SUBSCRIBER_FENCED.
+    pub async fn delete_subscriber(&self, principal: &Principal, subscriber: &str) -> Result<(), Error> {
+        let _ = (principal, subscriber);
+        Err(unsupported())
+    }
+
+    /// Open streams.
+    pub fn streams(&self) -> usize {
+        0
+    }
+}
+
+fn unsupported() -> Error {
+    Error { reason: Reason::Unsupported, message: String::new(), metadata: Vec::new(), violations: Vec::new() }
+}
+
+/// One open stream, pulled by the response body. Dropping it closes the stream.
+pub struct Session(());
+
+impl Session {
+    /// The next framed gRPC message: 5-byte prefix and events. `None`: ended with OK. After an error: nothing more.
+    /// Cancel-safe.
+    pub async fn next(&mut self) -> Option<Result<Frame, Error>> {
+        None
+    }
+
+    /// For the other direction of Consume.
+    pub fn handle(&self) -> SessionHandle {
+        SessionHandle(())
+    }
+}
+
+/// Credits and acknowledgements of one open stream. Cheap to clone.
+#[derive(Clone)]
+pub struct SessionHandle(());
+
+impl SessionHandle {
+    /// Adds credit (saturating).
+    pub fn grant(&self, events: u64, bytes: u64) {
+        let _ = (events, bytes);
+    }
+
+    /// Checks at once that the position was sent, then makes it durable in the background, coalesced.
+    pub fn acknowledge(&self, position: Position) -> Result<(), Error> {
+        let _ = position;
+        Err(unsupported())
+    }
+
+    /// Ends the stream with this error, as when the client's half broke the protocol.
+    pub fn fail(&self, error: Error) {
+        let _ = error;
+    }
+}

@@ -1,0 +1,12 @@
+//! The words of the domain: positions, lineages, transactions, relations, rows. Plain data; knows neither
+//! protobuf nor PostgreSQL's wire format, neither files nor sockets.
+
+mod position;
+mod relation;
+mod row;
+mod transaction;
+
+pub use position::{Lineage, LineageId, ParseLineageError, Position};
+pub use relation::{Column, Relation, RelationId, ReplicaIdentity};
+pub use row::{Datum, OldImage, RowAccess, Value};
+pub use transaction::{Operation, Provenance, Transaction};
