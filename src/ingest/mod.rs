@@ -98,6 +98,7 @@ pub struct Ingest {
     journal: Journal,
     appender: Appender,
     state: State,
+    /// First block of the transaction that the journal's last block leaves open.
     open_since: Option<u64>,
 }
 
@@ -138,7 +139,8 @@ impl Ingest {
             events: 0,
         };
         state.resent = recovered.open.clone().map(|open| Resent::new(open, recovered.complete));
-        Ingest { journal, appender, state, open_since: None }
+        let open_since = recovered.open.as_ref().map(|open| open.first_block);
+        Ingest { journal, appender, state, open_since }
     }
 
     /// The complete mark: where the next connection starts.
@@ -166,7 +168,7 @@ impl Ingest {
         self.append().await?;
         let marks = self.appender.flush().await?;
         if let (Some((transaction, ordinals)), Some(first_block)) =
-            (self.state.builder.open_transaction(), self.open_since.take())
+            (self.state.builder.open_transaction(), self.open_since)
         {
             let open = OpenTransaction { transaction: transaction.clone(), first_block, ordinals };
             self.state.resent = Some(Resent::new(open, marks.tail));
@@ -182,7 +184,6 @@ impl Ingest {
     }
 
     /// Streams until the connection ends or draining starts (then `Ok`, with everything received durable and told).
-    /// `written` is the server's end of WAL: nothing beyond it is ever acknowledged before more has been received.
     pub async fn run(
         &mut self,
         stream: &mut ReplicationStream,

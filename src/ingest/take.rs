@@ -120,7 +120,8 @@ impl State {
             }
             Message::Message(message) => {
                 let position = Position::new(self.builder.up_to().lineage, Lsn(message.lsn.0 + 1));
-                if self.resent.is_none() && position.lsn > self.builder.up_to().lsn {
+                if position.lsn > self.builder.up_to().lsn {
+                    self.discard_resent("the source sends something else in its place");
                     self.builder.message_outside(&message.prefix, message.content, message.lsn, position);
                     self.events += 1;
                 }
