@@ -3,7 +3,11 @@
 #![allow(dead_code)] // each scenario uses a part
 
 pub mod cluster;
+pub mod history;
+pub mod parsed;
 pub mod process;
+pub mod truth;
+pub mod validators;
 pub mod versions;
 pub mod wait;
 
