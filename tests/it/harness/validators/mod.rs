@@ -38,6 +38,7 @@ pub use replica::{Replica, Table};
 pub use resumable::resumable;
 pub use unique::{repeats_are_identical, unique};
 
+pub use super::parsed::Violation as Broken;
 use super::{
     history::History,
     parsed::{Parsed, Violation},
