@@ -4,6 +4,9 @@
 //! Changes, `begin`, `commit` and messages are written by hand, without allocation; the bytes are what prost would
 //! write, and the tests hold them to it. The rare kinds go through prost.
 
+#[cfg(test)]
+mod tests;
+
 use bytes::BytesMut;
 use prost::Message;
 

@@ -3,6 +3,8 @@
 pub mod block;
 pub mod encode;
 mod field;
+#[cfg(test)]
+mod reference;
 pub mod rows;
 mod structs;
 mod value;
