@@ -6,6 +6,7 @@ pub mod lsn;
 pub mod metrics;
 pub mod model;
 pub mod pgoutput;
+pub mod postgres;
 pub mod reason;
 pub mod selection;
 pub mod shutdown;
