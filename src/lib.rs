@@ -1,6 +1,7 @@
 //! walcast: one PostgreSQL replication slot, many gRPC subscribers. ARCHITECTURE.md has the map.
 
 pub mod feed;
+pub mod http;
 pub mod hub;
 pub mod lsn;
 pub mod metrics;
@@ -8,6 +9,7 @@ pub mod model;
 pub mod pgoutput;
 pub mod postgres;
 pub mod reason;
+pub mod rpc;
 pub mod selection;
 pub mod shutdown;
 pub mod wire;
