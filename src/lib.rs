@@ -1,5 +1,6 @@
 //! walcast: one PostgreSQL replication slot, many gRPC subscribers. ARCHITECTURE.md has the map.
 
+pub mod config;
 pub mod feed;
 pub mod http;
 pub mod hub;
