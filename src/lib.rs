@@ -1,6 +1,7 @@
 //! walcast: one PostgreSQL replication slot, many gRPC subscribers. ARCHITECTURE.md has the map.
 
 pub mod config;
+pub mod failpoint;
 pub mod feed;
 pub mod http;
 pub mod hub;

@@ -26,7 +26,7 @@ use crate::{
     metrics,
     model::{Lineage, Position},
     pgoutput,
-    postgres::replication::{self, ReplicationStream},
+    postgres::{self, replication::ReplicationStream},
     reason::{Classified, Reason},
     shutdown::Drain,
     wire::{block::BlockBuilder, encode},
@@ -50,7 +50,7 @@ pub fn restart_lsn(position: Position) -> Lsn {
 pub enum Error {
     /// The connection or the server said so.
     #[error(transparent)]
-    Replication(#[from] replication::Error),
+    Replication(#[from] postgres::Error),
     /// A message that is not pgoutput protocol 1; its bytes are to be quarantined.
     #[error("message at {lsn} cannot be decoded: {detail}")]
     Undecodable {

@@ -9,7 +9,7 @@ use postgres_types::Type;
 
 use crate::{
     model::{Column, Relation, RelationId},
-    pgoutput,
+    pgoutput::RelationMessage,
 };
 
 /// Every version this journal has seen, and which one holds for each table now.
@@ -46,14 +46,13 @@ impl Versions {
     }
 
     /// Remembers the name of a type outside pg_catalog; told before the relation that uses it.
-    pub fn name_type(&mut self, message: &pgoutput::Type<'_>) {
-        let name = format!("{}.{}", message.namespace, message.name);
-        self.type_names.insert(message.oid, name);
+    pub fn name_type(&mut self, oid: u32, schema: &str, name: &str) {
+        self.type_names.insert(oid, format!("{schema}.{name}"));
     }
 
     /// Makes the described version current. Returns it when it must be journaled before the next block: it is new, or
     /// was not the current one until now.
-    pub fn describe(&mut self, message: &pgoutput::Relation<'_>) -> Option<Arc<Relation>> {
+    pub fn describe(&mut self, message: &RelationMessage<'_>) -> Option<Arc<Relation>> {
         let mut relation = Relation {
             id: RelationId(0),
             oid: message.oid,
@@ -61,12 +60,13 @@ impl Versions {
             table: message.name.to_string(),
             replica_identity: message.replica_identity,
             columns: message
-                .columns()
+                .columns
+                .clone()
                 .map(|column| Column {
                     name: column.name.to_string(),
                     type_oid: column.type_oid,
                     type_name: self.type_name(column.type_oid),
-                    type_modifier: column.type_modifier,
+                    type_modifier: column.modifier,
                     in_identity: column.in_identity,
                 })
                 .collect(),

@@ -1,16 +1,16 @@
 //! One frame at a time: what each pgoutput message does to the block that is being filled.
 
 use super::{Error, Resent, State, undecodable};
-use crate::{
-    lsn::Lsn,
-    model::{Operation, Position, Transaction},
-    pgoutput::{self, Message, Tuple},
-    postgres::{replication::Frame, server},
-    wire::encode,
-};
+use bytes::BytesMut;
 
-/// Relations in this schema are the hub's own and never reach the journal.
-const OWN_SCHEMA: &str = "walcast";
+use crate::{
+    journal::Record,
+    lsn::Lsn,
+    model::{OldImage, Operation, Position, Transaction},
+    pgoutput::{self, Message, Oids, Tuple},
+    postgres::{self, publication::OWN_SCHEMA, replication::Frame, server},
+    wire::{block::BlockBuilder, encode},
+};
 
 /// SQLSTATE of the warning with which PostgreSQL 18 skips a missing publication: object_not_in_prerequisite_state.
 const SKIPPED_PUBLICATION: &str = "55000";
@@ -36,6 +36,7 @@ impl State {
                 tracing::info!(code = notice.code, severity = notice.severity, "source: {}", notice.message);
                 Ok(())
             }
+            Frame::CopyDone => Err(postgres::Error::Closed.into()),
         }
     }
 
@@ -69,65 +70,65 @@ impl State {
 
     fn message(&mut self, lsn: Lsn, bytes: &[u8], message: &Message<'_>) -> Result<(), Error> {
         match message {
-            Message::Begin(begin) => {
-                self.last_xid = server::widen(begin.xid, self.last_xid);
+            Message::Begin { final_lsn, commit_time, xid } => {
+                self.last_xid = server::widen(*xid, self.last_xid);
                 self.in_transaction = true;
                 self.begun = Some(Transaction {
-                    commit_lsn: begin.final_lsn,
+                    commit_lsn: *final_lsn,
                     xid: self.last_xid,
-                    commit_time: begin.commit_time,
+                    commit_time: *commit_time,
                     ..Transaction::default()
                 });
                 Ok(())
             }
-            Message::Origin(origin) => {
+            Message::Origin { name, .. } => {
                 if let Some(begun) = &mut self.begun {
-                    begun.origin = origin.name.to_string();
+                    begun.origin = name.to_string();
                 }
                 Ok(())
             }
-            Message::Type(named) => {
-                self.versions.name_type(named);
+            Message::Type { oid, namespace, name } => {
+                self.versions.name_type(*oid, namespace, name);
                 Ok(())
             }
             Message::Relation(relation) => {
                 if let Some(version) = self.versions.describe(relation) {
-                    self.described.push(crate::journal::Record::Relation(version));
+                    self.described.push(Record::Relation(version));
                 }
                 Ok(())
             }
-            Message::Insert(insert) => {
-                let none = None::<(crate::model::OldImage, Tuple<'_>)>;
-                self.change(lsn, bytes, insert.relation, Operation::Insert, none, Some(insert.new.clone()))
+            Message::Insert { oid, new } => {
+                let none = None::<(OldImage, Tuple<'_>)>;
+                self.change(lsn, bytes, *oid, Operation::Insert, none, Some(new.clone()))
             }
-            Message::Update(update) => {
-                let new = Some(update.new.clone());
-                self.change(lsn, bytes, update.relation, Operation::Update, update.old.clone(), new)
+            Message::Update { oid, old, new } => {
+                self.change(lsn, bytes, *oid, Operation::Update, old.clone(), Some(new.clone()))
             }
-            Message::Delete(delete) => {
-                self.change(lsn, bytes, delete.relation, Operation::Delete, Some(delete.old.clone()), None)
+            Message::Delete { oid, old_image, old } => {
+                self.change(lsn, bytes, *oid, Operation::Delete, Some((*old_image, old.clone())), None)
             }
-            Message::Truncate(truncate) => self.truncate(lsn, bytes, truncate),
-            Message::Message(message) if message.transactional => {
-                self.event(lsn, |builder, scratch, ordinal| {
-                    let (prefix, content) = (&message.prefix, message.content);
+            Message::Truncate { oids, cascade, restart_identity } => {
+                self.truncate(lsn, bytes, oids.clone(), *cascade, *restart_identity)
+            }
+            Message::Message { transactional: true, lsn, prefix, content } => {
+                self.event(*lsn, |builder, scratch, ordinal| {
                     match scratch {
-                        Some(out) => encode::message(out, prefix, content, ordinal, message.lsn, None),
-                        None => builder.message(prefix, content, message.lsn),
+                        Some(out) => encode::message(out, prefix, content, ordinal, *lsn, None),
+                        None => builder.message(prefix, content, *lsn),
                     }
                     Ok(())
                 })
             }
-            Message::Message(message) => {
-                let position = Position::new(self.builder.up_to().lineage, Lsn(message.lsn.0 + 1));
+            Message::Message { transactional: false, lsn, prefix, content } => {
+                let position = Position::new(self.builder.up_to().lineage, Lsn(lsn.0 + 1));
                 if position.lsn > self.builder.up_to().lsn {
                     self.discard_resent("the source sends something else in its place");
-                    self.builder.message_outside(&message.prefix, message.content, message.lsn, position);
+                    self.builder.message_outside(prefix, content, *lsn, position);
                     self.events += 1;
                 }
                 Ok(())
             }
-            Message::Commit(commit) => self.commit(commit),
+            Message::Commit { end_lsn, .. } => self.commit(*end_lsn),
         }
     }
 
@@ -137,7 +138,7 @@ impl State {
         bytes: &[u8],
         oid: u32,
         operation: Operation,
-        old: Option<(crate::model::OldImage, Tuple<'_>)>,
+        old: Option<(OldImage, Tuple<'_>)>,
         new: Option<Tuple<'_>>,
     ) -> Result<(), Error> {
         let Some(relation) = self.versions.current(oid).cloned() else {
@@ -155,9 +156,16 @@ impl State {
         })
     }
 
-    fn truncate(&mut self, lsn: Lsn, bytes: &[u8], truncate: &pgoutput::Truncate<'_>) -> Result<(), Error> {
+    fn truncate(
+        &mut self,
+        lsn: Lsn,
+        bytes: &[u8],
+        oids: Oids<'_>,
+        cascade: bool,
+        restart_identity: bool,
+    ) -> Result<(), Error> {
         let mut ids = Vec::new();
-        for oid in truncate.relations() {
+        for oid in oids {
             match self.versions.current(oid) {
                 Some(relation) if relation.schema == OWN_SCHEMA => {}
                 Some(relation) => ids.push(relation.id.0),
@@ -170,7 +178,6 @@ impl State {
         if ids.is_empty() {
             return Ok(());
         }
-        let (cascade, restart_identity) = (truncate.cascade, truncate.restart_identity);
         self.event(lsn, |builder, scratch, ordinal| {
             match scratch {
                 Some(out) => encode::truncate(out, &ids, cascade, restart_identity, ordinal),
@@ -185,8 +192,8 @@ impl State {
         &mut self,
         lsn: Lsn,
         add: impl FnOnce(
-            &mut crate::wire::block::BlockBuilder,
-            Option<&mut bytes::BytesMut>,
+            &mut BlockBuilder,
+            Option<&mut BytesMut>,
             u64,
         ) -> Result<(), Error>,
     ) -> Result<(), Error> {
@@ -228,14 +235,14 @@ impl State {
         }
     }
 
-    fn commit(&mut self, commit: &pgoutput::Commit) -> Result<(), Error> {
+    fn commit(&mut self, end_lsn: Lsn) -> Result<(), Error> {
         self.in_transaction = false;
         self.transactions += 1;
         if let Some(begun) = self.begun.take() {
             if self.resent.as_ref().is_some_and(|resent| resent.open.transaction.commit_lsn <= begun.commit_lsn) {
                 self.discard_resent("the source sent it again without content");
             }
-            self.pass(commit.end_lsn);
+            self.pass(end_lsn);
             return Ok(());
         }
         if let Some(resent) = &self.resent {
@@ -244,7 +251,7 @@ impl State {
             }
         }
         self.continue_resent();
-        let position = Position::new(self.builder.up_to().lineage, commit.end_lsn);
+        let position = Position::new(self.builder.up_to().lineage, end_lsn);
         self.builder.commit(position);
         self.events += 1;
         Ok(())

@@ -3,9 +3,14 @@
 pub mod conninfo;
 mod connect;
 mod error;
+pub mod preflight;
+pub mod publication;
 pub mod replication;
 pub mod server;
+pub mod slot;
 pub mod sql;
+#[cfg(test)]
+mod tests;
 pub mod tls;
 
 pub use connect::{Address, Server};

@@ -1,5 +1,7 @@
 //! What a server says about itself: identity, history, positions, transaction ids.
 
+use std::time::Duration;
+
 use super::{
     error::{Error, Result},
     sql::{Sql, get},
@@ -136,4 +138,11 @@ mod tests {
         assert!(parse_history("x y z").is_err());
         assert_eq!(parse_history("").unwrap(), []);
     }
+}
+
+/// `wal_sender_timeout`: without a status update for this long the server ends the connection; `None` when it never does.
+pub async fn wal_sender_timeout(sql: &Sql) -> Result<Option<Duration>> {
+    let statement = "SELECT setting::int8 FROM pg_catalog.pg_settings WHERE name = 'wal_sender_timeout'";
+    let millis: i64 = get(&sql.one(statement, &[]).await?, 0)?;
+    Ok(u64::try_from(millis).ok().filter(|millis| *millis > 0).map(Duration::from_millis))
 }

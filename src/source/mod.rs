@@ -16,10 +16,10 @@ pub use state::SourceState;
 
 use crate::{
     ingest::{self, Ingest},
-    journal::{Journal, Recovered},
+    journal::Journal,
     lsn::Lsn,
     metrics,
-    postgres::{self, conninfo::ConnectOptions, replication::ReplicationStream, sql::Sql},
+    postgres::{self, conninfo::ConnectOptions, replication::Replication, sql::Sql},
     reason::{Classified, Reason},
     shutdown::Drain,
 };
@@ -82,12 +82,11 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 pub async fn run(
     options: Options,
     journal: Journal,
-    recovered: Recovered,
+    mut fresh: bool,
     mut ingest: Ingest,
     state: SourceState,
     drain: Drain,
 ) -> Result<(), ingest::Error> {
-    let mut fresh = recovered.fresh;
     let mut pause = FIRST_PAUSE;
     while !drain.started() {
         let begun = state.streams_begun();
@@ -132,19 +131,19 @@ async fn stream_once(
         () = drain.wait() => return Ok(()),
         connected = Sql::connect(&options.connect) => Arc::new(connected?),
     };
-    let mut replication = ReplicationStream::connect(&options.connect, sql.host()).await?;
+    let mut replication = Replication::connect(&options.connect, sql.server()).await?;
     let prepared = prepare::prepare(options, journal, ingest, fresh, &sql, &mut replication, state).await?;
     state.reached(sql.clone());
-    replication.start(&options.slot, prepared.start, &options.publication).await?;
+    let mut stream = replication.start(&options.slot, prepared.start, &options.publication).await?;
     tracing::info!(slot = options.slot, start = %prepared.start, "streaming");
     state.streams();
     let watched = watch::Watch { sql: &sql, options, publication_oid: prepared.publication_oid, state };
     let ended = tokio::select! {
-        ended = ingest.run(&mut replication, prepared.status_interval, state.nudged(), drain) => ended.map_err(Error::from),
+        ended = ingest.run(&mut stream, prepared.status_interval, state.nudged(), drain) => ended.map_err(Error::from),
         error = watched.run() => Err(error),
     };
     if ended.is_ok() {
-        replication.stop().await?;
+        stream.stop().await?;
     }
     ended
 }

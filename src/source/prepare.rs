@@ -9,7 +9,7 @@ use crate::{
     feed::Feed,
     lsn::Lsn,
     model::Lineage,
-    postgres::{preflight, publication, replication::ReplicationStream, slot, sql::Sql},
+    postgres::{preflight, publication, replication::Replication, server, slot, sql::Sql},
     reason::Reason,
 };
 
@@ -29,7 +29,7 @@ pub(super) async fn prepare(
     ingest: &mut Ingest,
     fresh: &mut bool,
     sql: &Sql,
-    replication: &mut ReplicationStream,
+    replication: &mut Replication,
     state: &SourceState,
 ) -> Result<Prepared, Error> {
     let identity = replication.identify_system().await?;
@@ -59,13 +59,13 @@ pub(super) async fn prepare(
         status.system_identifier = identity.system_identifier;
         status.timeline = identity.timeline;
     });
-    ingest.widen_near(sql.next_xid().await?);
-    let found = slot::find(sql, &options.slot).await?;
+    ingest.widen_near(server::current_xid8(sql).await?);
+    let found = slot::state(sql, &options.slot).await?;
     let start = match found {
         Some(slot) => existing_slot(options, ingest, fresh, lineage, &slot).await?,
         None if *fresh => {
             let consistent_point = match replication.create_slot(&options.slot, false).await {
-                Ok(point) => point,
+                Ok(created) => created.consistent_point,
                 Err(error) => return Err(explain(options, sql, error.into()).await),
             };
             tracing::info!(slot = options.slot, %consistent_point, "created the slot");
@@ -74,7 +74,7 @@ pub(super) async fn prepare(
             consistent_point
         }
         None => {
-            let (from, to) = (restart_lsn(ingest.complete()), sql.wal_positions().await?.insert);
+            let (from, to) = (restart_lsn(ingest.complete()), server::wal_positions(sql).await?.insert);
             return Err(refused(
                 Reason::SlotLost,
                 format!(
@@ -91,7 +91,7 @@ pub(super) async fn prepare(
             format!("the journal ends at {start}, the server's WAL at {}: it has lost WAL", identity.xlogpos),
         ));
     }
-    let timeout = sql.wal_sender_timeout().await?;
+    let timeout = server::wal_sender_timeout(sql).await?;
     let status_interval = timeout.map_or(STATUS_INTERVAL, |timeout| STATUS_INTERVAL.min(timeout / 3));
     Ok(Prepared { start, status_interval, publication_oid: publication.oid })
 }
@@ -144,15 +144,16 @@ async fn existing_slot(
     lineage: Lineage,
     slot: &slot::SlotState,
 ) -> Result<Lsn, Error> {
-    if slot.plugin != "pgoutput" {
-        let message = format!("slot {:?} uses the plugin {:?}; give another name with --slot", options.slot, slot.plugin);
+    if slot.plugin.as_deref() != Some("pgoutput") {
+        let plugin = slot.plugin.as_deref().map_or("is physical".to_owned(), |plugin| format!("uses the plugin {plugin:?}"));
+        let message = format!("slot {:?} {plugin}; give another name with --slot", options.slot);
         return Err(refused(Reason::PreflightFailed, message));
     }
     if let Some(pid) = slot.active_pid {
         let message = format!("slot {:?} is in use by the server process {pid}", options.slot);
         return Err(refused(Reason::SlotInUse, message));
     }
-    if slot.wal_status == "lost" {
+    if slot.is_lost() {
         let message = format!(
             "slot {:?} was invalidated{}: what came after {} is gone. Drop it (walcast slot drop) and start over with a \
              new --data-dir",
@@ -162,17 +163,21 @@ async fn existing_slot(
         );
         return Err(refused(Reason::SlotLost, message));
     }
+    let Some(confirmed_flush) = slot.confirmed_flush else {
+        let message = format!("slot {:?} is still being created", options.slot);
+        return Err(refused(Reason::SlotInUse, message));
+    };
     if *fresh {
-        tracing::info!(slot = options.slot, confirmed_flush = %slot.confirmed_flush, "found the slot; the journal is new");
-        ingest.found(lineage, slot.confirmed_flush).await?;
+        tracing::info!(slot = options.slot, %confirmed_flush, "found the slot; the journal is new");
+        ingest.found(lineage, confirmed_flush).await?;
         *fresh = false;
     }
     let complete = restart_lsn(ingest.complete());
-    if slot.confirmed_flush > complete {
+    if confirmed_flush > complete {
         let message = format!(
             "slot {:?} was acknowledged up to {} elsewhere, and the journal ends at {complete}: what lies between would be \
              missing. Start over with a new --data-dir",
-            options.slot, slot.confirmed_flush
+            options.slot, confirmed_flush
         );
         return Err(refused(Reason::SlotLost, message));
     }
@@ -183,8 +188,9 @@ async fn existing_slot(
 async fn explain(options: &Options, sql: &Sql, error: Error) -> Error {
     let checks = preflight::checks(sql, &options.connect, &options.slot, &options.publication).await;
     let failed: Vec<String> = checks
+        .unwrap_or_default()
         .into_iter()
-        .filter(|check| check.failed())
+        .filter(|check| check.outcome == preflight::Outcome::Failed)
         .map(|check| match check.fix {
             Some(fix) => format!("{}: {} — {fix}", check.name, check.detail),
             None => format!("{}: {}", check.name, check.detail),

@@ -12,7 +12,7 @@ use tokio::sync::{Notify, watch};
 use crate::{
     feed::{BoxFuture, Source, SourceAway, SourceStatus, WalPositions},
     metrics,
-    postgres::sql::Sql,
+    postgres::{server, sql::Sql},
 };
 
 /// Shared between the source's loop and everybody who asks. Cheap to clone.
@@ -100,7 +100,10 @@ impl Source for SourceState {
     fn wal(&self) -> BoxFuture<'_, Result<WalPositions, SourceAway>> {
         Box::pin(async {
             match self.0.sql.load_full() {
-                Some(sql) => sql.wal_positions().await.map_err(|error| SourceAway(error.to_string())),
+                Some(sql) => match server::wal_positions(&sql).await {
+                    Ok(found) => Ok(WalPositions { flush: found.flush, insert: found.insert }),
+                    Err(error) => Err(SourceAway(error.to_string())),
+                },
                 None => Err(SourceAway(self.0.status.lock().last_error.clone())),
             }
         })

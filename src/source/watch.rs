@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::{Error, Options, SourceState, refused};
 use crate::{
     metrics,
-    postgres::{publication, slot, sql::Sql},
+    postgres::{publication, server, slot, sql::Sql},
     reason::Reason,
 };
 
@@ -38,13 +38,14 @@ impl Watch<'_> {
             None => return Err(gone(format!("publication {name:?} was dropped"))),
         }
         self.state.publishes(publication::published_tables(self.sql, name).await?);
-        if let Some(slot) = slot::find(self.sql, &self.options.slot).await? {
-            let current = self.sql.wal_positions().await?.flush;
+        if let Some(slot) = slot::state(self.sql, &self.options.slot).await? {
+            let confirmed_flush = slot.confirmed_flush.unwrap_or_default();
+            let current = server::wal_positions(self.sql).await?.flush;
             metrics::set(metrics::SLOT_RETAINED_BYTES, slot.retained_bytes as f64);
-            metrics::set(metrics::SLOT_CONFIRMED_LSN, slot.confirmed_flush.0 as f64);
+            metrics::set(metrics::SLOT_CONFIRMED_LSN, confirmed_flush.0 as f64);
             self.state.update(|status| {
-                status.wal_status = slot.wal_status;
-                status.confirmed_flush = slot.confirmed_flush;
+                status.wal_status = slot.wal_status.unwrap_or_default();
+                status.confirmed_flush = confirmed_flush;
                 status.retained_wal_bytes = slot.retained_bytes;
                 status.current = current;
             });
