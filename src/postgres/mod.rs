@@ -1,7 +1,7 @@
 //! PostgreSQL as walcast sees it.
 
-pub mod conninfo;
 mod connect;
+pub mod conninfo;
 mod error;
 pub mod preflight;
 pub mod publication;

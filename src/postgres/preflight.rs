@@ -146,17 +146,14 @@ async fn capacity(sql: &Sql, slot_exists: bool) -> Result<[Check; 2]> {
 
 async fn publication_check(sql: &Sql, name: &str, found: Option<&Publication>) -> Result<Check> {
     let Some(found) = found else {
-        let fix = format!("CREATE PUBLICATION {} FOR ALL TABLES; or walcast serve --create-publication", identifier(name));
+        let fix =
+            format!("CREATE PUBLICATION {} FOR ALL TABLES; or walcast serve --create-publication", identifier(name));
         let detail = format!("{name:?} does not exist in this database");
         return Ok(check("publication", Outcome::Failed, detail, Some(fix)));
     };
     let count = publication::published_tables(sql, name).await?.len();
-    let operations = [
-        ("insert", found.insert),
-        ("update", found.update),
-        ("delete", found.delete),
-        ("truncate", found.truncate),
-    ];
+    let operations =
+        [("insert", found.insert), ("update", found.update), ("delete", found.delete), ("truncate", found.truncate)];
     let missing: Vec<_> = operations.iter().filter(|(_, published)| !published).map(|(name, _)| *name).collect();
     let mut detail = format!("{name:?} publishes {count} tables");
     if found.all_tables {
