@@ -281,18 +281,16 @@ proptest! {
         }
         let cut = bytes[..cut.index(bytes.len() + 1)].to_vec();
         for bytes in [bytes.freeze(), cut.into(), noise.into()] {
-            if let Ok(block) = Block::decode(bytes) {
-                if let Ok(index) = block.index() {
-                    let payload = block.payload();
-                    for entry in &index.entries {
-                        let _ = &payload[entry.offset as usize..(entry.offset + entry.len) as usize];
-                    }
-                    for span in &index.spans {
-                        let _ = &payload[span.start as usize..(span.start + span.begin_len) as usize];
-                        let _ = &payload[span.end_offset as usize..span.end as usize];
-                        let _ = &index.entries[span.entries.0 as usize..span.entries.1 as usize];
-                    }
-                }
+            let Ok(block) = Block::decode(bytes) else { continue };
+            let Ok(index) = block.index() else { continue };
+            let payload = block.payload();
+            for entry in &index.entries {
+                let _ = &payload[entry.offset as usize..(entry.offset + entry.len) as usize];
+            }
+            for span in &index.spans {
+                let _ = &payload[span.start as usize..(span.start + span.begin_len) as usize];
+                let _ = &payload[span.end_offset as usize..span.end as usize];
+                let _ = &index.entries[span.entries.0 as usize..span.entries.1 as usize];
             }
         }
     }
