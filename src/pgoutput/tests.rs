@@ -109,7 +109,7 @@ fn a_transaction_of_a_real_server() {
     let Ok(Message::Relation(relation)) = decode(&relation) else { panic!("a relation") };
     assert_eq!(relation.replica_identity, ReplicaIdentity::Full);
     assert!(relation.columns.clone().all(|column| column.in_identity));
-    assert_eq!(relation.columns.last().map(|column| column.modifier), Some(6 << 16 | 2 + 4));
+    assert_eq!(relation.columns.last().map(|column| column.modifier), Some((6 << 16 | 2) + 4));
 
     let insert = hex("49000040054e000574000000022d326e6e74000000025c78740000000130");
     let Ok(Message::Insert { oid: 16389, new }) = decode(&insert) else { panic!("an insert") };

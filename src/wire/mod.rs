@@ -7,6 +7,8 @@ mod field;
 mod reference;
 pub mod rows;
 mod structs;
+#[cfg(test)]
+mod tests;
 mod value;
 
 /// Messages and services generated from `proto/`.

@@ -4,6 +4,9 @@
 //! Views are for the hub's own encoding (one field per value, rows in compact form), which journals and streams hold.
 //! Everything is checked when the view is made, so that predicates can read values without a failure path.
 
+#[cfg(test)]
+mod tests;
+
 use bytes::BytesMut;
 
 pub use super::structs::struct_change;

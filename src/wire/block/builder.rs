@@ -275,10 +275,10 @@ impl BlockBuilder {
         });
         let len = self.len() as u32;
         self.framed[1..MESSAGE_PREFIX].copy_from_slice(&len.to_be_bytes());
-        if let Some(Open { begin, .. }) = &mut self.open {
-            if let Begin::Here { start, len, .. } = *begin {
-                *begin = Begin::Earlier(Bytes::copy_from_slice(&self.framed[start..start + len]));
-            }
+        if let Some(Open { begin, .. }) = &mut self.open
+            && let Begin::Here { start, len, .. } = *begin
+        {
+            *begin = Begin::Earlier(Bytes::copy_from_slice(&self.framed[start..start + len]));
         }
         let block = Block {
             number: 0,
