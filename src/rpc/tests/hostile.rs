@@ -21,6 +21,8 @@ const GOAWAY: u8 = 7;
 const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
 
+const ENHANCE_YOUR_CALM: u32 = 11;
+
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 
@@ -83,20 +85,20 @@ async fn a_rapid_reset_closes_the_connection() {
         write_frame(&mut frames, HEADERS, END_HEADERS | END_STREAM, stream, REQUEST);
         write_frame(&mut frames, RST_STREAM, 0, stream, &8_u32.to_be_bytes());
     }
-    const ENHANCE_YOUR_CALM: u32 = 11;
     assert_eq!(answer_to(&server, &frames).await, Some(ENHANCE_YOUR_CALM));
     still_serves(&server).await;
 }
 
 #[tokio::test]
-async fn making_the_server_reset_closes_the_connection() {
+async fn making_the_server_reset_its_streams_closes_the_connection() {
     let server = start(Options { streams_per_connection: 5000, ..Options::default() }).await;
     let mut frames = preface();
     for stream in (1..4000).step_by(2) {
         write_frame(&mut frames, HEADERS, END_HEADERS, stream, REQUEST);
-        write_frame(&mut frames, WINDOW_UPDATE, 0, stream, &0_u32.to_be_bytes());
+        // The window overflows, which is an error of the stream.
+        write_frame(&mut frames, WINDOW_UPDATE, 0, stream, &0x7fff_ffff_u32.to_be_bytes());
     }
-    assert!(answer_to(&server, &frames).await.is_some());
+    assert_eq!(answer_to(&server, &frames).await, Some(ENHANCE_YOUR_CALM));
     still_serves(&server).await;
 }
 
