@@ -1,5 +1,6 @@
 //! walcast: one PostgreSQL replication slot, many gRPC subscribers. ARCHITECTURE.md has the map.
 
+pub mod config;
 pub mod feed;
 pub mod http;
 pub mod hub;
@@ -7,6 +8,7 @@ pub mod lsn;
 pub mod metrics;
 pub mod model;
 pub mod pgoutput;
+pub mod postgres;
 pub mod reason;
 pub mod rpc;
 pub mod selection;
