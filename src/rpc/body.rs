@@ -20,19 +20,21 @@ use tokio_util::task::AbortOnDropHandle;
 use tonic::Status;
 use tracing::Span;
 
-use super::{backend::Session, status};
-use crate::{
-    reason::{Classified, Reason},
-    rpc::request,
-};
+use super::{backend::Session, request, status};
+use crate::reason::{Classified, Reason};
 
 /// A stream of framed messages that ends with trailers. Dropping it closes the session.
 pub struct StreamBody {
-    messages: Option<Pin<Box<dyn Stream<Item = Result<Bytes, End>> + Send>>>,
+    messages: Option<Messages>,
     /// The client's half of Consume: finishes with the violation that ends the stream, or with nothing.
-    requests: Option<AbortOnDropHandle<Option<request::Error>>>,
+    requests: Option<Requests>,
     log: Log,
 }
+
+type Messages = Pin<Box<dyn Stream<Item = Result<Bytes, End>> + Send>>;
+
+/// What reads the client's half of Consume.
+pub type Requests = AbortOnDropHandle<Option<request::Error>>;
 
 /// How a stream ends otherwise than well.
 struct End {
@@ -57,7 +59,7 @@ struct Log {
 
 impl StreamBody {
     /// The body of one session. `span` names the stream in the log.
-    pub fn new<S>(session: S, requests: Option<AbortOnDropHandle<Option<request::Error>>>, span: Span) -> Self
+    pub fn new<S>(session: S, requests: Option<Requests>, span: Span) -> Self
     where
         S: Session,
         S::Error: Classified + Send,
@@ -73,21 +75,22 @@ impl StreamBody {
             log: Log { span, opened: Instant::now(), messages: 0, bytes: 0, ended: None },
         }
     }
+}
 
-    fn next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, End>>> {
-        if let Some(requests) = &mut self.requests {
-            if let Poll::Ready(outcome) = Pin::new(requests).poll(cx) {
-                self.requests = None;
-                if let Ok(Some(violation)) = outcome {
-                    return Poll::Ready(Some(Err(violation.into())));
-                }
-            }
-        }
-        match &mut self.messages {
-            Some(messages) => messages.as_mut().poll_next(cx),
-            None => Poll::Ready(None),
+fn next(
+    messages: &mut Messages,
+    requests: &mut Option<Requests>,
+    cx: &mut Context<'_>,
+) -> Poll<Option<Result<Bytes, End>>> {
+    if let Some(reading) = requests
+        && let Poll::Ready(outcome) = Pin::new(reading).poll(cx)
+    {
+        *requests = None;
+        if let Ok(Some(violation)) = outcome {
+            return Poll::Ready(Some(Err(violation.into())));
         }
     }
+    messages.as_mut().poll_next(cx)
 }
 
 impl http_body::Body for StreamBody {
@@ -96,12 +99,9 @@ impl http_body::Body for StreamBody {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let this = &mut *self;
-        if this.messages.is_none() {
-            return Poll::Ready(None);
-        }
-        let span = this.log.span.clone();
-        let _entered = span.enter();
-        let Poll::Ready(next) = this.next(cx) else { return Poll::Pending };
+        let Some(messages) = &mut this.messages else { return Poll::Ready(None) };
+        let _entered = this.log.span.enter();
+        let Poll::Ready(next) = next(messages, &mut this.requests, cx) else { return Poll::Pending };
         let end = match next {
             Some(Ok(message)) => {
                 this.log.messages += 1;

@@ -36,13 +36,6 @@ use crate::{
     },
 };
 
-/// From accepting a connection to its HTTP/2 preface, TLS included.
-const HANDSHAKE: Duration = Duration::from_secs(10);
-
-/// An HTTP/2 ping after this much silence, and how long its answer may take: finds half-open connections.
-const PING_INTERVAL: Duration = Duration::from_secs(30);
-const PING_TIMEOUT: Duration = Duration::from_secs(20);
-
 /// TCP keepalive, for peers that vanish before HTTP/2 begins.
 const TCP_KEEPALIVE: Duration = Duration::from_secs(60);
 
@@ -52,6 +45,10 @@ const SEND_BUFFER: usize = 128 * 1024;
 /// Bytes of request that a client may send ahead, per stream and per connection. Requests are small.
 const STREAM_WINDOW: u32 = 256 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
+
+/// Bytes of one frame that a client may send, HTTP/2's own default. How large the frames are that clients get is up
+/// to them.
+const FRAME: u32 = 16 * 1024;
 
 /// Bytes of request headers.
 const HEADER_LIST: u32 = 16 * 1024;
@@ -82,6 +79,12 @@ pub struct Options {
     pub connections: usize,
     /// Streams at the same time on one connection.
     pub streams_per_connection: u32,
+    /// From accepting a connection to the end of TLS, and again from there to its HTTP/2 preface.
+    pub handshake_limit: Duration,
+    /// An HTTP/2 ping after this much silence finds half-open connections.
+    pub ping_interval: Duration,
+    /// How long its answer may take.
+    pub ping_limit: Duration,
     /// Bytes of the largest request message.
     pub request_bytes: usize,
     /// From the drain token to the end, whatever clients do.
@@ -97,6 +100,9 @@ impl Default for Options {
             open_paths: true,
             connections: 10_000,
             streams_per_connection: 256,
+            handshake_limit: Duration::from_secs(10),
+            ping_interval: Duration::from_secs(30),
+            ping_limit: Duration::from_secs(20),
             request_bytes: 256 * 1024,
             drain_limit: Duration::from_secs(20),
         }
@@ -168,7 +174,13 @@ pub async fn serve<B: Backend>(
     let closing = CancellationToken::new();
     let routes = routes(services, &options, &closing)?;
     let service = Observe::new(Auth::new(routes, options.tokens.clone(), options.open_paths), closing.clone());
-    let server = Arc::new(Connections { service, protocol: protocol(&options), tls: options.tls.clone(), closing });
+    let server = Arc::new(Connections {
+        service,
+        protocol: protocol(&options),
+        tls: options.tls.clone(),
+        handshake_limit: options.handshake_limit,
+        closing,
+    });
     let _watches = watch_files(&options);
 
     let mut connections = JoinSet::new();
@@ -223,11 +235,12 @@ fn protocol(options: &Options) -> http2::Builder<TokioExecutor> {
         .max_send_buf_size(SEND_BUFFER)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(FRAME)
         .max_header_list_size(HEADER_LIST)
         .max_pending_accept_reset_streams(PENDING_RESETS)
         .max_local_error_reset_streams(LOCAL_RESETS)
-        .keep_alive_interval(PING_INTERVAL)
-        .keep_alive_timeout(PING_TIMEOUT);
+        .keep_alive_interval(options.ping_interval)
+        .keep_alive_timeout(options.ping_limit);
     protocol
 }
 
@@ -304,6 +317,7 @@ struct Connections<S> {
     service: S,
     protocol: http2::Builder<TokioExecutor>,
     tls: Option<Arc<Tls>>,
+    handshake_limit: Duration,
     closing: CancellationToken,
 }
 
@@ -315,7 +329,7 @@ where
     async fn connection(self: Arc<Self>, stream: TcpStream, _permit: OwnedSemaphorePermit) {
         let Ok(peer) = stream.peer_addr() else { return };
         let Some(tls) = &self.tls else { return self.http(stream, peer).await };
-        match timeout(HANDSHAKE, tls.acceptor().accept(stream)).await {
+        match timeout(self.handshake_limit, tls.acceptor().accept(stream)).await {
             Ok(Ok(stream)) => self.http(stream, peer).await,
             Ok(Err(error)) => tracing::debug!(%peer, %error, "TLS handshake failed"),
             Err(_) => tracing::debug!(%peer, "TLS handshake took too long"),
@@ -338,7 +352,7 @@ where
             }
         });
         let mut connection = pin!(self.protocol.serve_connection(TokioIo::new(io), service));
-        let mut handshake = pin!(sleep(HANDSHAKE));
+        let mut handshake = pin!(sleep(self.handshake_limit));
         let (mut speaking, mut closing) = (false, false);
         loop {
             tokio::select! {

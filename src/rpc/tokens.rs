@@ -18,7 +18,13 @@
 //! A file that cannot be read or does not parse is an error at the start and later leaves the tokens as they were.
 //! Memory holds SHA-256 digests only, and every comparison goes over all of them in constant time.
 
-use std::{collections::HashSet, fs, io, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::HashSet,
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use arc_swap::ArcSwap;
 use globset::Glob;
@@ -137,8 +143,8 @@ impl Tokens {
     }
 }
 
-fn read(path: &PathBuf) -> Result<String, Error> {
-    fs::read_to_string(path).map_err(|source| Error::Read { path: path.clone(), source })
+fn read(path: &Path) -> Result<String, Error> {
+    fs::read_to_string(path).map_err(|source| Error::Read { path: path.to_owned(), source })
 }
 
 fn digest(bytes: &[u8]) -> [u8; 32] {
@@ -146,7 +152,7 @@ fn digest(bytes: &[u8]) -> [u8; 32] {
 }
 
 #[cfg(unix)]
-fn warn_if_others_can_read(path: &PathBuf) {
+fn warn_if_others_can_read(path: &Path) {
     use std::os::unix::fs::PermissionsExt;
     if fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & 0o004 != 0) {
         tracing::warn!(file = %path.display(), "every user of this machine can read the token file; chmod 600 it");
@@ -154,9 +160,9 @@ fn warn_if_others_can_read(path: &PathBuf) {
 }
 
 #[cfg(not(unix))]
-fn warn_if_others_can_read(_: &PathBuf) {}
+fn warn_if_others_can_read(_: &Path) {}
 
-fn parse(path: &PathBuf, text: &str) -> Result<Vec<Entry>, Error> {
+fn parse(path: &Path, text: &str) -> Result<Vec<Entry>, Error> {
     let mut entries = Vec::new();
     let mut seen = HashSet::new();
     for (index, line) in text.lines().enumerate() {
@@ -168,7 +174,7 @@ fn parse(path: &PathBuf, text: &str) -> Result<Vec<Entry>, Error> {
             .and_then(
                 |entry| if seen.insert(entry.digest) { Ok(entry) } else { Err("the token is there twice".into()) },
             )
-            .map_err(|problem| Error::Line { path: path.clone(), line: index + 1, problem })?;
+            .map_err(|problem| Error::Line { path: path.to_owned(), line: index + 1, problem })?;
         entries.push(entry);
     }
     Ok(entries)
@@ -270,7 +276,7 @@ c2a7e4d90f1b4c7e8a6d5b3f2e1c0d9a   operator    *     admin
         let secret = "sssssssssssssssssssssssss";
         for (text, expected) in [
             ("short name *", "16 to 512"),
-            (&format!("{secret}"), "expected TOKEN"),
+            (secret, "expected TOKEN"),
             (&format!("{secret} name"), "expected TOKEN"),
             (&format!("{secret} na/me *"), "not a principal"),
             (&format!("{secret} name * root"), "not a right"),
@@ -278,7 +284,7 @@ c2a7e4d90f1b4c7e8a6d5b3f2e1c0d9a   operator    *     admin
             (&format!("{secret} name public.[a"), "public.[a"),
             (&format!("{secret} a *\n{secret} b *"), "line 2: the token is there twice"),
         ] {
-            let error = parse(&PathBuf::from("t"), text).err().expect(text).to_string();
+            let error = parse(Path::new("t"), text).err().expect(text).to_string();
             assert!(error.contains(expected), "{error}");
             assert!(error.contains("line "), "{error}");
             assert!(!error.contains(secret), "{error}");

@@ -4,6 +4,7 @@
 mod access;
 mod drain;
 mod fake;
+mod hostile;
 mod services;
 mod streams;
 mod tls;
