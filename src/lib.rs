@@ -1,5 +1,7 @@
 //! walcast: one PostgreSQL replication slot, many gRPC subscribers. ARCHITECTURE.md has the map.
 
+pub mod app;
+pub mod cli;
 pub mod config;
 pub mod feed;
 pub mod hub;
