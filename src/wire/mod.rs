@@ -2,6 +2,12 @@
 
 pub mod block;
 pub mod encode;
+mod field;
+#[cfg(test)]
+mod reference;
+pub mod rows;
+mod structs;
+mod value;
 
 /// Messages and services generated from `proto/`.
 #[allow(missing_docs, clippy::all, unused_qualifications)]
@@ -14,4 +20,6 @@ pub mod pb {
 
 mod convert;
 
-pub use convert::{InvalidPosition, position_from_pb, position_to_pb, relation_from_pb, relation_to_pb, timestamp};
+pub use convert::{
+    InvalidPosition, position_from_pb, position_to_pb, relation_from_pb, relation_to_pb, timestamp, value_from_pb,
+};

@@ -1,1 +1,7 @@
+//! The integration tests: one binary, so that it links once. `harness` starts real PostgreSQL clusters and the real
+//! hub; every other module is one subject. Nothing is mocked and nothing sleeps for a fixed time.
 
+mod harness;
+
+mod harness_tests;
+mod layers;

@@ -1,0 +1,199 @@
+//! The oracle is PostgreSQL: a second slot, never advanced, read with SQL. It says which transactions the publication
+//! holds, in which order, at which LSNs, and with which changes, without a line of the hub's code.
+
+use std::collections::HashMap;
+
+use globset::Glob;
+use walcast::{lsn::Lsn, wire::pb};
+
+use super::{Cluster, Db};
+
+/// Everything committed since the oracle's slot was made, in commit order.
+#[derive(Clone, Debug, Default)]
+pub struct Truth {
+    pub entries: Vec<Entry>,
+}
+
+/// A transaction, or a logical message outside transactions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Start of the commit record; of a message: its LSN + 1, which is its position.
+    pub commit_lsn: Lsn,
+    /// The resume point.
+    pub end_lsn: Lsn,
+    /// Without epoch; 0 for a message outside transactions.
+    pub xid: u32,
+    pub items: Vec<Expected>,
+}
+
+/// One counted event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Expected {
+    /// From 1 in the transaction, before any filter; 0 for a message outside transactions.
+    pub ordinal: u64,
+    pub what: Op,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Op {
+    Row(pb::Operation, String),
+    Truncate(Vec<String>),
+    Message(String, Vec<u8>),
+}
+
+/// The name of the oracle's slot.
+pub const SLOT: &str = "oracle";
+
+/// Makes the oracle's slot; before the first change that matters.
+pub async fn watch(db: &Db) {
+    db.run(&format!("SELECT pg_create_logical_replication_slot('{SLOT}', 'pgoutput')")).await;
+}
+
+/// Reads the truth. The publication may hold less than the database.
+pub async fn read(cluster: &Cluster, database: &str, publication: &str) -> Truth {
+    let db = cluster.connect_to(database).await;
+    let sql = format!(
+        "SELECT lsn::text, data FROM pg_logical_slot_peek_binary_changes('{SLOT}', NULL, NULL, \
+         'proto_version', '1', 'publication_names', '{publication}', 'messages', 'true')"
+    );
+    let mut truth = Truth::default();
+    let mut tables: HashMap<u32, String> = HashMap::new();
+    let mut open: Option<Entry> = None;
+    for row in db.query(&sql, &[]).await.unwrap_or_else(|error| panic!("oracle: {}", super::cluster::describe(&error)))
+    {
+        let data: &[u8] = row.get(1);
+        let mut message = Bytes(&data[1..]);
+        let what = match data[0] {
+            b'B' => {
+                let commit_lsn = Lsn(message.u64());
+                message.u64();
+                open = Some(Entry { commit_lsn, end_lsn: commit_lsn, xid: message.u32(), items: Vec::new() });
+                continue;
+            }
+            b'C' => {
+                message.u8();
+                message.u64();
+                let mut entry = open.take().expect("commit after begin");
+                entry.end_lsn = Lsn(message.u64());
+                if !entry.items.is_empty() {
+                    truth.entries.push(entry);
+                }
+                continue;
+            }
+            b'R' => {
+                let oid = message.u32();
+                let schema = message.text();
+                tables.insert(oid, format!("{schema}.{}", message.text()));
+                continue;
+            }
+            b'I' => Op::Row(pb::Operation::Insert, tables[&message.u32()].clone()),
+            b'U' => Op::Row(pb::Operation::Update, tables[&message.u32()].clone()),
+            b'D' => Op::Row(pb::Operation::Delete, tables[&message.u32()].clone()),
+            b'T' => {
+                let count = message.u32();
+                message.u8();
+                Op::Truncate((0..count).map(|_| tables[&message.u32()].clone()).collect())
+            }
+            b'M' => {
+                let transactional = message.u8() == 1;
+                let lsn = Lsn(message.u64());
+                let prefix = message.text();
+                let len = message.u32() as usize;
+                let what = Op::Message(prefix, message.0[..len].to_vec());
+                if !transactional {
+                    let position = Lsn(lsn.0 + 1);
+                    let items = vec![Expected { ordinal: 0, what }];
+                    truth.entries.push(Entry { commit_lsn: position, end_lsn: position, xid: 0, items });
+                    continue;
+                }
+                what
+            }
+            _ => continue, // types and origins
+        };
+        let entry = open.as_mut().expect("a change inside a transaction");
+        entry.items.push(Expected { ordinal: entry.items.len() as u64 + 1, what });
+    }
+    truth
+}
+
+impl Truth {
+    /// What a filter leaves, judged by tables, operations and message prefixes. Columns do not change which events
+    /// come; `where`, rules and origins are the scenario's to check.
+    pub fn selected(&self, filter: Option<&pb::Filter>) -> Truth {
+        let selects = |item: &Expected| match &item.what {
+            Op::Message(prefix, _) => filter.is_none_or(|f| matches(&f.message_prefixes, prefix)),
+            Op::Row(operation, table) => {
+                ours(table) && filter.is_none_or(|f| has_table(f, table) && has_operation(f, *operation))
+            }
+            Op::Truncate(tables) => tables.iter().any(|table| {
+                ours(table) && filter.is_none_or(|f| has_table(f, table) && has_operation(f, pb::Operation::Truncate))
+            }),
+        };
+        let keep = |entry: &Entry| {
+            let items: Vec<Expected> = entry.items.iter().filter(|item| selects(item)).cloned().collect();
+            (!items.is_empty()).then(|| Entry { items, ..entry.clone() })
+        };
+        Truth { entries: self.entries.iter().filter_map(keep).collect() }
+    }
+
+    /// The first entry after a position.
+    pub fn successor(&self, after: Lsn) -> Option<&Entry> {
+        self.entries.iter().find(|entry| entry.end_lsn > after)
+    }
+
+    /// The resume point of the last entry.
+    pub fn end(&self) -> Lsn {
+        self.entries.last().map_or(Lsn::ZERO, |entry| entry.end_lsn)
+    }
+
+    pub fn changes(&self) -> usize {
+        self.entries.iter().map(|entry| entry.items.len()).sum()
+    }
+}
+
+/// The schema `walcast` is the hub's own and never reaches a subscriber.
+fn ours(table: &str) -> bool {
+    !table.starts_with("walcast.")
+}
+
+fn has_table(filter: &pb::Filter, table: &str) -> bool {
+    (filter.tables.is_empty() || matches(&filter.tables, table)) && !matches(&filter.exclude_tables, table)
+}
+
+fn has_operation(filter: &pb::Filter, operation: pb::Operation) -> bool {
+    filter.operations.is_empty() || filter.operations.contains(&(operation as i32))
+}
+
+fn matches(globs: &[String], text: &str) -> bool {
+    globs.iter().any(|glob| Glob::new(glob).expect("glob").compile_matcher().is_match(text))
+}
+
+/// Big-endian fields.
+struct Bytes<'a>(&'a [u8]);
+
+impl Bytes<'_> {
+    fn take<const N: usize>(&mut self) -> [u8; N] {
+        let (head, rest) = self.0.split_at(N);
+        self.0 = rest;
+        head.try_into().expect("length")
+    }
+
+    fn u8(&mut self) -> u8 {
+        self.take::<1>()[0]
+    }
+
+    fn u32(&mut self) -> u32 {
+        u32::from_be_bytes(self.take())
+    }
+
+    fn u64(&mut self) -> u64 {
+        u64::from_be_bytes(self.take())
+    }
+
+    fn text(&mut self) -> String {
+        let end = self.0.iter().position(|byte| *byte == 0).expect("a terminated string");
+        let text = String::from_utf8_lossy(&self.0[..end]).into_owned();
+        self.0 = &self.0[end + 1..];
+        text
+    }
+}

@@ -1,0 +1,58 @@
+use super::super::{
+    history::lsn,
+    parsed::{Parsed, Unit, Violation},
+};
+
+const ORDERED: &str = "Ordered";
+
+/// Transactions and messages of one stream have strictly increasing resume points, and a transaction's commit record
+/// lies at or after the end of the one before. A switch of the timeline starts anew at the switch point.
+pub fn ordered(parsed: &Parsed<'_>) -> Result<(), Violation> {
+    for (stream, units) in parsed.iter() {
+        let mut last = stream.opened().and_then(|opened| opened.after.as_ref()).map(super::super::history::order);
+        for unit in units {
+            if let Unit::Timeline { changed, .. } = unit {
+                last = Some((lsn(&changed.switch_lsn), 0));
+                continue;
+            }
+            let Some((after, event)) = unit.committed() else { continue };
+            if let Some(before) = last
+                && after <= before
+            {
+                let text = format!("{after:?} comes after {before:?}");
+                return Err(Violation::at(ORDERED, stream, event, text));
+            }
+            if let Unit::Transaction(span) = unit
+                && (span.identity.1 >= after.0
+                    || span.identity.2 == 0 && last.is_some_and(|(end, _)| span.identity.1 < end))
+            {
+                let text = format!("commit record at {} does not lie between {last:?} and {after:?}", span.identity.1);
+                return Err(Violation::at(ORDERED, stream, event, text));
+            }
+            last = Some(after);
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::synthetic::*, *};
+
+    #[test]
+    fn swapped_transactions_are_caught() {
+        ordered(&Parsed::of(&history([stream(0).all(1..=4)])).unwrap()).unwrap();
+        let swapped = history([stream(0).all([1, 3, 2, 4])]);
+        let violation = ordered(&Parsed::of(&swapped).unwrap()).unwrap_err();
+        assert_eq!(violation.guarantee, ORDERED);
+        assert!(violation.context.contains(">>"), "{violation}");
+    }
+
+    #[test]
+    fn the_same_lsn_with_rising_sequences_is_order() {
+        let replayed = history([stream(0).replayed(1, 1).replayed(1, 2).all([2])]);
+        ordered(&Parsed::of(&replayed).unwrap()).unwrap();
+        let swapped = history([stream(0).replayed(1, 2).replayed(1, 1)]);
+        assert!(ordered(&Parsed::of(&swapped).unwrap()).is_err());
+    }
+}

@@ -1,0 +1,366 @@
+//! A random workload of several clients from one seed. Each committed transaction leaves a row in `load.ledger`, which
+//! says afterwards what really happened, also where a client never heard the answer to its COMMIT.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use fastrand::Rng;
+use tokio::task::JoinSet;
+use tokio_postgres::Config;
+
+use super::{
+    Db,
+    parsed::{Cell, Parsed, Violation},
+    wait::eventually,
+};
+
+/// What the clients do.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    pub seed: u64,
+    pub clients: u32,
+    /// Stop after this many transactions of each client; 0 = until told.
+    pub transactions: u32,
+    /// Rows of a large transaction; 0 = none. About one transaction in 40 is large.
+    pub large_rows: u32,
+    /// ALTER TABLE in mid-stream by the first client.
+    pub ddl: bool,
+}
+
+impl Plan {
+    /// The seed comes from `WALCAST_TEST_SEED` or the clock, and is printed.
+    pub fn random() -> Plan {
+        let given = std::env::var("WALCAST_TEST_SEED").ok().and_then(|text| text.parse().ok());
+        let seed = given.unwrap_or_else(|| fastrand::u64(..));
+        println!("workload seed: WALCAST_TEST_SEED={seed}");
+        Plan { seed, clients: 4, transactions: 0, large_rows: 0, ddl: true }
+    }
+}
+
+/// Tables of the workload; the publication must hold them.
+pub const SCHEMA: &str = "
+    CREATE SCHEMA load;
+    CREATE TABLE load.ledger (
+        txid xid8 NOT NULL DEFAULT pg_current_xact_id(), client int, n int, PRIMARY KEY (client, n));
+    CREATE TABLE load.accounts (id int PRIMARY KEY, owner text NOT NULL, balance numeric(20, 4), active bool, note text);
+    CREATE TABLE load.documents (id bigint PRIMARY KEY, title varchar(80), body text, revision int NOT NULL DEFAULT 0);
+    ALTER TABLE load.documents ALTER COLUMN body SET STORAGE EXTERNAL;
+    CREATE TABLE load.log (kind text, payload jsonb, weight float8, raw bytea);
+    ALTER TABLE load.log REPLICA IDENTITY FULL;
+    CREATE TABLE load.measurements (id int, bucket int, value float8, PRIMARY KEY (id, bucket)) PARTITION BY RANGE (bucket);
+    CREATE TABLE load.measurements_low PARTITION OF load.measurements FOR VALUES FROM (MINVALUE) TO (50);
+    CREATE TABLE load.measurements_high PARTITION OF load.measurements FOR VALUES FROM (50) TO (MAXVALUE);
+    CREATE TABLE load.evolving (id int PRIMARY KEY, value int, revision int NOT NULL DEFAULT 0);
+    INSERT INTO load.evolving SELECT i, i FROM generate_series(1, 5) i;
+    CREATE TABLE load.scratch (id int PRIMARY KEY, data text);
+    CREATE TABLE load.bulk (client int, n int, id int, data text, PRIMARY KEY (client, n, id));";
+
+/// Leaf tables, as the stream names them without publish_via_partition_root.
+pub const TABLES: &[&str] = &[
+    "load.ledger",
+    "load.accounts",
+    "load.documents",
+    "load.log",
+    "load.measurements_low",
+    "load.measurements_high",
+    "load.scratch",
+    "load.bulk",
+];
+
+/// `load.evolving` has rows from before the slot; its DDL transactions send every row again.
+pub const EVOLVING: &str = "load.evolving";
+
+#[derive(Debug, Default)]
+struct Counts {
+    committed: AtomicU64,
+    rolled_back: AtomicU64,
+    failed: AtomicU64,
+    unknown: AtomicU64,
+    large: AtomicU64,
+    ddl: AtomicU64,
+}
+
+/// What the clients heard.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Report {
+    pub committed: u64,
+    /// By the client's own choice.
+    pub rolled_back: u64,
+    /// By the server: conflicts, deadlocks, lost connections before COMMIT.
+    pub failed: u64,
+    /// The connection broke during COMMIT.
+    pub unknown: u64,
+    pub large: u64,
+    pub ddl: u64,
+}
+
+/// Running clients.
+pub struct Workload {
+    plan: Plan,
+    stop: Arc<AtomicBool>,
+    counts: Arc<Counts>,
+    clients: JoinSet<()>,
+}
+
+impl Workload {
+    /// Starts the clients on tables made with [`SCHEMA`]. They reconnect when the server goes away.
+    pub fn start(config: Config, plan: Plan) -> Workload {
+        let (stop, counts) = (Arc::new(AtomicBool::new(false)), Arc::new(Counts::default()));
+        let mut clients = JoinSet::new();
+        for client in 0..plan.clients {
+            let random = Rng::with_seed(plan.seed ^ u64::from(client).wrapping_mul(0x9E37_79B9_7F4A_7C15));
+            let worker = Client { number: client, n: 0, random, plan, counts: counts.clone() };
+            clients.spawn(worker.work(config.clone(), stop.clone()));
+        }
+        Workload { plan, stop, counts, clients }
+    }
+
+    pub fn seed(&self) -> u64 {
+        self.plan.seed
+    }
+
+    pub fn report(&self) -> Report {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Report {
+            committed: get(&self.counts.committed),
+            rolled_back: get(&self.counts.rolled_back),
+            failed: get(&self.counts.failed),
+            unknown: get(&self.counts.unknown),
+            large: get(&self.counts.large),
+            ddl: get(&self.counts.ddl),
+        }
+    }
+
+    /// Waits until the clients have heard of this many commits.
+    pub async fn commits(&self, at_least: u64, deadline: Duration) {
+        eventually(deadline, || async {
+            let report = self.report();
+            if report.committed >= at_least { Ok(()) } else { Err(report) }
+        })
+        .await;
+    }
+
+    /// Tells the clients to stop after their transaction, and waits for them.
+    pub async fn stop(mut self) -> Report {
+        self.stop.store(true, Ordering::Relaxed);
+        while let Some(ended) = self.clients.join_next().await {
+            ended.expect("a workload client");
+        }
+        self.report()
+    }
+
+    /// Waits until every client has done its number of transactions.
+    pub async fn done(mut self) -> Report {
+        assert!(self.plan.transactions > 0, "this plan has no end");
+        while let Some(ended) = self.clients.join_next().await {
+            ended.expect("a workload client");
+        }
+        self.report()
+    }
+}
+
+struct Client {
+    number: u32,
+    n: u32,
+    random: Rng,
+    plan: Plan,
+    counts: Arc<Counts>,
+}
+
+impl Client {
+    async fn work(mut self, config: Config, stop: Arc<AtomicBool>) {
+        let mut connection: Option<Db> = None;
+        while !stop.load(Ordering::Relaxed) && (self.plan.transactions == 0 || self.n < self.plan.transactions) {
+            let db = match connection.take().filter(|db| !db.is_closed()) {
+                Some(db) => db,
+                None => match Db::open(&config).await {
+                    Ok(db) => db,
+                    Err(_) => {
+                        tokio::time::sleep(Duration::from_millis(20)).await;
+                        continue;
+                    }
+                },
+            };
+            self.n += 1;
+            self.transaction(&db).await;
+            connection = Some(db);
+        }
+    }
+
+    /// One transaction; whatever goes wrong in it is counted and left behind.
+    async fn transaction(&mut self, db: &Db) {
+        let roll_back = self.random.u32(..12) == 0;
+        let statements = self.statements();
+        let ledger = format!("INSERT INTO load.ledger (client, n) VALUES ({}, {})", self.number, self.n);
+        let body = async {
+            db.batch_execute("BEGIN").await?;
+            for statement in &statements {
+                db.batch_execute(statement).await?;
+            }
+            db.batch_execute(&ledger).await
+        };
+        if body.await.is_err() {
+            self.counts.failed.fetch_add(1, Ordering::Relaxed);
+            let _ = db.batch_execute("ROLLBACK").await;
+            return;
+        }
+        let (end, counter) =
+            if roll_back { ("ROLLBACK", &self.counts.rolled_back) } else { ("COMMIT", &self.counts.committed) };
+        let counter = match db.batch_execute(end).await {
+            Ok(()) => counter,
+            Err(error) if error.as_db_error().is_some_and(|db| !db.code().code().starts_with("57P")) => {
+                &self.counts.failed
+            }
+            Err(_) => &self.counts.unknown,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn statements(&mut self) -> Vec<String> {
+        if self.plan.large_rows > 0 && self.random.u32(..40) == 0 {
+            self.counts.large.fetch_add(1, Ordering::Relaxed);
+            return vec![format!(
+                "INSERT INTO load.bulk SELECT {}, {}, i, md5(i::text) FROM generate_series(1, {}) i",
+                self.number, self.n, self.plan.large_rows
+            )];
+        }
+        if self.plan.ddl && self.number == 0 && self.random.u32(..15) == 0 {
+            self.counts.ddl.fetch_add(1, Ordering::Relaxed);
+            return self.ddl();
+        }
+        let count = self.random.u32(1..6);
+        (0..count).map(|_| self.statement()).collect()
+    }
+
+    fn statement(&mut self) -> String {
+        let random = &mut self.random;
+        let (id, other, word) = (random.u32(..60), random.u32(..60), random.u32(..));
+        match random.u32(..22) {
+            0..4 => format!(
+                "INSERT INTO load.accounts VALUES ({id}, 'owner {word}', {}.{}, {}, NULL) \
+                 ON CONFLICT (id) DO UPDATE SET balance = excluded.balance, note = 'again {word}'",
+                random.i32(-1_000_000..1_000_000),
+                random.u32(1000..9999),
+                random.bool()
+            ),
+            4 => format!(
+                "UPDATE load.accounts SET id = {id} + 100 WHERE id = {id} \
+                 AND NOT EXISTS (SELECT FROM load.accounts WHERE id = {id} + 100)"
+            ),
+            5 => format!(
+                "UPDATE load.accounts SET id = id - 100 WHERE id = {id} + 100 \
+                 AND NOT EXISTS (SELECT FROM load.accounts WHERE id = {id})"
+            ),
+            6 => format!("DELETE FROM load.accounts WHERE id = {other}"),
+            7 => format!("UPDATE load.accounts SET active = NOT active, note = NULL WHERE id IN ({id}, {other})"),
+            8 => format!(
+                "INSERT INTO load.documents VALUES ({id}, 'töst {word} ✓', repeat('{word:x}', {}), 0) \
+                 ON CONFLICT (id) DO UPDATE SET revision = load.documents.revision + 1",
+                random.u32(1..4000)
+            ),
+            9 => format!("UPDATE load.documents SET revision = revision + 1 WHERE id = {id}"),
+            10 => format!("UPDATE load.documents SET body = repeat('{word:x}', 900), title = '' WHERE id = {id}"),
+            11..13 => format!(
+                "INSERT INTO load.log VALUES ('kind {}', '{{\"n\": {word}, \"s\": \"x\\ty\"}}', {}, '\\x{word:08x}')",
+                id % 5,
+                ["'NaN'", "'-Infinity'", "0.1", "1e300", "NULL"][random.usize(..5)]
+            ),
+            13 => "DELETE FROM load.log WHERE ctid = (SELECT ctid FROM load.log ORDER BY random() LIMIT 1)".into(),
+            14 => "UPDATE load.log SET kind = 'changed' \
+                   WHERE ctid = (SELECT ctid FROM load.log ORDER BY random() LIMIT 1)"
+                .into(),
+            15 => format!(
+                "INSERT INTO load.measurements VALUES ({id}, {}, {}) ON CONFLICT DO NOTHING",
+                random.u32(..100),
+                random.f64()
+            ),
+            16 => format!(
+                "UPDATE load.measurements SET bucket = 99 - bucket WHERE id = {id} AND NOT EXISTS \
+                 (SELECT FROM load.measurements m WHERE m.id = {id} AND m.bucket = 99 - load.measurements.bucket)"
+            ),
+            17 => format!(
+                "SAVEPOINT s; INSERT INTO load.scratch VALUES ({word} % 2000000000, 'rolled back'); \
+                 UPDATE load.accounts SET note = 'never' WHERE id = {id}; ROLLBACK TO s"
+            ),
+            18 => format!(
+                "SAVEPOINT s; INSERT INTO load.scratch VALUES ({id}, 'kept {word}') ON CONFLICT DO NOTHING; RELEASE s"
+            ),
+            19 => format!("UPDATE {EVOLVING} SET revision = revision + 1 WHERE id = {}", id % 5 + 1),
+            20 => format!("SELECT pg_logical_emit_message({}, 'load.{}', 'm{word}')", random.bool(), id % 3),
+            _ if id < 6 => "TRUNCATE load.scratch".into(),
+            _ => format!(
+                "INSERT INTO load.scratch VALUES ({id} + 1000, 's') ON CONFLICT (id) DO UPDATE SET data = 'u{word}'"
+            ),
+        }
+    }
+
+    /// A new shape for `load.evolving`, and every row in it once more, so that a replica follows without a snapshot.
+    fn ddl(&mut self) -> Vec<String> {
+        let change = match self.random.u32(..4) {
+            0 => format!("ADD COLUMN extra{} text", self.n),
+            1 => {
+                return Self::evolve(
+                    "DO $$ DECLARE c text; BEGIN \
+                   SELECT attname INTO c FROM pg_attribute WHERE attrelid = 'load.evolving'::regclass \
+                     AND attname LIKE 'extra%' AND NOT attisdropped LIMIT 1; \
+                   IF c IS NOT NULL THEN EXECUTE format('ALTER TABLE load.evolving DROP COLUMN %I', c); END IF; END $$",
+                );
+            }
+            2 => {
+                return Self::evolve(&format!(
+                    "DO $$ DECLARE c text; BEGIN \
+                   SELECT attname INTO c FROM pg_attribute WHERE attrelid = 'load.evolving'::regclass \
+                     AND attname LIKE 'extra%' AND NOT attisdropped LIMIT 1; \
+                   IF c IS NOT NULL THEN EXECUTE format('ALTER TABLE load.evolving RENAME COLUMN %I TO extra_renamed{}', c); \
+                   END IF; END $$",
+                    self.n
+                ));
+            }
+            _ => format!(
+                "ALTER COLUMN value TYPE {}",
+                ["int", "bigint", "numeric", "text USING value::text"][self.random.usize(..3)]
+            ),
+        };
+        Self::evolve(&format!("ALTER TABLE {EVOLVING} {change}"))
+    }
+
+    fn evolve(change: &str) -> Vec<String> {
+        vec![change.to_owned(), format!("UPDATE {EVOLVING} SET revision = revision + 1")]
+    }
+}
+
+/// The ledger against the stream: the same (client, n), each under the same 64-bit transaction id. Returns how many.
+pub async fn ledger_agrees(db: &Db, parsed: &Parsed<'_>) -> Result<usize, Violation> {
+    let mut streamed: BTreeMap<(i64, i64), u64> = BTreeMap::new();
+    for span in parsed.transactions() {
+        for item in &span.items {
+            if item.what.tables() == ["load.ledger"]
+                && let (Some(Cell::Int(client)), Some(Cell::Int(n))) = (item.what.get("client"), item.what.get("n"))
+            {
+                streamed.insert((*client, *n), span.xid);
+            }
+        }
+    }
+    let mut source: BTreeMap<(i64, i64), u64> = BTreeMap::new();
+    for row in db.rows("SELECT client, n, txid FROM load.ledger").await {
+        let number = |column: usize| row[column].as_ref().expect("not null").parse::<i64>().expect("a number");
+        source.insert((number(0), number(1)), number(2) as u64);
+    }
+    if streamed == source {
+        return Ok(source.len());
+    }
+    let missing: Vec<_> = source.iter().filter(|(key, xid)| streamed.get(key) != Some(xid)).take(5).collect();
+    let surplus: Vec<_> = streamed.iter().filter(|(key, xid)| source.get(key) != Some(xid)).take(5).collect();
+    let text = format!(
+        "{} ledger rows in the stream, {} in the source; missing or other xid: {missing:?}; surplus: {surplus:?}",
+        streamed.len(),
+        source.len()
+    );
+    Err(Violation::new("Complete (ledger)", text))
+}
