@@ -111,7 +111,10 @@ where
         };
         match (outcome, refused.take()) {
             (Err(error), None) if matches!(error, Error::Tls { .. }) || error.is("28000") => refused = Some(error),
-            (Err(error), Some(first)) if first.is("28000") && error.sqlstate().is_some() => return Err(error),
+            // The error of the kind that got further says more.
+            (Err(error @ (Error::Server { .. } | Error::Authentication { .. })), Some(first)) if first.is("28000") => {
+                return Err(error);
+            }
             (Err(_), Some(first)) => return Err(first),
             (outcome, _) => return outcome,
         }
@@ -138,8 +141,7 @@ pub(super) async fn resolve(options: &ConnectOptions, spec: &HostSpec) -> Result
 }
 
 async fn open(options: &ConnectOptions, server: &Server, encryption: Encryption) -> Result<Stream> {
-    let unreachable =
-        |error: io::Error| Error::Unreachable { server: server.to_string(), problem: error.to_string() };
+    let unreachable = |error: io::Error| Error::Unreachable { server: server.to_string(), problem: error.to_string() };
     let mut tcp = match &server.address {
         Address::Unix(path) => return Ok(Stream::Unix(UnixStream::connect(path).await.map_err(unreachable)?)),
         Address::Tcp(address) => TcpStream::connect(address).await.map_err(unreachable)?,

@@ -1,11 +1,16 @@
 //! PostgreSQL as walcast sees it.
 
-pub mod conninfo;
 mod connect;
+pub mod conninfo;
 mod error;
+pub mod preflight;
+pub mod publication;
 pub mod replication;
 pub mod server;
+pub mod slot;
 pub mod sql;
+#[cfg(test)]
+mod tests;
 pub mod tls;
 
 pub use connect::{Address, Server};

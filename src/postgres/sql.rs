@@ -14,8 +14,8 @@ use tokio_postgres::{
 };
 
 use super::{
-    conninfo::{ChannelBinding, ConnectOptions, HostSpec, TargetSessionAttrs},
     connect::{self, Server, Stream},
+    conninfo::{ChannelBinding, ConnectOptions, HostSpec, TargetSessionAttrs},
     error::{Error, Notice, Phase, Result, with_causes},
 };
 
@@ -92,10 +92,8 @@ impl Sql {
         }
         // The stream is encrypted already, or is not to be. "Direct" makes tokio-postgres ask no SSLRequest of its own.
         config.ssl_mode(SslMode::Require).ssl_negotiation(SslNegotiation::Direct);
-        let (client, connection) = config
-            .connect_raw(stream, Handshaken)
-            .await
-            .map_err(|error| at_connect(error, &server, &options.user))?;
+        let (client, connection) =
+            config.connect_raw(stream, Handshaken).await.map_err(|error| at_connect(error, &server, &options.user))?;
         tokio::spawn(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(error = with_causes(&error), "SQL connection ended");
@@ -232,7 +230,8 @@ mod tests {
     fn kinds_of_server() {
         use TargetSessionAttrs::*;
         let accepted = |in_recovery, read_only| {
-            [Any, ReadWrite, ReadOnly, Primary, Standby].map(|wanted| unsuitable(wanted, in_recovery, read_only).is_none())
+            [Any, ReadWrite, ReadOnly, Primary, Standby]
+                .map(|wanted| unsuitable(wanted, in_recovery, read_only).is_none())
         };
         assert_eq!(accepted(false, false), [true, true, false, true, false]);
         assert_eq!(accepted(false, true), [true, false, true, true, false]);

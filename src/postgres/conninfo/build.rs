@@ -61,11 +61,8 @@ impl ConnectOptions {
             .filter(|home| !home.is_empty())
             .or_else(|| entry.as_ref().map(|(_, home)| home.clone()))
             .map(PathBuf::from);
-        let user = given
-            .text("user")
-            .or_else(|| entry.map(|(name, _)| name))
-            .or_else(|| env("USER"))
-            .ok_or(Error::NoUser)?;
+        let user =
+            given.text("user").or_else(|| entry.map(|(name, _)| name)).or_else(|| env("USER")).ok_or(Error::NoUser)?;
         Ok(ConnectOptions {
             hosts: given.hosts()?,
             dbname: given.text("dbname").unwrap_or_else(|| user.clone()),
@@ -100,7 +97,13 @@ impl ConnectOptions {
         }
         let host = match (&spec.host, spec.addr) {
             (Host::Tcp(name), None) => name.clone(),
-            (Host::Tcp(name), Some(addr)) => if name.is_empty() { addr.to_string() } else { name.clone() },
+            (Host::Tcp(name), Some(addr)) => {
+                if name.is_empty() {
+                    addr.to_string()
+                } else {
+                    name.clone()
+                }
+            }
             (Host::Unix(path), _) if SOCKET_DIRECTORIES.iter().any(|known| path == Path::new(known)) => {
                 "localhost".into()
             }
@@ -182,18 +185,20 @@ impl Given {
                     "" => 5432,
                     text => text.parse::<u16>().ok().filter(|port| *port > 0).ok_or_else(|| Error::Value {
                         option: "port",
-                        problem: "expected numbers from 1 to 65535 (a \"/\", \":\" or \"@\" in a URI's password must be \
+                        problem:
+                            "expected numbers from 1 to 65535 (a \"/\", \":\" or \"@\" in a URI's password must be \
                                   percent-encoded)"
-                            .into(),
+                                .into(),
                     })?,
                 };
-                let addr = match *addrs.get(i).unwrap_or(&"") {
-                    "" => None,
-                    text => Some(text.parse::<IpAddr>().map_err(|_| Error::Value {
-                        option: "hostaddr",
-                        problem: "expected IP addresses".into(),
-                    })?),
-                };
+                let addr =
+                    match *addrs.get(i).unwrap_or(&"") {
+                        "" => None,
+                        text => Some(text.parse::<IpAddr>().map_err(|_| Error::Value {
+                            option: "hostaddr",
+                            problem: "expected IP addresses".into(),
+                        })?),
+                    };
                 let host = match (*names.get(i).unwrap_or(&""), addr) {
                     ("", None) => default_host(port),
                     ("", Some(addr)) => Host::Tcp(addr.to_string()),
@@ -255,17 +260,18 @@ impl Given {
         if direct && mode < Require {
             return wrong("sslnegotiation", "direct needs sslmode require or stronger");
         }
-        let client = match self.choice("sslcertmode", &[("disable", false), ("allow", true), ("require", true)], true)? {
-            false => None,
-            true => {
-                let key = |text: Option<String>| text.map(PathBuf::from).or_else(|| in_home("postgresql.key"));
-                match (self.text("sslcert").map(PathBuf::from), key(self.text("sslkey"))) {
-                    (Some(cert), Some(key)) => Some((cert, key)),
-                    (Some(_), None) => return wrong("sslkey", "sslcert needs its key"),
-                    (None, key) => in_home("postgresql.crt").zip(key),
+        let client =
+            match self.choice("sslcertmode", &[("disable", false), ("allow", true), ("require", true)], true)? {
+                false => None,
+                true => {
+                    let key = |text: Option<String>| text.map(PathBuf::from).or_else(|| in_home("postgresql.key"));
+                    match (self.text("sslcert").map(PathBuf::from), key(self.text("sslkey"))) {
+                        (Some(cert), Some(key)) => Some((cert, key)),
+                        (Some(_), None) => return wrong("sslkey", "sslcert needs its key"),
+                        (None, key) => in_home("postgresql.crt").zip(key),
+                    }
                 }
-            }
-        };
+            };
         let versions = [("TLSv1", false), ("TLSv1.1", false), ("TLSv1.2", false), ("TLSv1.3", true)];
         Ok(TlsOptions {
             mode,

@@ -137,7 +137,8 @@ mod tests {
     fn impossible_lengths_are_errors() {
         for length in [0_u32, 3, u32::MAX, 1 << 31] {
             let mut buffer = Buffer::new();
-            buffer.room().unwrap()[..5].copy_from_slice(&[b'd'].into_iter().chain(length.to_be_bytes()).collect::<Vec<_>>());
+            buffer.room().unwrap()[..5]
+                .copy_from_slice(&[b'd'].into_iter().chain(length.to_be_bytes()).collect::<Vec<_>>());
             buffer.filled(5);
             assert!(buffer.next().is_err(), "{length}");
         }

@@ -125,7 +125,10 @@ mod tests {
         let body = b"SWARNUNG\0VWARNING\0C55000\0Mm\0Dd\0Hh\0Fx.c\0\0";
         let notice = notice(body);
         assert_eq!((notice.severity.as_str(), notice.code.as_str()), ("WARNING", "55000"));
-        assert_eq!((notice.message.as_str(), notice.detail.as_deref(), notice.hint.as_deref()), ("m", Some("d"), Some("h")));
+        assert_eq!(
+            (notice.message.as_str(), notice.detail.as_deref(), notice.hint.as_deref()),
+            ("m", Some("d"), Some("h"))
+        );
     }
 
     #[test]

@@ -22,8 +22,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use self::channel::{Answer, Channel};
 use super::{
-    conninfo::ConnectOptions,
     connect::{self, Server},
+    conninfo::ConnectOptions,
     error::{Error, Phase, Result},
 };
 use crate::lsn::Lsn;
@@ -62,6 +62,13 @@ impl Replication {
     /// `server_version_num`, such as 150018, from the server's greeting.
     pub fn version(&self) -> u32 {
         self.version
+    }
+
+    /// Ends the session.
+    pub async fn close(mut self) -> Result<()> {
+        self.channel.queue(|out| out.extend([b'X', 0, 0, 0, 4]));
+        self.channel.flush().await?;
+        self.channel.shutdown().await
     }
 
     /// `START_REPLICATION` of a logical pgoutput slot with protocol version 1 and messages. The server begins with the
@@ -124,13 +131,7 @@ impl ReplicationStream {
 
     /// Sends a standby status update: the three positions are exclusive ends of what was received, what is durable
     /// (this is what the slot may forget) and what was applied. Cancel-safe: it is queued by the call itself.
-    pub async fn send_status(
-        &mut self,
-        written: Lsn,
-        flushed: Lsn,
-        applied: Lsn,
-        reply_requested: bool,
-    ) -> Result<()> {
+    pub async fn send_status(&mut self, written: Lsn, flushed: Lsn, applied: Lsn, reply_requested: bool) -> Result<()> {
         let clock = SystemTime::now().duration_since(UNIX_EPOCH + EPOCH).map_or(0, |age| age.as_micros() as i64);
         self.channel.queue(|out| frame::status(out, [written, flushed, applied], clock, reply_requested));
         self.channel.flush().await

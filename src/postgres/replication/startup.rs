@@ -15,8 +15,8 @@ use tokio_postgres::fallible_iterator::FallibleIterator;
 
 use super::channel::Channel;
 use crate::postgres::{
-    conninfo::{ChannelBinding, ConnectOptions},
     connect::Server,
+    conninfo::{ChannelBinding, ConnectOptions},
     error::{Error, Phase, Result},
 };
 
@@ -83,9 +83,8 @@ async fn authenticate(channel: &mut Channel, options: &ConnectOptions, server: &
         user: options.user.clone(),
         problem: problem.into(),
     };
-    let password = || {
-        options.password_for(&server.spec).ok_or_else(|| failed("the server asks for a password and none is given"))
-    };
+    let password =
+        || options.password_for(&server.spec).ok_or_else(|| failed("the server asks for a password and none is given"));
     let unbound = || match options.channel_binding {
         ChannelBinding::Require => Err(failed("channel binding is required and the server did not use it")),
         ChannelBinding::Disable | ChannelBinding::Prefer => Ok(()),
