@@ -8,14 +8,17 @@ use super::{
     args::DoctorArgs,
     error::Error,
     output::Output,
-    parts::{self, Check, Verdict},
+    source::{self, failed},
     text::plural,
 };
+use crate::postgres::preflight::{self, Check, Outcome};
 
 pub async fn run(args: &DoctorArgs) -> Result<(), Error> {
-    let checks = parts::preflight(&parts::dsn(&args.source)?, &args.slot, &args.publication).await?;
+    let options = source::options(&args.source)?;
+    let sql = source::connect(&options).await?;
+    let checks = preflight::checks(&sql, &options, &args.slot, &args.publication).await.map_err(failed)?;
     Output::plain().print(&report(&checks))?;
-    match checks.iter().filter(|check| check.verdict == Verdict::Bad).count() {
+    match checks.iter().filter(|check| check.outcome == Outcome::Failed).count() {
         0 => Ok(()),
         bad => Err(Error::Failed(format!("{} not met", plural(bad as u64, "precondition")))),
     }
@@ -24,14 +27,15 @@ pub async fn run(args: &DoctorArgs) -> Result<(), Error> {
 fn report(checks: &[Check]) -> String {
     let wide = checks.iter().map(|check| check.name.len()).max().unwrap_or(0);
     checks.iter().fold(String::new(), |mut text, check| {
-        let (style, word) = match check.verdict {
-            Verdict::Good => (AnsiColor::Green.on_default(), "ok  "),
-            Verdict::Warning => (AnsiColor::Yellow.on_default(), "warn"),
-            Verdict::Bad => (AnsiColor::Red.on_default().bold(), "FAIL"),
+        let (style, word) = match check.outcome {
+            Outcome::Ok => (AnsiColor::Green.on_default(), "ok  "),
+            Outcome::Warning => (AnsiColor::Yellow.on_default(), "warn"),
+            Outcome::Failed => (AnsiColor::Red.on_default().bold(), "FAIL"),
+            Outcome::Skipped => (Style::new().dimmed(), "skip"),
         };
-        let _ = writeln!(text, "{style}{word}{style:#}  {:<wide$}  {}", check.name, check.found);
+        let _ = writeln!(text, "{style}{word}{style:#}  {:<wide$}  {}", check.name, check.detail);
         let dim = Style::new().dimmed();
-        for line in check.fix.lines() {
+        for line in check.fix.iter().flat_map(|fix| fix.lines()) {
             let _ = writeln!(text, "      {dim}fix:{dim:#} {line}");
         }
         text
@@ -44,15 +48,20 @@ mod tests {
 
     #[test]
     fn what_is_wrong_comes_with_what_to_run() {
-        let check = |name: &str, verdict, found: &str, fix: &str| Check {
-            name: name.into(),
-            verdict,
-            found: found.into(),
-            fix: fix.into(),
+        let check = |name, outcome, detail: &str, fix: Option<&str>| Check {
+            name,
+            outcome,
+            detail: detail.into(),
+            fix: fix.map(str::to_owned),
         };
         let text = report(&[
-            check("server version", Verdict::Good, "15.4", ""),
-            check("wal_level", Verdict::Bad, "replica", "ALTER SYSTEM SET wal_level = logical;\nrestart the server"),
+            check("server version", Outcome::Ok, "15.4", None),
+            check(
+                "wal_level",
+                Outcome::Failed,
+                "replica",
+                Some("ALTER SYSTEM SET wal_level = logical;\nrestart the server"),
+            ),
         ]);
         assert_eq!(
             anstream::adapter::strip_str(&text).to_string(),

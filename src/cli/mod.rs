@@ -3,6 +3,8 @@
 pub mod args;
 pub mod client;
 mod demo;
+#[cfg(test)]
+mod docs;
 mod doctor;
 pub mod error;
 mod health;
@@ -13,6 +15,7 @@ pub mod rows;
 mod serve;
 mod signals;
 mod slot;
+mod source;
 pub mod start;
 mod status;
 mod subscribers;

@@ -10,32 +10,42 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::error::Error;
 
-/// The process's stdout and stderr.
+type WriteText = Box<dyn Fn(&[u8]) -> io::Result<()> + Send + Sync>;
+
+/// Where a command's text goes.
 pub struct Output {
+    write: WriteText,
     status: Option<ProgressBar>,
 }
 
 impl Output {
-    /// Without a status line.
+    /// To stdout, without a status line.
     pub fn plain() -> Self {
-        Output { status: None }
+        Output::to(|text| {
+            let mut out = anstream::stdout().lock();
+            out.write_all(text).and_then(|()| out.flush())
+        })
     }
 
-    /// With a status line if stdout and stderr are terminals.
+    /// To stdout, with a status line if stdout and stderr are terminals.
     pub fn with_status() -> Self {
         let is_terminal = io::stdout().is_terminal() && io::stderr().is_terminal();
-        Output { status: is_terminal.then(spinner) }
+        let mut output = Output::plain();
+        output.status = is_terminal.then(spinner);
+        output
     }
 
-    /// Writes to stdout, at once. Styles are stripped where stdout is no terminal, or by NO_COLOR.
+    /// To whatever `write` does, which gets styled text.
+    pub fn to(write: impl Fn(&[u8]) -> io::Result<()> + Send + Sync + 'static) -> Self {
+        Output { write: Box::new(write), status: None }
+    }
+
+    /// Writes at once. On stdout styles are stripped where it is no terminal, or by NO_COLOR.
     pub fn print(&self, text: &str) -> Result<(), Error> {
         if text.is_empty() {
             return Ok(());
         }
-        let write = || {
-            let mut out = anstream::stdout().lock();
-            out.write_all(text.as_bytes()).and_then(|()| out.flush())
-        };
+        let write = || (self.write)(text.as_bytes());
         let written = match &self.status {
             Some(bar) => bar.suspend(write),
             None => write(),

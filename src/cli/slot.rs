@@ -6,22 +6,30 @@ use super::{
     args::SlotCommand,
     error::Error,
     output::Output,
-    parts::{self, SlotRow},
+    source::{self, failed},
     text,
 };
-use crate::config::units::show_bytes;
+use crate::{
+    config::units::show_bytes,
+    postgres::slot::{self, SlotState},
+};
 
 pub async fn run(command: SlotCommand) -> Result<(), Error> {
     let output = Output::plain();
     match command {
-        SlotCommand::List { source } => output.print(&table(&parts::slots(&parts::dsn(&source)?).await?)),
-        SlotCommand::Drop { slot, yes, source } => {
-            let dsn = parts::dsn(&source)?;
-            if !yes && !confirmed(&slot)? {
+        SlotCommand::List { source } => {
+            let sql = source::connect(&source::options(&source)?).await?;
+            output.print(&table(&slot::list(&sql).await.map_err(failed)?))
+        }
+        SlotCommand::Drop { slot: name, yes, source } => {
+            let sql = source::connect(&source::options(&source)?).await?;
+            if !yes && !confirmed(&name)? {
                 return Err(Error::Failed("nothing was dropped".to_owned()));
             }
-            parts::drop_slot(&dsn, &slot).await?;
-            output.print(&format!("dropped slot {slot}\n"))
+            match slot::drop(&sql, &name).await.map_err(failed)? {
+                true => output.print(&format!("dropped slot {name}\n")),
+                false => Err(Error::Failed(format!("there is no slot {name}"))),
+            }
         }
     }
 }
@@ -39,20 +47,21 @@ fn confirmed(slot: &str) -> Result<bool, Error> {
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
-fn table(slots: &[SlotRow]) -> String {
+fn table(slots: &[SlotState]) -> String {
     if slots.is_empty() {
-        return "the source has no logical replication slots\n".to_owned();
+        return "the source has no replication slots\n".to_owned();
     }
     let rows: Vec<Vec<String>> = slots
         .iter()
         .map(|slot| {
+            let or_dash = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
             vec![
                 slot.name.clone(),
-                slot.database.clone(),
-                slot.plugin.clone(),
+                or_dash(&slot.database),
+                slot.plugin.clone().unwrap_or_else(|| "physical".to_owned()),
                 slot.active_pid.map_or_else(|| "idle".to_owned(), |pid| format!("pid {pid}")),
-                slot.wal_status.clone(),
-                slot.confirmed_flush_lsn.clone(),
+                or_dash(&slot.wal_status),
+                or_dash(&slot.confirmed_flush.map(|lsn| lsn.to_string())),
                 show_bytes(slot.retained_bytes),
             ]
         })
@@ -63,16 +72,23 @@ fn table(slots: &[SlotRow]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lsn::Lsn;
 
     #[test]
     fn what_a_slot_holds_back_is_shown() {
-        let slot = SlotRow {
+        let slot = SlotState {
             name: "walcast".into(),
-            plugin: "pgoutput".into(),
-            database: "shop".into(),
+            plugin: Some("pgoutput".into()),
+            database: Some("shop".into()),
+            temporary: false,
             active_pid: Some(7),
-            wal_status: "reserved".into(),
-            confirmed_flush_lsn: "0/16B3748".into(),
+            restart_lsn: None,
+            confirmed_flush: Some(Lsn(0x16B_3748)),
+            wal_status: Some("reserved".into()),
+            safe_wal_size: None,
+            two_phase: false,
+            failover: None,
+            invalidation_reason: None,
             retained_bytes: 1 << 20,
         };
         assert_eq!(

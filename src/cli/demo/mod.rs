@@ -57,7 +57,7 @@ async fn with_cluster(args: &DemoArgs, cluster: &mut Cluster, output: &Output, s
     let config = config(args, cluster)?;
     serve::log(&config.log)?;
     if args.format == Format::Pretty {
-        output.note(&introduction(cluster, &version, &config));
+        output.print(&introduction(cluster, &version, &config))?;
     }
     let listen = config.grpc.listen;
     let drain = Drain::new();
@@ -164,7 +164,7 @@ fn introduction(cluster: &Cluster, version: &str, config: &Config) -> String {
          {walcast} tail{hub} public.orders --where \"status = 'paid'\"\n  \
          grpcurl -plaintext -d '{{\"row_format\": \"ROW_FORMAT_STRUCT\"}}' {listen} walcast.v1.ChangeStreamService/Subscribe\n  \
          psql {}\n\
-         {dim}Ctrl-C ends it and leaves nothing behind.{dim:#}\n",
+         {dim}Ctrl-C ends it and leaves nothing behind.{dim:#}\n\n",
         version,
         cluster.url(),
     )

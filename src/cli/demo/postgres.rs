@@ -268,4 +268,42 @@ mod tests {
         let error = find_binaries(Some(dir.path())).await.expect_err("nothing there");
         assert_eq!(error.exit_code(), 2);
     }
+
+    async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+        let started = Instant::now();
+        while !holds() {
+            assert!(started.elapsed() < Duration::from_secs(30), "{what}");
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn nothing_is_left_of_a_cluster_that_was_stopped() {
+        let mut cluster = Cluster::start(None).await.expect("PostgreSQL is installed");
+        let version = cluster.ready().await.expect("it answers");
+        assert!(version.starts_with(|c: char| c.is_ascii_digit()), "{version}");
+        let (dir, port) = (cluster.dir.clone(), cluster.port);
+        assert!(dir.join("data/PG_VERSION").exists());
+        cluster.stop().await;
+        assert!(!dir.exists());
+        TcpListener::bind(("127.0.0.1", port)).expect("the server is gone");
+    }
+
+    #[tokio::test]
+    async fn nothing_is_left_when_the_demo_is_killed() {
+        let mut cluster = Cluster::start(None).await.expect("PostgreSQL is installed");
+        cluster.ready().await.expect("it answers");
+        let (dir, port) = (cluster.dir.clone(), cluster.port);
+        drop(cluster); // closes the pipe, as the kernel does when the process ends
+        until("the directory goes", || !dir.exists()).await;
+        TcpListener::bind(("127.0.0.1", port)).expect("the server is gone");
+    }
+
+    #[tokio::test]
+    async fn nothing_is_left_when_the_demo_is_killed_before_the_server_runs() {
+        let cluster = Cluster::start(None).await.expect("PostgreSQL is installed");
+        let dir = cluster.dir.clone();
+        drop(cluster);
+        until("the directory goes", || !dir.exists()).await;
+    }
 }

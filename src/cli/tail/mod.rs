@@ -302,45 +302,4 @@ fn status_line(follower: &Follower) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::HashMap;
-
-    use tonic_types::ErrorDetails;
-
-    use super::*;
-    use crate::reason::{DOMAIN, Reason};
-
-    fn typed(reason: Reason, retry: Option<Duration>) -> Status {
-        let mut details = ErrorDetails::with_error_info(reason.as_str(), DOMAIN, HashMap::new());
-        if let Some(delay) = retry {
-            details.set_retry_info(Some(delay));
-        }
-        Status::with_error_details(Code::from(reason.code() as i32), "because", details)
-    }
-
-    #[test]
-    fn the_hub_says_when_to_try_again() {
-        let wait = retry_after(&typed(Reason::Draining, Some(Duration::from_secs(3))), FIRST_BACKOFF);
-        assert_eq!(wait, Some(Duration::from_secs(3)));
-        let wait = retry_after(&typed(Reason::Draining, None), FIRST_BACKOFF);
-        assert_eq!(wait, Some(Duration::from_secs(1)));
-        let wait = retry_after(&typed(Reason::Draining, Some(Duration::ZERO)), LONGEST_BACKOFF).expect("a retry");
-        assert!(wait >= LONGEST_BACKOFF / 2, "an impatient hub is not hammered: {wait:?}");
-    }
-
-    #[test]
-    fn what_a_retry_cannot_mend_is_not_retried() {
-        for reason in [Reason::PositionExpired, Reason::SubscriberFenced, Reason::FilterInvalid] {
-            assert_eq!(retry_after(&typed(reason, None), FIRST_BACKOFF), None, "{reason:?}");
-        }
-        assert_eq!(retry_after(&Status::unimplemented("what?"), FIRST_BACKOFF), None);
-    }
-
-    #[test]
-    fn a_lost_connection_is_retried_with_jitter() {
-        for code in [Code::Unavailable, Code::Unknown, Code::Cancelled] {
-            let wait = retry_after(&Status::new(code, "h2 protocol error"), LONGEST_BACKOFF).expect("a retry");
-            assert!((LONGEST_BACKOFF / 2..=LONGEST_BACKOFF).contains(&wait), "{wait:?}");
-        }
-    }
-}
+mod tests;
