@@ -2,6 +2,7 @@
 
 pub mod feed;
 pub mod hub;
+pub mod journal;
 pub mod lsn;
 pub mod metrics;
 pub mod model;
