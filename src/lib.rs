@@ -6,6 +6,7 @@ pub mod config;
 pub mod feed;
 pub mod http;
 pub mod hub;
+pub mod journal;
 pub mod lsn;
 pub mod metrics;
 pub mod model;
