@@ -22,6 +22,12 @@ mod session;
 mod take;
 mod trail;
 
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+
+
 pub use control::SessionHandle;
 pub use error::Error;
 pub use session::Session;

@@ -297,7 +297,7 @@ impl<'a> Projector<'a> {
     /// if no event uses credit.
     fn span(&mut self, out: &mut Message, span: &Span) -> Result<(u64, u32), Error> {
         if let SpanEnd::Message { .. } = span.ending {
-            if !self.selection.messages(self.prefix(span.start, span.end)?) {
+            if !self.selection.origin("") || !self.selection.messages(self.prefix(span.start, span.end)?) {
                 return Ok((0, 0));
             }
             out.0.extend_from_slice(self.slice(span.start, span.end)?);
