@@ -12,6 +12,7 @@ use parking_lot::{Mutex, RwLock};
 
 use super::{
     Error, RowFormat,
+    lag::Timeline,
     projection::{Cut, Plans, Projection, project},
 };
 use crate::{
@@ -19,7 +20,7 @@ use crate::{
     metrics,
     model::{Relation, RelationId},
     selection::{RelationPlan, Selection},
-    wire::{block::Block, encode, pb, relation_to_pb},
+    wire::{block::Block, encode},
 };
 
 /// Bytes of projections that all groups together keep; each has an equal share.
@@ -39,13 +40,8 @@ pub(super) struct Plan {
 impl Plan {
     fn new(relation: Arc<Relation>, selection: &Selection) -> Self {
         let rules = selection.relation(&relation);
-        let mut described = relation_to_pb(&relation);
-        if let Some(columns) = &rules.columns {
-            let mut keep = columns.iter().copied();
-            described.columns.retain(|_| keep.next().unwrap_or(true));
-        }
         let mut event = BytesMut::new();
-        encode::event(&mut event, pb::event::Kind::Relation(described));
+        encode::relation_encode(&mut event, &relation, rules.columns.as_deref());
         Plan { relation, rules, event: event.freeze() }
     }
 }
@@ -87,6 +83,9 @@ impl Group {
         match project(block, &self.selection, self.format, self, Cut::default()) {
             Ok(projection) => {
                 metrics::add(metrics::PROJECTIONS, 1);
+                if let Some(groups) = self.groups.upgrade().filter(|_| block.commit_time != 0) {
+                    groups.timeline.record(block.up_to, block.commit_time);
+                }
                 let projection = Arc::new(projection);
                 *slot = Some(projection.clone());
                 self.keep(&projection);
@@ -137,6 +136,8 @@ impl Plans for Group {
 #[derive(Default)]
 pub(super) struct Groups {
     map: Mutex<HashMap<(String, RowFormat), Weak<Group>>>,
+    /// When which position was committed, as far as streams came by.
+    pub timeline: Timeline,
 }
 
 impl Groups {

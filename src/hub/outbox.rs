@@ -36,6 +36,8 @@ pub(super) enum Next {
     /// The next event, of this size, can never be sent.
     TooLarge(usize),
     Empty,
+    /// The bytes are not framed events.
+    Malformed,
 }
 
 /// The messages of one block, and whether a transaction is open towards the client.
@@ -120,7 +122,10 @@ impl Outbox {
                 self.reached = position(&event).or(self.reached);
             }
         }
-        if self.offset >= payload.len() || events == 0 {
+        if events == 0 && self.offset < payload.len() {
+            return Next::Malformed;
+        }
+        if self.offset >= payload.len() {
             self.begun = item.begun.unwrap_or(self.begun);
             self.reached = item.reached.or(self.reached);
             self.items.pop_front();

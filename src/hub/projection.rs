@@ -5,6 +5,8 @@
 //! was selected. Of a transaction that the block continues (the [`Head`]) a projection cannot know whether its `begin` was
 //! sent or how many changes came before: there the streams write `begin` and `commit` themselves, around shared bytes.
 
+use std::sync::Arc;
+
 use bytes::{Bytes, BytesMut};
 
 use super::{
@@ -18,7 +20,7 @@ use crate::{
     model::{Operation, Position, RelationId},
     selection::Selection,
     wire::{
-        block::{Block, Entry, EntryKind, Index, MESSAGE_PREFIX, Span, SpanEnd},
+        block::{Block, Entry, EntryKind, Index, Span, SpanEnd},
         encode,
     },
 };
@@ -69,8 +71,6 @@ pub(super) struct Projection {
     pub tail: Option<Tail>,
     /// Relation versions in order of their first use.
     pub relations: Vec<RelationId>,
-    /// Bytes of the largest framed event that uses credit.
-    pub largest: usize,
 }
 
 impl Projection {
@@ -96,7 +96,7 @@ pub(super) struct Cut {
 
 /// Where plans come from.
 pub(super) trait Plans {
-    fn plan(&self, id: RelationId) -> Result<std::sync::Arc<Plan>, Error>;
+    fn plan(&self, id: RelationId) -> Result<Arc<Plan>, Error>;
 }
 
 /// Computes a projection.
@@ -117,7 +117,6 @@ pub(super) fn project(
         plans,
         current: None,
         relations: Vec::new(),
-        largest: 0,
     };
     if selection.is_everything() && format == RowFormat::Compact && cut == Cut::default() {
         if let Some(projection) = projector.untouched()? {
@@ -141,12 +140,11 @@ struct Projector<'a> {
     selection: &'a Selection,
     format: RowFormat,
     plans: &'a dyn Plans,
-    current: Option<(RelationId, std::sync::Arc<Plan>)>,
+    current: Option<(RelationId, Arc<Plan>)>,
     relations: Vec<RelationId>,
-    largest: usize,
 }
 
-impl Projector<'_> {
+impl<'a> Projector<'a> {
     fn malformed(&self) -> Error {
         Error::corrupt(self.block.number, "an event does not decode")
     }
@@ -155,7 +153,12 @@ impl Projector<'_> {
         self.payload.get(start as usize..end as usize).ok_or_else(|| self.malformed())
     }
 
-    fn plan(&mut self, id: RelationId) -> Result<std::sync::Arc<Plan>, Error> {
+    fn framed(&self, entry: &Entry) -> Result<&'a [u8], Error> {
+        let framed = self.payload.get(entry.offset as usize..(entry.offset + entry.len) as usize);
+        framed.ok_or_else(|| self.malformed())
+    }
+
+    fn plan(&mut self, id: RelationId) -> Result<Arc<Plan>, Error> {
         if let Some((current, plan)) = &self.current {
             if *current == id {
                 return Ok(plan.clone());
@@ -181,7 +184,6 @@ impl Projector<'_> {
     fn untouched(&mut self) -> Result<Option<Projection>, Error> {
         let mut last = RelationId(0);
         for entry in &self.index.entries {
-            self.largest = self.largest.max(entry.len as usize);
             match entry.kind {
                 EntryKind::Message => {
                     if !self.selection.messages(self.prefix(entry.offset, entry.offset + entry.len)?) {
@@ -189,12 +191,13 @@ impl Projector<'_> {
                     }
                 }
                 EntryKind::Truncate => {
-                    let ids = rows::truncated(self.slice(entry.offset, entry.offset + entry.len)?);
-                    for id in ids.map_err(|_| self.malformed())? {
-                        if !self.plan(id)?.rules.selected {
+                    let framed = self.framed(entry)?;
+                    let named = self.truncated(&mut BytesMut::new(), framed, |_| true)?;
+                    for plan in named {
+                        if !plan.rules.selected {
                             return Ok(None);
                         }
-                        self.used(id);
+                        self.used(plan.relation.id);
                     }
                 }
                 _ if entry.relation == last => {}
@@ -213,7 +216,6 @@ impl Projector<'_> {
                 if !self.selection.messages(self.prefix(span.start, span.end)?) {
                     return Ok(None);
                 }
-                self.largest = self.largest.max((span.end - span.start) as usize);
                 counted += 1;
             }
         }
@@ -231,13 +233,11 @@ impl Projector<'_> {
             body: Part { message: Frame::new(), events: self.block.events, counted },
             tail: tail.map(|span| Tail { begun: true, counted: size(span) }),
             relations: std::mem::take(&mut self.relations),
-            largest: self.largest,
         }))
     }
 
     fn select(mut self, cut: Cut) -> Result<Projection, Error> {
         self.relations.clear();
-        self.largest = 0;
         let mut head = None;
         let mut tail = None;
         let mut body = Message::new();
@@ -278,7 +278,6 @@ impl Projector<'_> {
             body,
             tail,
             relations: self.relations,
-            largest: self.largest,
         })
     }
 
@@ -298,10 +297,9 @@ impl Projector<'_> {
     /// if no event uses credit.
     fn span(&mut self, out: &mut Message, span: &Span) -> Result<(u64, u32), Error> {
         if let SpanEnd::Message { .. } = span.ending {
-            if !self.selection.messages(self.prefix(span.start, span.end)?) {
+            if !self.selection.origin("") || !self.selection.messages(self.prefix(span.start, span.end)?) {
                 return Ok((0, 0));
             }
-            self.largest = self.largest.max((span.end - span.start) as usize);
             out.0.extend_from_slice(self.slice(span.start, span.end)?);
             return Ok((1, 1));
         }
@@ -343,14 +341,12 @@ impl Projector<'_> {
                 Verdict::Never => false,
                 Verdict::AsIs if run.end == entry.offset && !run.is_empty() => {
                     run.end = end;
-                    self.largest = self.largest.max(entry.len as usize);
                     counted += 1;
                     continue;
                 }
                 Verdict::AsIs => {
                     out.extend_from_slice(self.slice(run.start, run.end)?);
                     run = entry.offset..end;
-                    self.largest = self.largest.max(entry.len as usize);
                     true
                 }
                 Verdict::Rewritten => {
@@ -389,43 +385,49 @@ impl Projector<'_> {
     }
 
     fn rewrite(&mut self, out: &mut BytesMut, entry: &Entry) -> Result<bool, Error> {
-        let start = out.len();
-        let framed = self.payload.get(entry.offset as usize..(entry.offset + entry.len) as usize);
-        let framed = framed.ok_or_else(|| self.malformed())?;
-        let operation = match entry.kind {
-            EntryKind::Truncate => return self.rewrite_truncate(out, framed),
-            EntryKind::Update => Operation::Update,
-            EntryKind::Delete => Operation::Delete,
-            EntryKind::Read => Operation::Read,
-            EntryKind::Insert | EntryKind::Message => Operation::Insert,
-        };
-        let plan = self.plan(entry.relation)?;
-        let selected = rows::change(out, framed, &plan.relation, &plan.rules, self.format, operation, entry.lsn)
-            .map_err(|_| self.malformed())?;
-        if selected {
-            self.used(entry.relation);
-            self.largest = self.largest.max(out.len() - start);
+        let framed = self.framed(entry)?;
+        if entry.kind == EntryKind::Truncate {
+            let named = self.truncated(out, framed, |plan| plan.rules.passes(Operation::Truncate))?;
+            for plan in &named {
+                self.used(plan.relation.id);
+            }
+            Ok(!named.is_empty())
+        } else {
+            let plan = self.plan(entry.relation)?;
+            let selected = rows::change(out, framed, &plan, self.format, entry.lsn).map_err(|_| self.malformed())?;
+            if selected {
+                self.used(entry.relation);
+            }
+            Ok(selected)
         }
-        Ok(selected)
     }
 
-    fn rewrite_truncate(&mut self, out: &mut BytesMut, framed: &[u8]) -> Result<bool, Error> {
-        let start = out.len();
-        let mut selected = Vec::new();
-        for id in rows::truncated(framed).map_err(|_| self.malformed())? {
-            let plan = self.plan(id)?;
-            if plan.rules.passes(Operation::Truncate) {
-                self.used(id);
-                selected.push(plan);
+    /// Appends a truncate of the tables whose plans `keep` keeps; which those are.
+    fn truncated(
+        &mut self,
+        out: &mut BytesMut,
+        framed: &[u8],
+        keep: impl Fn(&Plan) -> bool,
+    ) -> Result<Vec<Arc<Plan>>, Error> {
+        let mut named = Vec::new();
+        let mut failed = None;
+        let written = rows::truncate(out, framed, self.format, |id| match self.plans.plan(id) {
+            Ok(plan) if keep(&plan) => {
+                let table = plan.relation.qualified_name();
+                named.push(plan);
+                Some(table)
             }
+            Ok(_) => None,
+            Err(error) => {
+                failed = Some(error);
+                None
+            }
+        });
+        match (failed, written) {
+            (Some(error), _) => Err(error),
+            (None, Ok(_)) => Ok(named),
+            (None, Err(_)) => Err(self.malformed()),
         }
-        if selected.is_empty() {
-            return Ok(false);
-        }
-        let relations: Vec<_> = selected.iter().map(|plan| &*plan.relation).collect();
-        rows::truncate(out, framed, &relations, self.format).map_err(|_| self.malformed())?;
-        self.largest = self.largest.max(out.len() - start);
-        Ok(true)
     }
 }
 
@@ -434,6 +436,3 @@ enum Verdict {
     AsIs,
     Rewritten,
 }
-
-/// Bytes in front of every message.
-pub(super) const PREFIX: usize = MESSAGE_PREFIX;

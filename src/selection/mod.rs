@@ -123,7 +123,8 @@ impl Selection {
             && self.message_prefixes.as_ref().is_none_or(|patterns| patterns.matches(prefix))
     }
 
-    /// Whether transactions of this replication origin are selected; empty = local.
+    /// Whether transactions of this replication origin are selected; empty = local, as are messages outside transactions,
+    /// which carry no origin.
     pub fn origin(&self, name: &str) -> bool {
         self.origins.is_empty() || self.origins.iter().any(|origin| origin == name)
     }
