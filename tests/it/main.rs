@@ -5,3 +5,5 @@ mod harness;
 
 mod harness_tests;
 mod layers;
+mod streaming;
+mod types;

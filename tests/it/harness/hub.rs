@@ -102,7 +102,7 @@ impl Hub {
         let mut command = process::command(Path::new(env!("CARGO_BIN_EXE_walcast")), Account::Own, "KILL");
         command.arg("serve").args(&self.args).arg("--data-dir").arg(&self.data_dir);
         command.args(["--listen", &format!("127.0.0.1:{}", self.grpc), "--http", &format!("127.0.0.1:{}", self.http)]);
-        for name in ["WALCAST_DSN", "WALCAST_SLOT", "WALCAST_PUBLICATION", "WALCAST_DATA_DIR", "WALCAST_FAILPOINTS"] {
+        for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("WALCAST_")) {
             command.env_remove(name);
         }
         command.env("RUST_BACKTRACE", "1").env("NO_COLOR", "1").envs(self.env.iter().map(|(k, v)| (k, v)));
