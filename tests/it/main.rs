@@ -3,7 +3,11 @@
 
 mod harness;
 
+mod checkpoints;
+mod errors;
+mod filters;
 mod harness_tests;
 mod layers;
+mod schema;
 mod streaming;
 mod types;
