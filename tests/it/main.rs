@@ -4,6 +4,7 @@
 mod harness;
 
 mod checkpoints;
+mod crash;
 mod errors;
 mod filters;
 mod harness_tests;
