@@ -3,5 +3,12 @@
 
 mod harness;
 
+mod checkpoints;
+mod crash;
+mod errors;
+mod filters;
 mod harness_tests;
 mod layers;
+mod schema;
+mod streaming;
+mod types;

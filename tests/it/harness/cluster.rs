@@ -346,9 +346,13 @@ impl Db {
         Ok(Db { client, driver })
     }
 
-    /// Runs statements; an error fails the test with the statement.
+    /// Runs statements one by one, so that each is a transaction of its own outside BEGIN .. COMMIT (several in one
+    /// simple query would share one). An error fails the test with the statement.
     pub async fn run(&self, sql: &str) {
-        self.client.batch_execute(sql).await.unwrap_or_else(|error| panic!("{}\nin: {sql}", describe(&error)));
+        for statement in statements(sql) {
+            let answer = self.client.batch_execute(statement).await;
+            answer.unwrap_or_else(|error| panic!("{}\nin: {statement}", describe(&error)));
+        }
     }
 
     /// Rows in text form, NULL as `None`.
@@ -394,6 +398,27 @@ impl Drop for Db {
     fn drop(&mut self) {
         self.driver.abort();
     }
+}
+
+/// Splits at semicolons outside '', "" and $$ $$.
+fn statements(sql: &str) -> Vec<&str> {
+    let (mut parts, mut start, mut at) = (Vec::new(), 0, 0);
+    while let Some(c) = sql[at..].chars().next() {
+        let rest = &sql[at + c.len_utf8()..];
+        let skipped = match c {
+            '\'' | '"' => rest.find(c).map(|end| end + 1),
+            '$' if rest.starts_with('$') => rest[1..].find("$$").map(|end| end + 3),
+            ';' => {
+                parts.push(&sql[start..at]);
+                start = at + 1;
+                None
+            }
+            _ => None,
+        };
+        at += c.len_utf8() + skipped.unwrap_or(0);
+    }
+    parts.push(&sql[start..]);
+    parts.into_iter().map(str::trim).filter(|statement| !statement.is_empty()).collect()
 }
 
 /// The server's message with its code; tokio-postgres's own text is only "db error".

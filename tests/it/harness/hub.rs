@@ -30,6 +30,7 @@ pub struct Hub {
     http: u16,
     args: Vec<String>,
     env: Vec<(String, String)>,
+    wrapper: Vec<String>,
     process: Option<Child>,
     /// Starts so far.
     pub runs: u32,
@@ -47,6 +48,7 @@ impl Hub {
             http: process::free_port(),
             args: vec!["--dsn".into(), dsn.into()],
             env: Vec::new(),
+            wrapper: Vec::new(),
             process: None,
             runs: 0,
         }
@@ -69,10 +71,9 @@ impl Hub {
         self.env("WALCAST_FAILPOINTS", spec);
     }
 
-    /// Another data directory than its own, such as one on a small file system.
-    pub fn data_dir_at(mut self, path: &Path) -> Self {
-        self.data_dir = path.to_owned();
-        self
+    /// A command that ends in executing its arguments, such as one that makes a mount namespace first.
+    pub fn wrapper(&mut self, words: Vec<String>) {
+        self.wrapper = words;
     }
 
     /// A configuration file with this text.
@@ -99,10 +100,12 @@ impl Hub {
     pub fn spawn(&mut self) {
         assert!(self.process.is_none(), "the hub runs");
         let log = fs::File::options().create(true).append(true).open(self.log_path()).expect("log file");
-        let mut command = process::command(Path::new(env!("CARGO_BIN_EXE_walcast")), Account::Own, "KILL");
-        command.arg("serve").args(&self.args).arg("--data-dir").arg(&self.data_dir);
+        let binary = env!("CARGO_BIN_EXE_walcast");
+        let mut words = self.wrapper.iter().map(String::as_str).chain([binary]);
+        let mut command = process::command(Path::new(words.next().unwrap_or(binary)), Account::Own, "KILL");
+        command.args(words).arg("serve").args(&self.args).arg("--data-dir").arg(&self.data_dir);
         command.args(["--listen", &format!("127.0.0.1:{}", self.grpc), "--http", &format!("127.0.0.1:{}", self.http)]);
-        for name in ["WALCAST_DSN", "WALCAST_SLOT", "WALCAST_PUBLICATION", "WALCAST_DATA_DIR", "WALCAST_FAILPOINTS"] {
+        for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("WALCAST_")) {
             command.env_remove(name);
         }
         command.env("RUST_BACKTRACE", "1").env("NO_COLOR", "1").envs(self.env.iter().map(|(k, v)| (k, v)));

@@ -33,7 +33,7 @@ pub struct Setup {
     publication: Option<String>,
     args: Vec<String>,
     config: Option<String>,
-    failpoints: String,
+    env: Vec<(String, String)>,
     create_database: Option<String>,
 }
 
@@ -46,7 +46,7 @@ pub fn stage() -> Setup {
         publication: Some("CREATE PUBLICATION walcast FOR ALL TABLES".into()),
         args: Vec::new(),
         config: None,
-        failpoints: String::new(),
+        env: Vec::new(),
         create_database: None,
     }
 }
@@ -88,9 +88,9 @@ impl Setup {
         self
     }
 
-    /// Failpoints of the first start.
-    pub fn failpoints(mut self, spec: &str) -> Self {
-        self.failpoints = spec.into();
+    /// A setting of the hub by its variable, such as `WALCAST_SEGMENT_BYTES`.
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.env.push((name.into(), value.into()));
         self
     }
 
@@ -122,7 +122,9 @@ impl Setup {
         if let Some(toml) = &self.config {
             hub = hub.config(toml);
         }
-        hub.failpoints(&self.failpoints);
+        for (name, value) in &self.env {
+            hub.env(name, value);
+        }
         Stage { hub, db, cluster, publication: "walcast".into(), database }
     }
 

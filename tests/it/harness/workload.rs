@@ -57,7 +57,6 @@ pub const SCHEMA: &str = "
     CREATE TABLE load.measurements_low PARTITION OF load.measurements FOR VALUES FROM (MINVALUE) TO (50);
     CREATE TABLE load.measurements_high PARTITION OF load.measurements FOR VALUES FROM (50) TO (MAXVALUE);
     CREATE TABLE load.evolving (id int PRIMARY KEY, value int, revision int NOT NULL DEFAULT 0);
-    INSERT INTO load.evolving SELECT i, i FROM generate_series(1, 5) i;
     CREATE TABLE load.scratch (id int PRIMARY KEY, data text);
     CREATE TABLE load.bulk (client int, n int, id int, data text, PRIMARY KEY (client, n, id));";
 
@@ -71,10 +70,11 @@ pub const TABLES: &[&str] = &[
     "load.measurements_high",
     "load.scratch",
     "load.bulk",
+    EVOLVING,
 ];
 
-/// `load.evolving` has rows from before the slot; its DDL transactions send every row again.
-pub const EVOLVING: &str = "load.evolving";
+/// The table that DDL changes. Each such transaction sends every row again, so that a replica can follow.
+const EVOLVING: &str = "load.evolving";
 
 #[derive(Debug, Default)]
 struct Counts {
@@ -176,6 +176,13 @@ struct Client {
 impl Client {
     async fn work(mut self, config: Config, stop: Arc<AtomicBool>) {
         let mut connection: Option<Db> = None;
+        if self.number == 0
+            && let Ok(db) = Db::open(&config).await
+        {
+            let rows =
+                format!("INSERT INTO {EVOLVING} SELECT i, i FROM generate_series(1, 5) i ON CONFLICT DO NOTHING");
+            let _ = db.batch_execute(&rows).await;
+        }
         while !stop.load(Ordering::Relaxed) && (self.plan.transactions == 0 || self.n < self.plan.transactions) {
             let db = match connection.take().filter(|db| !db.is_closed()) {
                 Some(db) => db,
@@ -322,10 +329,10 @@ impl Client {
                     self.n
                 ));
             }
-            _ => format!(
-                "ALTER COLUMN value TYPE {}",
-                ["int", "bigint", "numeric", "text USING value::text"][self.random.usize(..3)]
-            ),
+            _ => {
+                let kind = ["int", "bigint", "numeric", "text"][self.random.usize(..4)];
+                format!("ALTER COLUMN value TYPE {kind} USING value::{kind}")
+            }
         };
         Self::evolve(&format!("ALTER TABLE {EVOLVING} {change}"))
     }

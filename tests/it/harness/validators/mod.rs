@@ -34,7 +34,7 @@ pub use lineage::lineage;
 pub use loud::{loud, typed};
 pub use order::ordered;
 pub use progress::progress_safe;
-pub use replica::{Replica, Table};
+pub use replica::{Replica, Table, source};
 pub use resumable::resumable;
 pub use unique::{repeats_are_identical, unique};
 

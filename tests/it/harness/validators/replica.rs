@@ -125,7 +125,7 @@ impl Replica {
 }
 
 /// A table's rows at the source, sorted, typed as the wire types them.
-async fn source(db: &Db, table: &str) -> Vec<BTreeMap<String, Cell>> {
+pub async fn source(db: &Db, table: &str) -> Vec<BTreeMap<String, Cell>> {
     let quoted: Vec<String> = table.splitn(2, '.').map(|part| format!("\"{}\"", part.replace('"', "\"\""))).collect();
     let quoted = quoted.join(".");
     db.run(

@@ -1,0 +1,201 @@
+//! Every refusal has a reason of the documented table, and comes before the stream opens.
+
+use prost_types::Timestamp;
+use walcast::{
+    lsn::Lsn,
+    wire::pb::{self, Operation, consume_request::Request as Send},
+};
+
+use crate::harness::{
+    Stage,
+    client::{Request, refused},
+    history::{End, Failure},
+    stage,
+    validators::typed,
+};
+
+async fn with_rows() -> Stage {
+    let stage = stage().sql("CREATE TABLE t (id int PRIMARY KEY, v text)").start().await;
+    stage.db.run("INSERT INTO t VALUES (1, 'a'); INSERT INTO t VALUES (2, 'b')").await;
+    stage.journaled().await;
+    stage
+}
+
+/// The stream is refused with this reason and nothing was sent.
+async fn refusal(stage: &Stage, request: Request, reason: &str) -> Failure {
+    let mut stream = stage.client().subscribe(&request).await;
+    let failure = stream.fails_with(reason).await;
+    assert!(stream.log.events.is_empty(), "validated before the stream opens: {:?}", stream.log.events);
+    failure
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn positions_that_cannot_be_resumed_at() {
+    let stage = with_rows().await;
+    let history = stage.everything().await;
+    let good = history.position().expect("a position");
+    let insert = stage.db.lsn("pg_current_wal_insert_lsn()").await;
+    refusal(&stage, Request::new().after_lsn(Lsn(insert.0 + (1 << 40))), "POSITION_IN_FUTURE").await;
+    let beyond = pb::Position { lsn: Lsn(insert.0 + (1 << 40)).to_string(), ..good.clone() };
+    refusal(&stage, Request::new().after(&beyond), "POSITION_IN_FUTURE").await;
+    let foreign = pb::Position { lineage: "0123456789abcdef".into(), ..good.clone() };
+    refusal(&stage, Request::new().after(&foreign), "LINEAGE_UNKNOWN").await;
+    let expired = refusal(&stage, Request::new().after_lsn("0/1"), "POSITION_EXPIRED").await;
+    let earliest = history.last().opened().and_then(|opened| opened.earliest.clone()).expect("earliest");
+    assert_eq!(expired.metadata.get("earliest"), Some(&earliest.lsn));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_that_are_not_well_formed_name_the_field() {
+    let stage = with_rows().await;
+    let position =
+        |lsn: &str, lineage: &str| pb::Position { lsn: lsn.into(), lineage: lineage.into(), ..Default::default() };
+    let mut unknown_format = Request::new();
+    unknown_format.0.row_format = 99;
+    let mut no_start = Request::new();
+    no_start.0.start = Some(pb::Start { at: None });
+    let cases = [
+        (Request::named("has space"), "subscriber"),
+        (Request::named(&"x".repeat(129)), "subscriber"),
+        (Request::new().after_lsn("16B3748"), "start"),
+        (Request::new().after_lsn("0/G"), "start"),
+        (Request::new().after(&position("0/1", "not hex")), "start"),
+        (Request::new().after(&position("", "")), "start"),
+        (Request::new().since(Timestamp { seconds: i64::MAX, nanos: -5 }), "start"),
+        (unknown_format, "row_format"),
+        (no_start, "start"),
+    ];
+    for (request, field) in cases {
+        let shown = format!("{:?}", request.0);
+        let failure = refusal(&stage, request, "REQUEST_INVALID").await;
+        assert!(failure.violations.iter().any(|path| path.starts_with(field)), "{shown}: {failure:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn filters_that_cannot_be_applied_name_the_field() {
+    let stage = with_rows().await;
+    let failure = refusal(&stage, Request::new().tables(&["public.missing"]), "TABLE_NOT_PUBLISHED").await;
+    assert!(failure.message.contains("public.missing"), "{failure:?}");
+    let where_ = |text: &str| Request::new().tables(&["public.t"]).filter(|f| f.r#where = text.into());
+    let mut bad_operation = Request::new().operations(&[Operation::Insert]);
+    bad_operation.0.filter.as_mut().expect("a filter").operations = vec![77];
+    let cases = [
+        (where_("id >"), "filter.where"),
+        (where_("no_such_column = 1"), "filter.where"),
+        (where_("v > 5"), "filter.where"),
+        (where_("v = 'x'"), "filter.where"), // not in the replica identity, and DELETE is selected
+        (Request::new().tables(&["[a"]), "filter.tables"),
+        (bad_operation, "filter.operations"),
+    ];
+    for (request, field) in cases {
+        let shown = format!("{:?}", request.0.filter);
+        let mut stream = stage.client().subscribe(&request).await;
+        stream.ended().await;
+        let End::Failed(failure) = &stream.log.end else { panic!("{shown}: {:?}", stream.log.end) };
+        typed(failure).expect("a typed error of the table");
+        assert!(matches!(failure.reason.as_str(), "FILTER_INVALID" | "REQUEST_INVALID"), "{shown}: {failure:?}");
+        assert!(failure.violations.iter().any(|path| path.starts_with(field)), "{shown}: {failure:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_event_that_the_client_cannot_receive_ends_the_stream() {
+    let stage = with_rows().await;
+    stage.db.run("INSERT INTO t VALUES (3, repeat('x', 100000))").await;
+    let mut stream = stage.client().subscribe(&Request::new().earliest().max_message_bytes(50_000)).await;
+    let failure = stream.fails_with("EVENT_TOO_LARGE").await;
+    assert!(failure.metadata["bytes"].parse::<u64>().expect("a number") > 100_000, "{failure:?}");
+    let skipped = failure.lsn("lsn");
+    assert_eq!(stream.log.commits(), 2, "what comes before it was sent");
+    let truth = stage.truth().await;
+    let last = truth.entries.last().expect("an entry");
+    assert!(skipped >= last.commit_lsn && skipped <= last.end_lsn, "{skipped} names the transaction {last:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn consume_begins_with_open_and_opens_once() {
+    let stage = with_rows().await;
+    let client = stage.client();
+    let open = || Send::Open(Request::new().earliest().0);
+    let credit = || Send::Credit(pb::Credit { events: 1, bytes: 1 });
+    for requests in [vec![credit()], vec![open(), open()], vec![]] {
+        let shown = format!("{requests:?}");
+        let End::Failed(failure) = client.consume_raw(requests).await else { panic!("{shown} was accepted") };
+        assert_eq!(failure.reason, "REQUEST_INVALID", "{shown}: {failure:?}");
+        typed(&failure).expect("a typed error of the table");
+    }
+    let mut stream = client.consume(&Request::named("worker").earliest()).await;
+    stream.until("opened", |log| log.opened().is_some()).await;
+    let tail = stage.everything().await.position().expect("a position");
+    stream.acknowledge(&tail).await;
+    stream.fails_with("ACK_AHEAD").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_limit_on_streams_is_told_and_can_be_retried() {
+    let stage = stage().env("WALCAST_LIMITS_STREAMS", "2").start().await;
+    let client = stage.client();
+    let mut open = Vec::new();
+    for _ in 0..2 {
+        let mut stream = client.subscribe(&Request::new()).await;
+        stream.until("opened", |log| log.opened().is_some()).await;
+        open.push(stream);
+    }
+    let failure = client.subscribe(&Request::new()).await.fails_with("TOO_MANY_STREAMS").await;
+    assert!(failure.retry.is_some());
+    open.pop();
+    crate::harness::eventually(std::time::Duration::from_secs(20), || async {
+        let mut stream = client.subscribe(&Request::new()).await;
+        match tokio::time::timeout(std::time::Duration::from_secs(5), stream.pull()).await {
+            Ok(true) => Ok(()),
+            other => Err(format!("{other:?} {:?}", stream.log.end)),
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_expired_is_refused_and_the_rest_is_served() {
+    let stage = stage()
+        .sql("CREATE TABLE t (id int PRIMARY KEY, v text)")
+        .env("WALCAST_SEGMENT_BYTES", "1MiB")
+        .env("WALCAST_RETAIN_BYTES", "4MiB")
+        .start()
+        .await;
+    stage.db.run("INSERT INTO t VALUES (0, 'first')").await;
+    let first = stage.everything().await.position().expect("a position");
+    for round in 0..16 {
+        let sql = format!(
+            "INSERT INTO t SELECT {round} * 1000 + i, repeat(md5(i::text), 32) FROM generate_series(1, 1000) i"
+        );
+        stage.db.run(&sql).await;
+    }
+    stage.journaled().await;
+    let client = stage.client();
+    crate::harness::eventually(std::time::Duration::from_secs(30), || async {
+        let mut stream = client.subscribe(&Request::new().after(&first).stop_at_tail()).await;
+        stream.ended().await;
+        if stream.log.end.reason() == Some("POSITION_EXPIRED") { Ok(()) } else { Err(format!("{:?}", stream.log.end)) }
+    })
+    .await;
+    let failure = refusal(&stage, Request::new().after(&first), "POSITION_EXPIRED").await;
+    let kept = stage.collect(Request::new().after_lsn(failure.lsn("earliest"))).await;
+    assert!(kept.changes() > 0, "the rest is there");
+    stage.check(&kept).await;
+    let bytes = client.status().await.expect("status").journal.expect("journal").bytes;
+    assert!(bytes <= 7 << 20, "{bytes} bytes are kept of 4 MiB");
+    refused(client.acknowledge("nobody", &first, 0).await, "SUBSCRIBER_UNKNOWN");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_not_offered_yet_is_said() {
+    let stage = with_rows().await;
+    let mut other_source = Request::new();
+    other_source.0.source = "second".into();
+    let mut stream = stage.client().subscribe(&other_source).await;
+    stream.ended().await;
+    let End::Failed(failure) = &stream.log.end else { panic!("{:?}", stream.log.end) };
+    assert!(matches!(failure.reason.as_str(), "UNSUPPORTED" | "REQUEST_INVALID"), "{failure:?}");
+    typed(failure).expect("a typed error of the table");
+}

@@ -1,0 +1,209 @@
+//! PostgreSQL goes away, its publication or slot changes behind the hub's back, the hub is told to stop.
+
+use std::time::Duration;
+
+use crate::harness::{
+    Shutdown, Stage,
+    client::Request,
+    eventually,
+    follower::{Follower, Resume},
+    history::lsn,
+    stage,
+    stage::held,
+    validators::Replica,
+    versions,
+    workload::{self, Plan, Workload, ledger_agrees},
+};
+
+async fn restart_under_load(major: u32, mode: Shutdown) {
+    let mut stage = stage().version(major).sql(workload::SCHEMA).start().await;
+    let request = Request::named("one").earliest().progress_every(Duration::from_millis(200));
+    let followers = vec![
+        Follower::start(stage.client(), request.clone(), Resume::Position, false),
+        Follower::start(stage.client(), Request::new().earliest(), Resume::Position, false),
+    ];
+    let workload = Workload::start(stage.cluster.config("postgres"), Plan { large_rows: 2000, ..Plan::random() });
+    let seed = workload.seed();
+    workload.commits(60, Duration::from_secs(30)).await;
+    for _ in 0..2 {
+        let took = stage.cluster.restart(mode);
+        if mode == Shutdown::Fast {
+            assert!(took < Duration::from_secs(10), "the hub held the shutdown up for {took:?}");
+        }
+        let before = workload.report().committed;
+        workload.commits(before + 60, Duration::from_secs(30)).await;
+    }
+    workload.stop().await;
+    stage.reconnect().await;
+    let goal = stage.goal().await;
+    for follower in followers {
+        follower.reaches(goal, Duration::from_secs(60)).await;
+        let mut history = follower.stop().await.history;
+        history.note = format!("seed {seed}");
+        assert_eq!(history.streams.len(), 1, "an outage of PostgreSQL is not a subscriber's error");
+        let parsed = stage.check(&history).await;
+        held(&history, ledger_agrees(&stage.db, &parsed).await);
+        let mut replica = Replica::default();
+        held(&history, replica.apply(&parsed));
+        let tables: Vec<String> = workload::TABLES.iter().map(|table| (*table).to_owned()).collect();
+        held(&history, replica.equals_source(&stage.db, &tables).await);
+    }
+    assert!(stage.hub.metric("walcast_source_reconnects_total").await >= 2.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fast_restart_under_load_leaves_streams_open() {
+    restart_under_load(versions::default_major(), Shutdown::Fast).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_crash_of_postgresql_under_load_leaves_streams_open() {
+    restart_under_load(versions::default_major(), Shutdown::Immediate).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn restarts_on_every_version_of_the_matrix() {
+    for major in versions::matrix() {
+        restart_under_load(major, Shutdown::Fast).await;
+    }
+}
+
+/// What the hub says about its source.
+async fn source_error(stage: &Stage, reason: &str) -> String {
+    let client = stage.client();
+    eventually(Duration::from_secs(30), || async {
+        let status = client.status().await.map_err(|failure| format!("{failure:?}"))?;
+        let source = status.source.ok_or("no source status")?;
+        if source.last_error.contains(reason) { Ok(source.last_error) } else { Err(format!("{source:?}")) }
+    })
+    .await
+}
+
+async fn publication_dropped(major: u32) {
+    let stage = stage().version(major).sql("CREATE TABLE t (id int PRIMARY KEY)").start().await;
+    stage.db.run("INSERT INTO t VALUES (1)").await;
+    stage.journaled().await;
+    let mut stream = stage.client().subscribe(&Request::new().earliest()).await;
+    stream.until("the first row", |log| log.commits() == 1).await;
+    stage.db.run("DROP PUBLICATION walcast").await;
+    stage.db.run("INSERT INTO t VALUES (2)").await;
+    let lost_from = stage.db.lsn("pg_current_wal_insert_lsn()").await;
+    source_error(&stage, "PUBLICATION_MISSING").await;
+    stage.db.run("INSERT INTO t VALUES (3)").await;
+    let confirmed = lsn(&stage.slot("confirmed_flush_lsn").await.expect("an LSN"));
+    assert!(confirmed < lost_from, "PostgreSQL was told {confirmed}, rows up to {lost_from} were skipped");
+    let seen = stream.log.progress().count();
+    stream.until("the stream goes on and says that the source is away", |log| {
+        log.progress().count() > seen && log.progress().next_back().is_some_and(|p| !p.source_connected)
+    })
+    .await;
+    assert_eq!(stream.log.changes(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dropped_publication_is_noticed_before_anything_is_acknowledged() {
+    publication_dropped(versions::default_major()).await;
+}
+
+/// 18 goes on silently with a WARNING, which is why this runs there as well.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dropped_publication_is_noticed_on_every_version_of_the_matrix() {
+    for major in versions::matrix() {
+        publication_dropped(major).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slot_that_is_ahead_of_the_journal_is_refused() {
+    let mut stage = stage().sql("CREATE TABLE t (id int PRIMARY KEY)").start().await;
+    stage.db.run("INSERT INTO t VALUES (1)").await;
+    stage.journaled().await;
+    stage.hub.terminate();
+    stage.db.run("INSERT INTO t VALUES (2)").await;
+    stage.db.run("SELECT pg_replication_slot_advance('walcast', pg_current_wal_insert_lsn())").await;
+    stage.db.run("INSERT INTO t VALUES (3)").await;
+    stage.hub.spawn();
+    source_error(&stage, "SLOT_LOST").await;
+    let mut stream = stage.client().subscribe(&Request::new().earliest()).await;
+    let silent = |log: &crate::harness::history::StreamLog| log.progress().next_back().is_some_and(|p| !p.source_connected);
+    while !silent(&stream.log) && crate::harness::client::within(stream.pull()).await {}
+    assert_eq!(stream.log.changes(), 1, "nothing from behind the gap without a word");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slot_that_was_dropped_is_not_made_anew_in_silence() {
+    let mut stage = stage().sql("CREATE TABLE t (id int PRIMARY KEY)").start().await;
+    stage.db.run("INSERT INTO t VALUES (1)").await;
+    stage.journaled().await;
+    stage.hub.terminate();
+    stage.db.run("SELECT pg_drop_replication_slot('walcast'); INSERT INTO t VALUES (2)").await;
+    stage.hub.spawn();
+    let error = source_error(&stage, "SLOT_LOST").await;
+    assert!(error.contains('/'), "the gap is named: {error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_hubs_do_not_share_a_slot() {
+    let stage = stage().start().await;
+    let mut second = crate::harness::hub::Hub::new(&stage.cluster.dsn());
+    second.spawn();
+    let client = crate::harness::client::Client::new(second.grpc_port());
+    eventually(Duration::from_secs(30), || async {
+        let status = client.status().await.map_err(|failure| format!("{failure:?}"))?;
+        let error = status.source.map(|source| source.last_error).unwrap_or_default();
+        if error.contains("SLOT_IN_USE") { Ok(()) } else { Err(error) }
+    })
+    .await;
+    assert_ne!(second.get("/readyz").await.expect("/readyz").0, 200);
+    assert_eq!(stage.hub.get("/readyz").await.expect("/readyz").0, 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sigterm_drains_and_says_where_to_resume() {
+    let mut stage = stage().sql("CREATE TABLE t (id int PRIMARY KEY)").start().await;
+    stage.db.run("INSERT INTO t SELECT generate_series(1, 500)").await;
+    let mut streams = Vec::new();
+    for request in [Request::new().earliest(), Request::named("worker").earliest()] {
+        let mut stream = stage.client().subscribe(&request).await;
+        stream.until("all rows", |log| log.changes() == 500).await;
+        streams.push(stream);
+    }
+    let mut stuck = stage.client().consume(&Request::new().earliest()).await;
+    stuck.until("opened", |log| log.opened().is_some()).await;
+    let (status, took) = stage.hub.terminate();
+    assert!(status.success(), "{status}");
+    assert!(took < Duration::from_secs(10), "{took:?}");
+    for mut stream in streams {
+        let failure = stream.fails_with("DRAINING").await;
+        let last = stream.log.position().expect("a position");
+        assert!(failure.lsn("position") >= lsn(&last.lsn), "{failure:?}, received up to {last:?}");
+    }
+    let failure = stuck.fails_with("DRAINING").await;
+    assert!(failure.retry.is_some());
+    stage.hub.start().await;
+    stage.streaming().await;
+    stage.everything().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_are_accepted_while_postgresql_is_away() {
+    let mut stage = stage().sql("CREATE TABLE t (id int PRIMARY KEY)").start().await;
+    stage.db.run("INSERT INTO t VALUES (1)").await;
+    stage.journaled().await;
+    stage.hub.kill9();
+    stage.cluster.stop(Shutdown::Fast);
+    stage.hub.spawn();
+    let client = stage.client();
+    let stream = eventually(Duration::from_secs(20), || async {
+        let mut stream = client.subscribe(&Request::new().earliest()).await;
+        if stream.pull().await && stream.log.opened().is_some() { Ok(stream) } else { Err(format!("{:?}", stream.log.end)) }
+    })
+    .await;
+    let mut stream = stream;
+    stream.until("what the journal has", |log| log.commits() == 1).await;
+    stage.cluster.resume();
+    stage.reconnect().await;
+    stage.db.run("INSERT INTO t VALUES (2)").await;
+    stream.reaches(stage.goal().await).await;
+    stage.check(&stream.close()).await;
+}
