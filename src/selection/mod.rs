@@ -1,5 +1,7 @@
 //! A compiled filter.
 
+pub mod predicate;
+
 /// What a subscriber asked for, as plain data (`walcast.v1.Filter` without protobuf).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Filter {
