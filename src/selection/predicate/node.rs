@@ -36,6 +36,12 @@ impl Truth {
         }
     }
 
+    /// Whether all of `other` is possible.
+    #[cfg(test)]
+    pub fn includes(self, other: Truth) -> bool {
+        self.0 & other.0 == other.0
+    }
+
     fn and(self, other: Truth) -> Truth {
         Truth(Self::AND[usize::from(self.0)][usize::from(other.0)])
     }
