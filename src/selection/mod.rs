@@ -23,6 +23,8 @@ pub const OWN_SCHEMA: &str = "walcast";
 /// What the prefixes of the hub's own logical messages begin with.
 pub const OWN_PREFIX: &str = "walcast.";
 
+pub mod predicate;
+
 /// What a subscriber asked for, as plain data (`walcast.v1.Filter` without protobuf).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Filter {
