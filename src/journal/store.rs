@@ -24,6 +24,7 @@ use std::{
 };
 
 use super::disk::sync_dir;
+use crate::failpoint;
 
 /// Largest value.
 pub(super) const VALUE_LIMIT: usize = 4096;
@@ -175,6 +176,9 @@ impl Opened {
                 None => tree.remove(&write.key),
             };
             done.map_err(|error| error.to_string())?;
+        }
+        if writes.iter().any(|write| matches!(write.table, Table::Checkpoints)) {
+            failpoint::hit("checkpoint_write");
         }
         self.sync()?;
         Ok(self)

@@ -23,6 +23,7 @@ use super::{
     tail::{LineageStart, Tail, put_lineage, put_relation, put_state},
 };
 use crate::{
+    failpoint,
     feed::Marks,
     metrics,
     model::{Position, Relation},
@@ -429,6 +430,7 @@ impl Writer {
             created: now(),
             salt: fastrand::u64(..),
         };
+        failpoint::hit("segment_roll");
         self.file.set_len(self.offset)?;
         self.file.sync_all().map_err(|error| Stop::Fatal(format!("fsync: {error}")))?;
         let last = self.shared.map.read().segments.last().and_then(|active| active.places.last().copied());
