@@ -145,7 +145,8 @@ impl Session {
             incoming: None,
             outbox: Outbox::default(),
             behind: None,
-            open: Open::default(),
+            // The first block may begin inside a transaction, but only in one that ends at or before the start.
+            open: Open { dropped: true, ..Open::default() },
             wanted: None,
             relations_sent: HashSet::new(),
             caught_up: false,

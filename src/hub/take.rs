@@ -43,7 +43,11 @@ impl Session {
     /// Fills the outbox with what the stream is to send of the block.
     pub(super) fn take_in(&mut self, block: &Arc<Block>) -> Result<(), Error> {
         let open = std::mem::take(&mut self.open);
-        let mut cut = Cut { head: open.dropped, tail: self.wanted.take() == Some(false), ..Cut::default() };
+        let mut cut = Cut {
+            head: open.dropped && !block.continued_begin().is_empty(),
+            tail: self.wanted.take() == Some(false),
+            ..Cut::default()
+        };
         match self.skip {
             Some(skip) if block.after.order() < skip.order() => cut.after = Some(skip),
             _ => self.skip = None,
