@@ -271,8 +271,7 @@ impl World {
     pub fn restart(self) -> Self {
         let limits = Limits { streams: 100, subscribers: 100, catch_up_readers: 2 };
         let drain = Drain::new();
-        let hub =
-            Hub::new(self.feed.clone(), self.source.clone(), self.checkpoints.clone(), limits, drain.clone());
+        let hub = Hub::new(self.feed.clone(), self.source.clone(), self.checkpoints.clone(), limits, drain.clone());
         World { hub, drain, ..self }
     }
 
