@@ -160,11 +160,14 @@ impl Feed for MemoryFeed {
     }
 }
 
+/// `(schema, table)` of what is published.
+type Published = Option<Arc<Vec<(String, String)>>>;
+
 pub(super) struct MemorySource {
     feed: Arc<MemoryFeed>,
     pub connected: AtomicBool,
     pub wal: Mutex<Option<WalPositions>>,
-    pub published: Mutex<Option<Arc<Vec<(String, String)>>>>,
+    pub published: Mutex<Published>,
     pub nudges: AtomicUsize,
 }
 

@@ -19,11 +19,9 @@ async fn streams_on_many_threads_miss_nothing_of_a_feed_that_moves() {
         readers.push(tokio::spawn(async move {
             let mut seen = Vec::new();
             while seen.last() != Some(&(TRANSACTIONS - 1).to_string()) {
-                if let Some(line) = client.line_within(DEADLINE).await {
-                    if let Some(value) = line.split('[').nth(1) {
-                        seen.push(value.split(' ').next().unwrap_or_default().to_owned());
-                    }
-                }
+                let line = client.line_within(DEADLINE).await.expect("a line before the deadline");
+                let id = line.split('[').nth(1).and_then(|values| values.split(' ').next());
+                seen.extend(id.map(str::to_owned));
             }
             (wanted, seen)
         }));
