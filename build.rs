@@ -6,16 +6,8 @@ use prost::Message;
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
-    let mut compiler = protox::Compiler::new(["proto"])?;
-    compiler.include_imports(true).include_source_info(true).open_file("walcast/v1/walcast.proto")?;
-    let out = PathBuf::from(env::var("OUT_DIR")?);
-    fs::write(out.join("walcast.bin"), compiler.encode_file_descriptor_set())?;
-    tonic_prost_build::configure()
-        .bytes(".")
-        .compile_fds(prost_types_set(compiler.file_descriptor_set().encode_to_vec())?)?;
+    let files = protox::compile(["walcast/v1/walcast.proto"], ["proto"])?;
+    fs::write(PathBuf::from(env::var("OUT_DIR")?).join("walcast.bin"), files.encode_to_vec())?;
+    tonic_prost_build::configure().bytes(".").compile_fds(files)?;
     Ok(())
-}
-
-fn prost_types_set(bytes: Vec<u8>) -> Result<tonic_prost_build::FileDescriptorSet, prost::DecodeError> {
-    tonic_prost_build::FileDescriptorSet::decode(bytes.as_slice())
 }

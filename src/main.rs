@@ -1,3 +1,11 @@
 //! The `walcast` binary.
 
-fn main() {}
+use std::process::ExitCode;
+
+#[cfg(not(target_env = "msvc"))]
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+fn main() -> ExitCode {
+    walcast::cli::run(std::env::args_os())
+}

@@ -4,10 +4,39 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 
+mod acknowledge;
+mod control;
+mod credit;
+mod error;
+mod frames;
+mod group;
+mod inner;
+mod lag;
+mod open;
+mod outbox;
+mod pace;
+mod projection;
+mod registry;
+mod rows;
+mod session;
+mod take;
+mod trail;
+
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+
+
+pub use control::SessionHandle;
+pub use error::Error;
+pub use session::Session;
+
+use inner::Inner;
+
 use crate::{
-    feed::{Checkpoint, Checkpoints, Feed, Frame, Source, Start, SubscriberKey},
+    feed::{Checkpoint, Checkpoints, Feed, Source, Start, SubscriberKey},
     model::Position,
-    reason::{Classified, Reason},
     selection::Filter,
     shutdown::Drain,
 };
@@ -76,34 +105,10 @@ pub enum StartAt {
     Feed(Start),
 }
 
-/// Why a subscription or a call on it was refused or ended.
-#[derive(Clone, Debug, thiserror::Error)]
-#[error("{message}")]
-pub struct Error {
-    reason: Reason,
-    message: String,
-    metadata: Vec<(&'static str, String)>,
-    violations: Vec<(String, String)>,
-}
-
-impl Classified for Error {
-    fn reason(&self) -> Reason {
-        self.reason
-    }
-
-    fn metadata(&self) -> Vec<(&'static str, String)> {
-        self.metadata.clone()
-    }
-
-    fn violations(&self) -> Vec<(String, String)> {
-        self.violations.clone()
-    }
-}
-
 /// The hub. Cheap to clone.
 #[derive(Clone)]
 pub struct Hub {
-    _inner: Arc<()>,
+    inner: Arc<Inner>,
 }
 
 /// A subscriber as the admin service lists it.
@@ -132,14 +137,12 @@ impl Hub {
         limits: Limits,
         drain: Drain,
     ) -> Self {
-        let _ = (feed, source, checkpoints, limits, drain);
-        Hub { _inner: Arc::new(()) }
+        Hub { inner: Arc::new(Inner::new(feed, source, checkpoints, limits, drain)) }
     }
 
     /// Validates, resolves the start, fences an older stream of the same subscriber.
     pub async fn subscribe(&self, principal: &Principal, request: Subscription) -> Result<Session, Error> {
-        let _ = (principal, request);
-        Err(unsupported())
+        self.inner.subscribe(principal, request).await
     }
 
     /// Returns the durable checkpoint after the fsync. `session` 0: not fenced.
@@ -150,14 +153,13 @@ impl Hub {
         position: Position,
         session: u64,
     ) -> Result<Position, Error> {
-        let _ = (principal, subscriber, position, session);
-        Err(unsupported())
+        let key = inner::key(principal, subscriber)?;
+        self.inner.acknowledge(&key, position, session).await
     }
 
     /// Every subscriber of the principal; of all principals where `principal.name` is empty.
     pub fn subscribers(&self, principal: &Principal) -> Vec<SubscriberInfo> {
-        let _ = principal;
-        Vec::new()
+        self.inner.subscribers(principal)
     }
 
     /// Moves a checkpoint, back too; ends its open stream with SUBSCRIBER_FENCED.
@@ -167,60 +169,24 @@ impl Hub {
         subscriber: &str,
         start: StartAt,
     ) -> Result<Position, Error> {
-        let _ = (principal, subscriber, start);
-        Err(unsupported())
+        let key = self.inner.existing(principal, subscriber)?;
+        self.inner.reset(&key, start).await
     }
 
     /// Forgets a subscriber; ends its open stream with SUBSCRIBER_FENCED.
     pub async fn delete_subscriber(&self, principal: &Principal, subscriber: &str) -> Result<(), Error> {
-        let _ = (principal, subscriber);
-        Err(unsupported())
+        let key = self.inner.existing(principal, subscriber)?;
+        self.inner.delete(&key).await
     }
 
     /// Open streams.
     pub fn streams(&self) -> usize {
-        0
+        self.inner.streams()
+    }
+
+    /// Sets `walcast_subscriber_lag_bytes` of every subscriber; before metrics are rendered.
+    pub fn record_lags(&self) {
+        self.inner.record_lags();
     }
 }
 
-fn unsupported() -> Error {
-    Error { reason: Reason::Unsupported, message: String::new(), metadata: Vec::new(), violations: Vec::new() }
-}
-
-/// One open stream, pulled by the response body. Dropping it closes the stream.
-pub struct Session(());
-
-impl Session {
-    /// The next framed gRPC message: 5-byte prefix and events. `None`: ended with OK. After an error: nothing more.
-    /// Cancel-safe.
-    pub async fn next(&mut self) -> Option<Result<Frame, Error>> {
-        None
-    }
-
-    /// For the other direction of Consume.
-    pub fn handle(&self) -> SessionHandle {
-        SessionHandle(())
-    }
-}
-
-/// Credits and acknowledgements of one open stream. Cheap to clone.
-#[derive(Clone)]
-pub struct SessionHandle(());
-
-impl SessionHandle {
-    /// Adds credit (saturating).
-    pub fn grant(&self, events: u64, bytes: u64) {
-        let _ = (events, bytes);
-    }
-
-    /// Checks at once that the position was sent, then makes it durable in the background, coalesced.
-    pub fn acknowledge(&self, position: Position) -> Result<(), Error> {
-        let _ = position;
-        Err(unsupported())
-    }
-
-    /// Ends the stream with this error, as when the client's half broke the protocol.
-    pub fn fail(&self, error: Error) {
-        let _ = error;
-    }
-}

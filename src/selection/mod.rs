@@ -1,4 +1,29 @@
-//! A compiled filter.
+//! A compiled filter: which tables, operations, columns, messages and origins a stream is to see. Pure; knows nothing of
+//! how events travel.
+//!
+//! Tables of the schema `walcast` and logical messages whose prefix begins with `walcast.` are the hub's own and are
+//! never selected, by no filter and no right.
+
+mod canonical;
+mod check;
+mod compile;
+mod error;
+mod pattern;
+mod plan;
+
+pub use error::Error;
+pub use plan::{Operations, Predicate, RelationPlan, Transition};
+
+use crate::model::Relation;
+use pattern::{Pattern, Patterns};
+
+/// The schema whose tables are the hub's own.
+pub const OWN_SCHEMA: &str = "walcast";
+
+/// What the prefixes of the hub's own logical messages begin with.
+pub const OWN_PREFIX: &str = "walcast.";
+
+pub mod predicate;
 
 /// What a subscriber asked for, as plain data (`walcast.v1.Filter` without protobuf).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -33,3 +58,100 @@ pub struct TableRule {
     /// As in [`Filter`].
     pub operations: Vec<crate::model::Operation>,
 }
+
+/// A filter together with what its principal may read. Immutable; one is shared by all streams that ask for the same.
+#[derive(Clone, Debug)]
+pub struct Selection {
+    tables: Patterns,
+    exclude_tables: Patterns,
+    rows: RowRule,
+    rules: Vec<(Pattern, RowRule)>,
+    /// `None`: every message.
+    message_prefixes: Option<Patterns>,
+    origins: Vec<String>,
+    /// `None`: every table.
+    rights: Option<Patterns>,
+    everything: bool,
+    canonical: String,
+    filter_hash: u64,
+}
+
+/// What of a selected table's rows comes.
+#[derive(Clone, Debug)]
+struct RowRule {
+    operations: Operations,
+    columns: Patterns,
+}
+
+impl RowRule {
+    fn plan(&self, table: &str, relation: &Relation) -> RelationPlan {
+        let columns: Vec<bool> = relation
+            .columns
+            .iter()
+            .map(|column| {
+                self.columns.is_empty()
+                    || column.in_identity
+                    || self.columns.matches(&format!("{table}.{}", column.name))
+            })
+            .collect();
+        let all = columns.iter().all(|selected| *selected);
+        RelationPlan::new(self.operations, (!all).then_some(columns))
+    }
+}
+
+impl Selection {
+    /// What the selection means for one relation version.
+    pub fn relation(&self, relation: &Relation) -> RelationPlan {
+        let table = relation.qualified_name();
+        if relation.schema == OWN_SCHEMA || !self.table(&table) || !self.may_read(&table) {
+            return RelationPlan::default();
+        }
+        let rule = self.rules.iter().find(|(tables, _)| tables.matches(&table)).map_or(&self.rows, |(_, rule)| rule);
+        rule.plan(&table, relation)
+    }
+
+    /// Whether the filter alone, rights aside, asks for this `schema.table`.
+    fn table(&self, table: &str) -> bool {
+        (self.tables.is_empty() || self.tables.matches(table)) && !self.exclude_tables.matches(table)
+    }
+
+    fn may_read(&self, table: &str) -> bool {
+        self.rights.as_ref().is_none_or(|rights| rights.matches(table))
+    }
+
+    /// Whether logical messages with this prefix are selected. Rights speak of tables only.
+    pub fn messages(&self, prefix: &str) -> bool {
+        !prefix.starts_with(OWN_PREFIX)
+            && self.message_prefixes.as_ref().is_none_or(|patterns| patterns.matches(prefix))
+    }
+
+    /// Whether transactions of this replication origin are selected; empty = local, as are messages outside transactions,
+    /// which carry no origin.
+    pub fn origin(&self, name: &str) -> bool {
+        self.origins.is_empty() || self.origins.iter().any(|origin| origin == name)
+    }
+
+    /// Whether [`Selection::origin`] can say no.
+    pub fn filters_origins(&self) -> bool {
+        !self.origins.is_empty()
+    }
+
+    /// Whether blocks may pass untouched, as long as they hold nothing of the hub's own: no filter, every right.
+    pub fn is_everything(&self) -> bool {
+        self.everything
+    }
+
+    /// Equal for selections that select the same way, whatever the order in which things were named.
+    pub fn canonical(&self) -> &str {
+        &self.canonical
+    }
+
+    /// Stable across restarts and versions: the first 8 bytes, big-endian, of SHA-256 over the canonical text of the
+    /// filter. What the principal may read is not in it.
+    pub fn filter_hash(&self) -> u64 {
+        self.filter_hash
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -5,7 +5,7 @@ use prost_types::Timestamp;
 use super::pb;
 use crate::{
     lsn::{Lsn, ParseLsnError},
-    model::{Column, ParseLineageError, Position, Relation, RelationId, ReplicaIdentity},
+    model::{Column, ParseLineageError, Position, Relation, RelationId, ReplicaIdentity, Value},
 };
 
 /// Microseconds between 1970-01-01 and 2000-01-01, PostgreSQL's epoch.
@@ -95,4 +95,23 @@ pub fn relation_from_pb(relation: &pb::Relation) -> Relation {
             })
             .collect(),
     }
+}
+
+/// A received value; `None` for a kind that this program does not know.
+pub fn value_from_pb(value: &pb::Value) -> Option<Value<'_>> {
+    use pb::value::Kind;
+    Some(match value.kind.as_ref()? {
+        Kind::Missing(missing) => match pb::Missing::try_from(*missing).ok()? {
+            pb::Missing::Null => Value::Null,
+            pb::Missing::Unchanged => Value::Unchanged,
+            pb::Missing::Absent => Value::Absent,
+            pb::Missing::Unspecified => return None,
+        },
+        Kind::BoolValue(value) => Value::Bool(*value),
+        Kind::IntValue(value) => Value::Int(*value),
+        Kind::FloatValue(value) => Value::Float(*value),
+        Kind::BytesValue(value) => Value::Bytes(value),
+        Kind::Text(value) => Value::Text(value),
+        Kind::RawText(value) => Value::RawText(value),
+    })
 }

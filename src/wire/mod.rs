@@ -2,6 +2,14 @@
 
 pub mod block;
 pub mod encode;
+mod field;
+#[cfg(test)]
+mod reference;
+pub mod rows;
+mod structs;
+#[cfg(test)]
+mod tests;
+mod value;
 
 /// Messages and services generated from `proto/`.
 #[allow(missing_docs, clippy::all, unused_qualifications)]
@@ -14,4 +22,6 @@ pub mod pb {
 
 mod convert;
 
-pub use convert::{InvalidPosition, position_from_pb, position_to_pb, relation_from_pb, relation_to_pb, timestamp};
+pub use convert::{
+    InvalidPosition, position_from_pb, position_to_pb, relation_from_pb, relation_to_pb, timestamp, value_from_pb,
+};

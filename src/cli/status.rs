@@ -1,0 +1,109 @@
+//! `walcast status`: what `GetStatus` says, for people and for jq.
+
+use serde_json::{Value, json};
+
+use super::{
+    args::{Format, StatusArgs},
+    client::Hub,
+    error::Error,
+    output::Output,
+    text::{grouped, pairs, timestamp},
+};
+use crate::{config::units::show_bytes, wire::pb};
+
+pub async fn run(args: &StatusArgs) -> Result<(), Error> {
+    let hub = Hub::new(&args.hub)?;
+    let status = hub.admin().get_status(pb::GetStatusRequest {}).await.map_err(|status| hub.error(status))?;
+    let status = status.into_inner();
+    Output::plain().print(&match args.format {
+        Format::Pretty => pretty(&status),
+        Format::Json => format!("{}\n", to_json(&status)),
+    })
+}
+
+fn pretty(status: &pb::GetStatusResponse) -> String {
+    let source = status.source.clone().unwrap_or_default();
+    let journal = status.journal.clone().unwrap_or_default();
+    let state = match (source.connected, source.last_error.is_empty()) {
+        (true, _) => "streaming".to_owned(),
+        (false, true) => "connecting".to_owned(),
+        (false, false) => format!("away: {}", source.last_error),
+    };
+    let since = journal.earliest_commit_time.as_ref().and_then(timestamp);
+    let since = since.map_or_else(String::new, |time| format!("  since {time:.0}"));
+    pairs(&[
+        ("hub", format!("walcast {}", status.version)),
+        ("streams", grouped(u64::from(status.streams))),
+        ("source", state),
+        ("  cluster", format!("{}  timeline {}", source.system_identifier, source.timeline)),
+        ("  lineage", source.lineage),
+        ("  slot", format!("{}  wal {}", source.slot, source.wal_status)),
+        ("  confirmed", source.confirmed_flush_lsn),
+        ("  current", source.current_lsn),
+        ("  retained", show_bytes(source.retained_wal_bytes)),
+        ("journal", show_bytes(journal.bytes)),
+        ("  earliest", format!("{}{since}", lsn(journal.earliest.as_ref()))),
+        ("  tail", lsn(journal.tail.as_ref())),
+    ])
+}
+
+fn lsn(position: Option<&pb::Position>) -> String {
+    position.map_or_else(|| "-".to_owned(), |position| position.lsn.clone())
+}
+
+fn to_json(status: &pb::GetStatusResponse) -> Value {
+    let source = status.source.as_ref().map(|source| {
+        json!({
+            "connected": source.connected,
+            "system_identifier": source.system_identifier,
+            "timeline": source.timeline,
+            "lineage": source.lineage,
+            "slot": source.slot,
+            "wal_status": source.wal_status,
+            "confirmed_flush_lsn": source.confirmed_flush_lsn,
+            "current_lsn": source.current_lsn,
+            "retained_wal_bytes": source.retained_wal_bytes,
+            "last_error": source.last_error,
+        })
+    });
+    let journal = status.journal.as_ref().map(|journal| {
+        json!({
+            "earliest": position(journal.earliest.as_ref()),
+            "tail": position(journal.tail.as_ref()),
+            "bytes": journal.bytes,
+            "earliest_commit_time":
+                journal.earliest_commit_time.as_ref().and_then(timestamp).map(|time| time.to_string()),
+        })
+    });
+    json!({ "version": status.version, "streams": status.streams, "source": source, "journal": journal })
+}
+
+/// A position as JSON; null where there is none.
+pub fn position(position: Option<&pb::Position>) -> Value {
+    position.map_or(
+        Value::Null,
+        |position| json!({ "lsn": position.lsn, "lineage": position.lineage, "sequence": position.sequence }),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hub_that_has_never_connected_can_be_shown() {
+        let text = pretty(&pb::GetStatusResponse { version: "1.2.3".into(), ..Default::default() });
+        assert!(
+            text.starts_with("hub          walcast 1.2.3\n") && text.contains("source       connecting\n"),
+            "{text}"
+        );
+        assert_eq!(to_json(&pb::GetStatusResponse::default())["source"], Value::Null);
+    }
+
+    #[test]
+    fn the_reason_of_an_outage_is_shown() {
+        let source = pb::SourceStatus { last_error: "SLOT_IN_USE: by pid 7".into(), ..Default::default() };
+        let text = pretty(&pb::GetStatusResponse { source: Some(source), ..Default::default() });
+        assert!(text.contains("away: SLOT_IN_USE: by pid 7"), "{text}");
+    }
+}

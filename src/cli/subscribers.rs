@@ -1,0 +1,114 @@
+//! `walcast subscribers`: named subscribers and their checkpoints.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde_json::json;
+
+use super::{
+    args::{Format, SubscribersCommand},
+    client::Hub,
+    error::Error,
+    output::Output,
+    status::position,
+    text::{self, timestamp},
+};
+use crate::{
+    config::units::{show_bytes, show_duration},
+    wire::pb,
+};
+
+pub async fn run(command: SubscribersCommand) -> Result<(), Error> {
+    let output = Output::plain();
+    match command {
+        SubscribersCommand::List { format, hub } => {
+            let hub = Hub::new(&hub)?;
+            let response = hub.admin().list_subscribers(pb::ListSubscribersRequest {}).await;
+            let subscribers = response.map_err(|status| hub.error(status))?.into_inner().subscribers;
+            output.print(&match format {
+                Format::Pretty => table(&subscribers, Timestamp::now()),
+                Format::Json => subscribers.iter().map(line).collect(),
+            })
+        }
+        SubscribersCommand::Reset { name, to, hub } => {
+            let hub = Hub::new(&hub)?;
+            let request =
+                pb::ResetSubscriberRequest { subscriber: name.clone(), start: Some(to.to_pb(Timestamp::now())) };
+            let response = hub.admin().reset_subscriber(request).await.map_err(|status| hub.error(status))?;
+            let lsn = response.into_inner().checkpoint.unwrap_or_default().lsn;
+            output.print(&format!("{name} continues after {lsn}\n"))
+        }
+        SubscribersCommand::Delete { name, hub } => {
+            let hub = Hub::new(&hub)?;
+            let request = pb::DeleteSubscriberRequest { subscriber: name.clone() };
+            hub.admin().delete_subscriber(request).await.map_err(|status| hub.error(status))?;
+            output.print(&format!("{name} is forgotten\n"))
+        }
+    }
+}
+
+fn table(subscribers: &[pb::Subscriber], now: Timestamp) -> String {
+    if subscribers.is_empty() {
+        return "there are no named subscribers\n".to_owned();
+    }
+    let rows: Vec<Vec<String>> = subscribers
+        .iter()
+        .map(|subscriber| {
+            let seen = subscriber.last_seen.as_ref().and_then(timestamp);
+            let seen = seen.and_then(|seen| Duration::try_from(now.duration_since(seen)).ok());
+            vec![
+                subscriber.name.clone(),
+                subscriber.checkpoint.as_ref().map_or_else(|| "-".to_owned(), |position| position.lsn.clone()),
+                show_bytes(subscriber.lag_bytes),
+                subscriber.lag.and_then(|lag| lag.try_into().ok()).map_or_else(|| "-".to_owned(), show_duration),
+                match (subscriber.connected, seen) {
+                    (true, _) => format!("connected from {}", subscriber.peer),
+                    (false, Some(seen)) => format!("gone for {}", show_duration(seen)),
+                    (false, None) => "never seen".to_owned(),
+                },
+            ]
+        })
+        .collect();
+    text::table(&["NAME", "CHECKPOINT", "LAG", "BEHIND", "STATE"], &rows)
+}
+
+fn line(subscriber: &pb::Subscriber) -> String {
+    let lag: Option<Duration> = subscriber.lag.and_then(|lag| lag.try_into().ok());
+    let value = json!({
+        "name": subscriber.name,
+        "checkpoint": position(subscriber.checkpoint.as_ref()),
+        "connected": subscriber.connected,
+        "lag_bytes": subscriber.lag_bytes,
+        "lag_seconds": lag.map(|lag| lag.as_secs_f64()),
+        "last_seen": subscriber.last_seen.as_ref().and_then(timestamp).map(|time| time.to_string()),
+        "peer": subscriber.peer,
+    });
+    format!("{value}\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::testing;
+
+    #[test]
+    fn who_is_behind_is_seen_at_a_glance() {
+        let now: Timestamp = "2026-01-31T12:00:00Z".parse().expect("a time");
+        let billing = pb::Subscriber {
+            name: "billing".into(),
+            checkpoint: Some(testing::position("0/16B3748")),
+            lag_bytes: 3 << 20,
+            lag: Some(prost_types::Duration { seconds: 75, nanos: 0 }),
+            last_seen: Some(prost_types::Timestamp { seconds: now.as_second() - 7200, nanos: 0 }),
+            ..Default::default()
+        };
+        let search =
+            pb::Subscriber { name: "s".into(), connected: true, peer: "10.0.0.7:4711".into(), ..Default::default() };
+        assert_eq!(
+            table(&[billing, search], now),
+            "NAME     CHECKPOINT  LAG       BEHIND  STATE\n\
+             billing  0/16B3748   3.00 MiB  1m 15s  gone for 2h\n\
+             s        -           0 B       -       connected from 10.0.0.7:4711\n"
+        );
+    }
+}

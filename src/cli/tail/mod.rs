@@ -1,0 +1,305 @@
+//! `walcast tail`: follows a stream across reconnects and prints what it has not printed before.
+
+pub mod follow;
+pub mod json;
+pub mod pretty;
+
+use std::time::{Duration, Instant};
+
+use jiff::{Timestamp, tz::TimeZone};
+use tokio::time::{MissedTickBehavior, interval, sleep};
+use tonic::{Code, Status, Streaming};
+use tonic_types::StatusExt;
+
+use self::{
+    follow::{Follower, Item},
+    pretty::View,
+};
+use super::{
+    args::{Format, Op, TailArgs},
+    client::{Hub, MAX_MESSAGE_BYTES, transport_failure},
+    error::{Error, reason_of},
+    output::{Output, terminal_width},
+    start::From,
+    text::plural,
+};
+use crate::{
+    shutdown::Drain,
+    wire::pb::{self, event::Kind},
+};
+
+/// Acknowledgements are this far apart at least.
+const ACK_INTERVAL: Duration = Duration::from_millis(500);
+const FIRST_BACKOFF: Duration = Duration::from_millis(100);
+const LONGEST_BACKOFF: Duration = Duration::from_secs(10);
+
+/// What to follow and how to show it.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// `None`: everything.
+    pub filter: Option<pb::Filter>,
+    /// `None`: the checkpoint of a named subscriber, latest for anonymous ones.
+    pub from: Option<From>,
+    /// Durable name; empty: anonymous.
+    pub subscriber: String,
+    /// Whether what was printed is acknowledged.
+    pub ack: bool,
+    /// Changes after which to end.
+    pub count: Option<u64>,
+    /// Whether to end at the source's present position.
+    pub stop_at_tail: bool,
+    /// How to print.
+    pub format: Format,
+    /// Whether JSON has lines for what is no change.
+    pub envelope: bool,
+    /// How long the hub may take to appear at first.
+    pub patience: Duration,
+}
+
+impl Options {
+    /// What the command line says.
+    pub fn new(args: &TailArgs) -> Options {
+        Options {
+            filter: filter(args),
+            from: args.from,
+            subscriber: args.subscriber.clone().unwrap_or_default(),
+            ack: args.ack,
+            count: args.count,
+            stop_at_tail: args.stop_at_tail,
+            format: args.format,
+            envelope: args.envelope,
+            patience: Duration::ZERO,
+        }
+    }
+}
+
+fn filter(args: &TailArgs) -> Option<pb::Filter> {
+    let operation = |op: &Op| match op {
+        Op::Insert => pb::Operation::Insert as i32,
+        Op::Update => pb::Operation::Update as i32,
+        Op::Delete => pb::Operation::Delete as i32,
+        Op::Truncate => pb::Operation::Truncate as i32,
+    };
+    let filter = pb::Filter {
+        tables: args.tables.clone(),
+        exclude_tables: args.exclude.clone(),
+        operations: args.operations.iter().map(operation).collect(),
+        columns: args.columns.clone(),
+        r#where: args.predicate.clone().unwrap_or_default(),
+        message_prefixes: args.messages.clone(),
+        ..Default::default()
+    };
+    (filter != pb::Filter::default()).then_some(filter)
+}
+
+/// How one stream ended.
+enum Ended {
+    /// Everything that was asked for has been printed.
+    Done,
+    /// Somebody wants the command to end.
+    Stopped,
+    /// The stream broke.
+    Broken(Status),
+}
+
+/// Follows until everything asked for is printed, `stop` is told, or retrying cannot help. Returns the number of
+/// changes printed.
+pub async fn run(hub: &Hub, options: &Options, output: &Output, stop: &Drain) -> Result<u64, Error> {
+    let mut tail = Tail { hub, options, output, stop, follower: Follower::default(), acked: None };
+    let started = Instant::now();
+    let mut backoff = FIRST_BACKOFF;
+    let mut opened_before = false;
+    loop {
+        let progressed = tail.follower.resume().cloned();
+        let ended = tail.stream().await?;
+        tail.follower.disconnected();
+        let status = match ended {
+            Ended::Done | Ended::Stopped => {
+                tail.acknowledge_last().await;
+                return Ok(tail.follower.changes());
+            }
+            Ended::Broken(status) => status,
+        };
+        opened_before |= tail.follower.resume().is_some();
+        let is_absent = !opened_before && transport_failure(&status).is_some();
+        if is_absent && started.elapsed() >= options.patience {
+            return Err(hub.error(status));
+        }
+        if tail.follower.resume() != progressed.as_ref() {
+            backoff = FIRST_BACKOFF;
+        }
+        let Some(wait) = retry_after(&status, backoff) else { return Err(hub.error(status)) };
+        backoff = (backoff * 2).min(LONGEST_BACKOFF);
+        if !is_absent {
+            tail.tell_reconnect(&status, wait);
+        }
+        tokio::select! {
+            () = stop.wait() => return Ok(tail.follower.changes()),
+            () = sleep(wait) => {}
+        }
+    }
+}
+
+/// When to try again: what the hub asks for, or the back-off with jitter where it could not say. `None`: never.
+fn retry_after(status: &Status, backoff: Duration) -> Option<Duration> {
+    let jittered = backoff.mul_f64(0.5 + fastrand::f64() / 2.0);
+    if let Some(asked) = status.get_error_details().retry_info().and_then(|info| info.retry_delay) {
+        return Some(asked.max(jittered));
+    }
+    if let Some(reason) = reason_of(status) {
+        return reason.retry_after().map(|seconds| Duration::from_secs_f64(seconds).max(jittered));
+    }
+    // Without a reason it was not the hub that spoke: a connection that was lost shows up as any of these.
+    let is_lost = matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Internal | Code::Cancelled);
+    is_lost.then_some(jittered)
+}
+
+struct Tail<'a> {
+    hub: &'a Hub,
+    options: &'a Options,
+    output: &'a Output,
+    stop: &'a Drain,
+    follower: Follower,
+    acked: Option<pb::Position>,
+}
+
+impl Tail<'_> {
+    /// One stream, from where the last one ended.
+    async fn stream(&mut self) -> Result<Ended, Error> {
+        let request = self.request();
+        let opened = tokio::select! {
+            () = self.stop.wait() => return Ok(Ended::Stopped),
+            opened = async { self.hub.streams().subscribe(request).await } => opened,
+        };
+        let mut stream = match opened {
+            Ok(response) => response.into_inner(),
+            Err(status) => return Ok(Ended::Broken(status)),
+        };
+        let mut acks = interval(ACK_INTERVAL);
+        acks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                biased;
+                () = self.stop.wait() => return Ok(Ended::Stopped),
+                _ = acks.tick(), if self.ack_due().is_some() => {
+                    if let Err(status) = self.acknowledge().await {
+                        return Ok(Ended::Broken(status));
+                    }
+                }
+                message = next(&mut stream) => match message {
+                    Ok(None) => return self.ended(),
+                    Err(status) => return Ok(Ended::Broken(status)),
+                    Ok(Some(message)) => {
+                        if self.show(message.events)? {
+                            return Ok(Ended::Done);
+                        }
+                    }
+                },
+            }
+        }
+    }
+
+    fn request(&self) -> pb::SubscribeRequest {
+        let start = match self.follower.resume() {
+            Some(position) => Some(pb::Start { at: Some(pb::start::At::After(position.clone())) }),
+            None => self.options.from.map(|from| from.to_pb(Timestamp::now())),
+        };
+        pb::SubscribeRequest {
+            subscriber: self.options.subscriber.clone(),
+            start,
+            filter: self.options.filter.clone(),
+            row_format: pb::RowFormat::Compact as i32,
+            stop_at_tail: self.options.stop_at_tail,
+            max_message_bytes: MAX_MESSAGE_BYTES,
+            ..Default::default()
+        }
+    }
+
+    /// The hub ends a stream without an error only when it was asked to stop at the tail.
+    fn ended(&self) -> Result<Ended, Error> {
+        if self.options.stop_at_tail {
+            return Ok(Ended::Done);
+        }
+        Ok(Ended::Broken(Status::unavailable("the stream ended")))
+    }
+
+    /// Prints a message's events; whether the count has been reached.
+    fn show(&mut self, events: Vec<pb::Event>) -> Result<bool, Error> {
+        let mut text = String::new();
+        let view = View { width: terminal_width(), zone: TimeZone::system(), now: Timestamp::now() };
+        for event in events {
+            let Some(item) = self.follower.accept(event)? else { continue };
+            match self.options.format {
+                Format::Pretty => view.render(&mut text, &item),
+                Format::Json => {
+                    if let Some(line) = json::line(&item, self.options.envelope) {
+                        text.push_str(&line);
+                        text.push('\n');
+                    }
+                }
+            }
+            let is_change = matches!(item, Item::Change(_) | Item::Truncate { .. } | Item::Message { .. });
+            let is_progress = matches!(item, Item::Other(Kind::Progress(_)));
+            if is_change && self.options.count.is_some_and(|count| self.follower.changes() >= count) {
+                self.output.print(&text)?;
+                return Ok(true);
+            }
+            if is_progress {
+                self.output.status(|| status_line(&self.follower));
+            }
+        }
+        self.output.print(&text)?;
+        Ok(self.options.count == Some(0))
+    }
+
+    fn ack_due(&self) -> Option<&pb::Position> {
+        let resume = self.follower.resume().filter(|_| self.options.ack)?;
+        (self.acked.as_ref() != Some(resume)).then_some(resume)
+    }
+
+    async fn acknowledge(&mut self) -> Result<(), Status> {
+        let Some(position) = self.ack_due().cloned() else { return Ok(()) };
+        let request = pb::AcknowledgeRequest {
+            subscriber: self.options.subscriber.clone(),
+            position: Some(position.clone()),
+            session: self.follower.session(),
+        };
+        self.hub.streams().acknowledge(request).await?;
+        self.acked = Some(position);
+        Ok(())
+    }
+
+    async fn acknowledge_last(&mut self) {
+        match tokio::time::timeout(Duration::from_secs(5), self.acknowledge()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(status)) => self.output.note(&format!("the last acknowledgement failed: {}", status.message())),
+            Err(_) => self.output.note("the last acknowledgement was not answered in 5 s"),
+        }
+    }
+
+    fn tell_reconnect(&self, status: &Status, wait: Duration) {
+        let reason = reason_of(status).map_or_else(|| format!("{:?}", status.code()), |r| r.as_str().to_owned());
+        let after = self.follower.resume().map_or_else(String::new, |p| format!(", resuming after {}", p.lsn));
+        let wait = crate::config::units::show_duration(wait);
+        self.output.note(&format!("stream ended ({reason}: {}){after} in {wait}", status.message()));
+        self.output.status(|| "reconnecting".to_owned());
+    }
+}
+
+async fn next(stream: &mut Streaming<pb::SubscribeResponse>) -> Result<Option<pb::SubscribeResponse>, Status> {
+    stream.message().await
+}
+
+fn status_line(follower: &Follower) -> String {
+    let Some(progress) = follower.progress() else { return String::new() };
+    let lsn = |position: &Option<pb::Position>| position.as_ref().map_or("-", |p| p.lsn.as_str()).to_owned();
+    let state = match (progress.source_connected, progress.caught_up) {
+        (false, _) => "the source is away".to_owned(),
+        (true, true) => "caught up".to_owned(),
+        (true, false) => format!("catching up to {}", lsn(&progress.tail)),
+    };
+    format!("{} · {state} · {}", lsn(&progress.position), plural(follower.changes(), "change"))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,303 @@
+//! Step two of two: what the typed values mean. A value that cannot be read becomes a [`Problem`] and reading goes
+//! on, so that everything wrong is told in one go.
+
+use std::{
+    net::{SocketAddr, ToSocketAddrs},
+    path::PathBuf,
+    time::Duration,
+};
+
+use super::{
+    Config, Dsn, Error, Grpc, Http, Journal, Layers, Limits, Log, LogFormat, Problem, Source, Tls,
+    units::{parse_bytes, parse_duration},
+};
+
+/// Reads and checks everything; `problems` are those found before.
+pub(super) fn config(layers: &Layers, problems: Vec<Problem>) -> Result<Config, Error> {
+    let mut reader = Reader { layers, problems };
+    let config = Config {
+        source: reader.source(),
+        journal: reader.journal(),
+        grpc: reader.grpc(),
+        limits: reader.limits(),
+        http: reader.http(),
+        log: reader.log(),
+    };
+    reader.finish(config)
+}
+
+struct Reader<'a> {
+    layers: &'a Layers,
+    problems: Vec<Problem>,
+}
+
+impl Reader<'_> {
+    fn source(&mut self) -> Source {
+        let source = Source {
+            dsn: self.dsn(),
+            slot: self.text("source.slot"),
+            publication: self.text("source.publication"),
+            create_publication: self.switch("source.create_publication"),
+            schemas: self.list("source.schemas"),
+        };
+        let slot_bytes = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
+        if source.slot.is_empty() || source.slot.len() > 63 || !source.slot.bytes().all(slot_bytes) {
+            self.wrong("source.slot", "a slot's name has 1 to 63 lower-case letters, digits and underscores");
+        }
+        if source.publication.is_empty() || source.publication.len() > 63 {
+            self.wrong("source.publication", "a publication's name has 1 to 63 bytes");
+        }
+        source
+    }
+
+    fn dsn(&mut self) -> Dsn {
+        let dsn = self.text("source.dsn");
+        let file = self.text("source.dsn_file");
+        let dsn = match (dsn.is_empty(), file.is_empty()) {
+            (false, true) => dsn,
+            (true, false) => match std::fs::read_to_string(&file) {
+                Ok(text) => text.trim().to_owned(),
+                Err(error) => {
+                    self.wrong("source.dsn_file", &format!("{file}: {error}"));
+                    return Dsn::default();
+                }
+            },
+            (true, true) => {
+                self.wrong(
+                    "source.dsn",
+                    "required: how to reach PostgreSQL, such as postgres://user@host:5432/database",
+                );
+                return Dsn::default();
+            }
+            (false, false) => {
+                self.wrong("source.dsn", "given together with source.dsn_file: give one of them");
+                return Dsn::default();
+            }
+        };
+        let is_url = dsn.starts_with("postgres://") || dsn.starts_with("postgresql://");
+        if !is_url && !dsn.contains('=') {
+            self.wrong("source.dsn", "expected postgres://user@host:5432/database or host=... user=... dbname=...");
+        }
+        Dsn::new(dsn)
+    }
+
+    fn journal(&mut self) -> Journal {
+        let journal = Journal {
+            data_dir: PathBuf::from(self.text("journal.data_dir")),
+            segment_bytes: self.bytes("journal.segment_bytes"),
+            retain_bytes: self.bytes("journal.retain_bytes"),
+            retain_age: self.duration("journal.retain_age"),
+            ring_bytes: self.bytes("journal.ring_bytes"),
+        };
+        if journal.data_dir.as_os_str().is_empty() {
+            self.wrong("journal.data_dir", "must not be empty");
+        }
+        if !(1 << 20..=4 << 30).contains(&journal.segment_bytes) {
+            self.wrong("journal.segment_bytes", "must lie between 1MiB and 4GiB");
+        }
+        if journal.retain_bytes < journal.segment_bytes.saturating_mul(2) {
+            self.wrong("journal.retain_bytes", "must be at least two segments (journal.segment_bytes)");
+        }
+        if journal.ring_bytes < 1 << 20 {
+            self.wrong("journal.ring_bytes", "must be at least 1MiB");
+        }
+        journal
+    }
+
+    fn grpc(&mut self) -> Grpc {
+        let grpc = Grpc {
+            listen: self.address("grpc.listen").unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0))),
+            tls: self.tls(),
+            tokens_file: self.path("grpc.tokens_file"),
+            insecure: self.switch("grpc.insecure"),
+            reflection: self.switch("grpc.reflection"),
+            drain_timeout: self.duration("grpc.drain_timeout"),
+        };
+        let authenticated = grpc.tokens_file.is_some() || grpc.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
+        if !grpc.listen.ip().is_loopback() && !authenticated && !grpc.insecure {
+            self.wrong(
+                "grpc.listen",
+                "other machines could read every table without a token: set grpc.tokens_file or grpc.tls_client_ca, \
+                 or allow it with grpc.insecure = true",
+            );
+        }
+        grpc
+    }
+
+    fn tls(&mut self) -> Option<Tls> {
+        let (cert, key) = (self.path("grpc.tls_cert"), self.path("grpc.tls_key"));
+        let client_ca = self.path("grpc.tls_client_ca");
+        match (cert, key) {
+            (Some(cert), Some(key)) => Some(Tls { cert, key, client_ca }),
+            (None, None) if client_ca.is_none() => None,
+            (None, None) => {
+                self.wrong("grpc.tls_client_ca", "needs grpc.tls_cert and grpc.tls_key");
+                None
+            }
+            (Some(_), None) => {
+                self.wrong("grpc.tls_key", "required, since grpc.tls_cert is set");
+                None
+            }
+            (None, Some(_)) => {
+                self.wrong("grpc.tls_cert", "required, since grpc.tls_key is set");
+                None
+            }
+        }
+    }
+
+    fn limits(&mut self) -> Limits {
+        Limits {
+            streams: self.count("limits.streams") as usize,
+            subscribers: self.count("limits.subscribers") as usize,
+            catch_up_readers: self.count("limits.catch_up_readers") as usize,
+            connections: self.count("limits.connections") as usize,
+            streams_per_connection: self.count("limits.streams_per_connection"),
+            request_bytes: self.small_bytes("limits.request_bytes") as usize,
+            header_bytes: self.small_bytes("limits.header_bytes"),
+            pending_resets: self.count("limits.pending_resets") as usize,
+            keepalive_interval: self.duration("limits.keepalive_interval"),
+            keepalive_timeout: self.duration("limits.keepalive_timeout"),
+        }
+    }
+
+    fn http(&mut self) -> Http {
+        let listen = match self.text("http.listen").as_str() {
+            "off" => None,
+            _ => self.address("http.listen"),
+        };
+        Http { listen }
+    }
+
+    fn log(&mut self) -> Log {
+        let format = match self.text("log.format").as_str() {
+            "pretty" => LogFormat::Pretty,
+            "compact" => LogFormat::Compact,
+            "json" => LogFormat::Json,
+            other => {
+                self.wrong("log.format", &format!("{other:?} is none of pretty, compact, json"));
+                LogFormat::default()
+            }
+        };
+        let filter = self.text("log.filter");
+        if let Err(error) = filter.parse::<tracing_subscriber::EnvFilter>() {
+            self.wrong("log.filter", &error.to_string());
+        }
+        Log { format, filter }
+    }
+
+    fn finish(self, config: Config) -> Result<Config, Error> {
+        if self.problems.is_empty() { Ok(config) } else { Err(Error { problems: self.problems }) }
+    }
+
+    fn wrong(&mut self, key: &str, message: &str) {
+        let origin = match self.layers.get(key) {
+            Some((_, super::Origin::Default)) | None => String::new(),
+            Some((_, origin)) => format!(" (from {origin})"),
+        };
+        self.problems.push(Problem { key: key.to_owned(), message: format!("{message}{origin}") });
+    }
+
+    fn value(&self, key: &str) -> toml::Value {
+        self.layers.get(key).map_or_else(|| toml::Value::String(String::new()), |(value, _)| value.clone())
+    }
+
+    fn text(&mut self, key: &str) -> String {
+        match self.value(key) {
+            toml::Value::String(text) => text,
+            other => {
+                self.wrong(key, &format!("expected text in quotes, found {}", other.type_str()));
+                String::new()
+            }
+        }
+    }
+
+    fn path(&mut self, key: &str) -> Option<PathBuf> {
+        Some(self.text(key)).filter(|text| !text.is_empty()).map(PathBuf::from)
+    }
+
+    fn switch(&mut self, key: &str) -> bool {
+        match self.value(key) {
+            toml::Value::Boolean(value) => value,
+            toml::Value::String(text) if matches!(text.as_str(), "true" | "1" | "yes" | "on") => true,
+            toml::Value::String(text) if matches!(text.as_str(), "false" | "0" | "no" | "off") => false,
+            other => {
+                self.wrong(key, &format!("{other} is neither true nor false"));
+                false
+            }
+        }
+    }
+
+    fn list(&mut self, key: &str) -> Vec<String> {
+        let parts = match self.value(key) {
+            toml::Value::String(text) => text.split(',').map(|part| part.trim().to_owned()).collect(),
+            toml::Value::Array(values) => {
+                let texts: Option<Vec<String>> = values.iter().map(|value| value.as_str().map(str::to_owned)).collect();
+                texts.unwrap_or_else(|| {
+                    self.wrong(key, "expected a list of texts");
+                    Vec::new()
+                })
+            }
+            other => {
+                self.wrong(key, &format!("expected a list, found {}", other.type_str()));
+                Vec::new()
+            }
+        };
+        parts.into_iter().filter(|part: &String| !part.is_empty()).collect()
+    }
+
+    fn bytes(&mut self, key: &str) -> u64 {
+        let parsed = match self.value(key) {
+            toml::Value::Integer(number) => u64::try_from(number).map_err(|_| "must not be negative".to_owned()),
+            toml::Value::String(text) => parse_bytes(&text).map_err(|error| error.to_string()),
+            other => Err(format!("expected a size such as \"10GiB\", found {}", other.type_str())),
+        };
+        parsed.unwrap_or_else(|message| {
+            self.wrong(key, &message);
+            0
+        })
+    }
+
+    fn small_bytes(&mut self, key: &str) -> u32 {
+        let bytes = self.bytes(key);
+        if !(1 << 10..=1 << 30).contains(&bytes) {
+            self.wrong(key, "must lie between 1KiB and 1GiB");
+        }
+        bytes.min(1 << 30) as u32
+    }
+
+    fn duration(&mut self, key: &str) -> Duration {
+        let parsed = match self.value(key) {
+            toml::Value::String(text) => parse_duration(&text).map_err(|error| error.to_string()),
+            other => Err(format!("expected a duration such as \"30s\", found {}", other.type_str())),
+        };
+        let parsed = parsed.and_then(|duration| match duration.is_zero() {
+            true => Err("must be longer than nothing".to_owned()),
+            false => Ok(duration),
+        });
+        parsed.unwrap_or_else(|message| {
+            self.wrong(key, &message);
+            Duration::ZERO
+        })
+    }
+
+    fn count(&mut self, key: &str) -> u32 {
+        let number = match self.value(key) {
+            toml::Value::Integer(number) => u32::try_from(number).ok(),
+            toml::Value::String(text) => text.parse().ok(),
+            _ => None,
+        };
+        number.filter(|number| *number > 0).unwrap_or_else(|| {
+            self.wrong(key, "expected a whole number from 1 to 4294967295");
+            1
+        })
+    }
+
+    fn address(&mut self, key: &str) -> Option<SocketAddr> {
+        let text = self.text(key);
+        let address = text.to_socket_addrs().ok().and_then(|mut addresses| addresses.next());
+        if address.is_none() {
+            self.wrong(key, &format!("{text:?} is not an address: expected host:port, such as 127.0.0.1:50051"));
+        }
+        address
+    }
+}

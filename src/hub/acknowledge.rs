@@ -1,0 +1,118 @@
+//! Checkpoints move forward, never beyond what was sent, and only for the newest session.
+//!
+//! What was sent is what the newest session of this process has sent, live or ended; in particular a call without a
+//! session number is bound by it too. After a restart of the hub nobody knows what had been sent, and the bound is the
+//! feed's tail. One position may be acknowledged without having been sent: the end of a transaction with an event that was
+//! too large for the client, after the stream ended with EVENT_TOO_LARGE and named it.
+
+use std::sync::Arc;
+
+use super::{
+    Error, StartAt,
+    control::Shared,
+    inner::{Inner, record_lag},
+    lag,
+    trail::Trail,
+};
+use crate::{
+    feed::{Checkpoint, Start, SubscriberKey},
+    model::Position,
+};
+
+impl Inner {
+    /// See [`Hub::acknowledge`](super::Hub::acknowledge).
+    pub async fn acknowledge(&self, key: &SubscriberKey, position: Position, session: u64) -> Result<Position, Error> {
+        let checkpoint = self.checkpoints.get(key).ok_or_else(|| Error::subscriber_unknown(&key.name))?;
+        if session != 0 && session != checkpoint.session {
+            return Err(Error::fenced(session));
+        }
+        let sent = self.registry.sent(key);
+        if !checkpoint.position.is_some_and(|done| is_at_or_before(position, done)) {
+            match &sent {
+                Some(sent) if sent.trail.covers(position) || sent.pass_over == Some(position) => {}
+                Some(sent) => return Err(Error::ack_ahead(position, sent.trail.last())),
+                None => self.check_unsent(position).await?,
+            }
+        }
+        let tail = self.feed.marks().borrow().tail;
+        let (trail, live) = sent.map_or_else(|| (Trail::new(tail), None), |sent| (sent.trail, sent.live));
+        store(self, key, position, session, &trail, live.as_ref()).await
+    }
+
+    /// See [`Hub::reset_subscriber`](super::Hub::reset_subscriber).
+    pub async fn reset(&self, key: &SubscriberKey, start: StartAt) -> Result<Position, Error> {
+        let StartAt::Feed(start) = start else {
+            return Err(Error::invalid("start", "a reset needs a place other than the checkpoint"));
+        };
+        let position = self.locate(start).await?.after;
+        let mut session = None;
+        let change = |present: Option<&Checkpoint>| {
+            let present = present?;
+            session = Some(present.session + 1);
+            Some(Checkpoint { position: Some(position), session: present.session + 1, ..present.clone() })
+        };
+        self.checkpoints.update(key, Box::new(change)).await?;
+        let session = session.ok_or_else(|| Error::subscriber_unknown(&key.name))?;
+        self.registry.reset(key, session, position);
+        Ok(position)
+    }
+
+    /// See [`Hub::delete_subscriber`](super::Hub::delete_subscriber).
+    pub async fn delete(&self, key: &SubscriberKey) -> Result<(), Error> {
+        let existed = self.checkpoints.delete(key).await?;
+        self.registry.remove(key);
+        record_lag(key, 0);
+        if existed { Ok(()) } else { Err(Error::subscriber_unknown(&key.name)) }
+    }
+
+    async fn check_unsent(&self, position: Position) -> Result<(), Error> {
+        let tail = self.feed.marks().borrow().tail;
+        if position.lineage == tail.lineage && position.order() > tail.order() {
+            return Err(Error::ack_ahead(position, Some(tail)));
+        }
+        self.feed.locate(Start::After(position)).await?;
+        Ok(())
+    }
+}
+
+fn is_at_or_before(position: Position, done: Position) -> bool {
+    position.lineage == done.lineage && position.order() <= done.order()
+}
+
+/// Makes a position that may be acknowledged durable; what is durable then.
+pub(super) async fn store(
+    hub: &Inner,
+    key: &SubscriberKey,
+    position: Position,
+    session: u64,
+    trail: &Trail,
+    live: Option<&Arc<Shared>>,
+) -> Result<Position, Error> {
+    let mut refused = false;
+    let change = |present: Option<&Checkpoint>| {
+        let present = present?;
+        if session != 0 && session != present.session {
+            refused = true;
+            return None;
+        }
+        if present.position.is_some_and(|done| !trail.is_after(position, done)) {
+            return None;
+        }
+        Some(Checkpoint {
+            position: Some(position),
+            filter_hash: live.map_or(present.filter_hash, |live| live.filter_hash),
+            last_seen: lag::now(),
+            ..present.clone()
+        })
+    };
+    let durable = hub.checkpoints.update(key, Box::new(change)).await?;
+    if refused {
+        return Err(Error::fenced(session));
+    }
+    let durable = durable.ok_or_else(|| Error::subscriber_unknown(&key.name))?;
+    let durable = durable.position.ok_or_else(|| Error::internal("the checkpoint was not kept"))?;
+    if let Some(live) = live {
+        live.checkpointed(durable);
+    }
+    Ok(durable)
+}

@@ -1,0 +1,196 @@
+//! What a stream shares with the rest of the hub: credits from the other half of `Consume`, acknowledgements, and the
+//! order to end.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use super::{Error, acknowledge, credit::Credits, inner::Inner, trail::Trail};
+use crate::{feed::SubscriberKey, model::Position};
+
+/// One stream as others see it.
+#[derive(Debug)]
+pub(super) struct Shared {
+    /// `None` for anonymous streams.
+    pub key: Option<SubscriberKey>,
+    /// Fencing token; 0 for anonymous streams.
+    pub session: u64,
+    pub filter_hash: u64,
+    pub peer: String,
+    /// Where it started.
+    pub after: Position,
+    /// Wakes the stream; it looks at everything then.
+    pub wake: Notify,
+    ended: AtomicBool,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    end: Option<Error>,
+    credits: Option<Credits>,
+    trail: Trail,
+    /// A position that was not sent and may be acknowledged all the same, to leave out what is too large.
+    pass_over: Option<Position>,
+    checkpoint: Option<Position>,
+    pending: Option<Position>,
+    writing: bool,
+}
+
+impl Shared {
+    pub fn new(
+        key: Option<SubscriberKey>,
+        session: u64,
+        filter_hash: u64,
+        peer: String,
+        after: Position,
+        checkpoint: Option<Position>,
+        credits: bool,
+    ) -> Self {
+        Shared {
+            key,
+            session,
+            filter_hash,
+            peer,
+            after,
+            wake: Notify::new(),
+            ended: AtomicBool::new(false),
+            state: Mutex::new(State {
+                end: None,
+                credits: credits.then_some(Credits::NONE),
+                trail: Trail::new(after),
+                pass_over: None,
+                checkpoint,
+                pending: None,
+                writing: false,
+            }),
+        }
+    }
+
+    /// Ends the stream with this error; the first one holds.
+    pub fn end(&self, error: Error) {
+        self.state.lock().end.get_or_insert(error);
+        self.ended.store(true, Ordering::Release);
+        self.wake.notify_one();
+    }
+
+    /// Why the stream is to end, if it is.
+    pub fn ended(&self) -> Option<Error> {
+        if !self.ended.load(Ordering::Acquire) {
+            return None;
+        }
+        self.state.lock().end.clone()
+    }
+
+    pub fn credits<T>(&self, with: impl FnOnce(Option<&mut Credits>) -> T) -> T {
+        with(self.state.lock().credits.as_mut())
+    }
+
+    /// The stream has sent this resume point.
+    pub fn sent(&self, position: Position) {
+        self.state.lock().trail.advance(position);
+    }
+
+    pub fn trail(&self) -> Trail {
+        self.state.lock().trail.clone()
+    }
+
+    pub fn pass_over(&self) -> Option<Position> {
+        self.state.lock().pass_over
+    }
+
+    pub fn set_pass_over(&self, position: Option<Position>) {
+        self.state.lock().pass_over = position;
+    }
+
+    /// The durable checkpoint as far as this stream knows.
+    pub fn checkpoint(&self) -> Option<Position> {
+        self.state.lock().checkpoint
+    }
+
+    /// The checkpoint became durable.
+    pub fn checkpointed(&self, position: Position) {
+        self.state.lock().checkpoint = Some(position);
+        self.wake.notify_one();
+    }
+
+    /// Whether the client may acknowledge this position.
+    pub fn may_acknowledge(&self, position: Position) -> Result<(), Error> {
+        let state = self.state.lock();
+        if state.trail.covers(position) || state.pass_over == Some(position) {
+            return Ok(());
+        }
+        Err(Error::ack_ahead(position, state.trail.last()))
+    }
+
+    /// Remembers what is to be made durable; whether the caller has to see to it.
+    fn ask(&self, position: Position) -> bool {
+        let mut state = self.state.lock();
+        let later = state.pending.is_none_or(|pending| state.trail.is_after(position, pending));
+        if later {
+            state.pending = Some(position);
+        }
+        !std::mem::replace(&mut state.writing, true)
+    }
+
+    fn take_asked(&self) -> Option<Position> {
+        let mut state = self.state.lock();
+        let pending = state.pending.take();
+        state.writing = pending.is_some();
+        pending
+    }
+}
+
+/// Credits and acknowledgements of one open stream. Cheap to clone.
+#[derive(Clone)]
+pub struct SessionHandle {
+    pub(super) shared: Arc<Shared>,
+    pub(super) hub: Arc<Inner>,
+}
+
+impl SessionHandle {
+    /// Adds credit (saturating); `u64::MAX` is unlimited from then on. No effect on a stream that was opened without.
+    pub fn grant(&self, events: u64, bytes: u64) {
+        self.shared.credits(|credits| {
+            if let Some(credits) = credits {
+                credits.grant(events, bytes);
+            }
+        });
+        self.shared.wake.notify_one();
+    }
+
+    /// Checks at once that the position was sent, then makes it durable in the background, coalesced: while one write is
+    /// under way only the latest position waits. The durable one comes back in `progress.checkpoint`. A write
+    /// that fails ends the stream. Must be called within the runtime.
+    pub fn acknowledge(&self, position: Position) -> Result<(), Error> {
+        let Some(key) = &self.shared.key else {
+            return Err(Error::invalid("acknowledge", "an anonymous stream has no checkpoint"));
+        };
+        if let Some(error) = self.shared.ended() {
+            return Err(error);
+        }
+        self.shared.may_acknowledge(position)?;
+        if self.shared.ask(position) {
+            let (shared, hub, key) = (self.shared.clone(), self.hub.clone(), key.clone());
+            tokio::spawn(async move {
+                while let Some(position) = shared.take_asked() {
+                    let trail = shared.trail();
+                    let stored = acknowledge::store(&hub, &key, position, shared.session, &trail, Some(&shared)).await;
+                    if let Err(error) = stored {
+                        shared.end(error);
+                    }
+                }
+            });
+        }
+        Ok(())
+    }
+
+    /// Ends the stream with this error, as when the client's half broke the protocol.
+    pub fn fail(&self, error: Error) {
+        self.shared.end(error);
+    }
+}

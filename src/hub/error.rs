@@ -1,0 +1,140 @@
+//! Why a subscription or a call on it was refused or ended.
+
+use crate::{
+    feed::{self, CheckpointError, SourceAway},
+    lsn::Lsn,
+    model::Position,
+    reason::{Classified, Reason},
+    selection,
+};
+
+/// Why a subscription or a call on it was refused or ended.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct Error {
+    reason: Reason,
+    message: String,
+    metadata: Vec<(&'static str, String)>,
+    violations: Vec<(String, String)>,
+}
+
+impl Error {
+    /// Any reason with a sentence for people.
+    pub fn new(reason: Reason, message: impl Into<String>) -> Self {
+        Error { reason, message: message.into(), metadata: Vec::new(), violations: Vec::new() }
+    }
+
+    /// REQUEST_INVALID with one field violation.
+    pub fn invalid(field: &str, detail: impl Into<String>) -> Self {
+        let detail = detail.into();
+        let mut error = Error::new(Reason::RequestInvalid, format!("{field}: {detail}"));
+        error.violations.push((field.to_owned(), detail));
+        error
+    }
+
+    fn with(mut self, key: &'static str, value: impl ToString) -> Self {
+        self.metadata.push((key, value.to_string()));
+        self
+    }
+
+    pub(super) fn classified(error: &(impl Classified + ?Sized)) -> Self {
+        Error {
+            reason: error.reason(),
+            message: error.to_string(),
+            metadata: error.metadata(),
+            violations: error.violations(),
+        }
+    }
+
+    pub(super) fn checkpoint_missing(detail: &str) -> Self {
+        Error::new(Reason::CheckpointMissing, detail)
+    }
+
+    pub(super) fn subscriber_unknown(name: &str) -> Self {
+        Error::new(Reason::SubscriberUnknown, format!("there is no subscriber {name:?}"))
+    }
+
+    pub(super) fn fenced(session: u64) -> Self {
+        Error::new(Reason::SubscriberFenced, "a newer stream, a reset or a deletion has taken over from this session")
+            .with("session", session)
+    }
+
+    pub(super) fn ack_ahead(position: Position, sent: Option<Position>) -> Self {
+        let sent = sent.map_or_else(|| "nothing".to_owned(), |sent| sent.lsn.to_string());
+        Error::new(Reason::AckAhead, format!("position {position} has not been sent; the last one sent is {sent}"))
+            .with("position", position.lsn)
+            .with("sent", sent)
+    }
+
+    pub(super) fn in_future(requested: Lsn, insert: Lsn) -> Self {
+        Error::new(Reason::PositionInFuture, format!("position {requested} lies beyond {insert}, where the source writes"))
+            .with("requested", requested)
+            .with("insert", insert)
+    }
+
+    pub(super) fn too_large(bytes: usize, limit: usize, position: Position) -> Self {
+        Error::new(
+            Reason::EventTooLarge,
+            format!("an event of {bytes} bytes exceeds the {limit} that the client can receive; its transaction ends at {position}"),
+        )
+        .with("bytes", bytes)
+        .with("limit", limit)
+        .with("lsn", position.lsn)
+    }
+
+    pub(super) fn draining(position: Position) -> Self {
+        Error::new(Reason::Draining, format!("the hub is shutting down; resume after {position}"))
+            .with("position", position.lsn)
+            .with("lineage", position.lineage)
+    }
+
+    pub(super) fn starting() -> Self {
+        Error::new(Reason::Starting, "the hub has never been connected to its source")
+    }
+
+    pub(super) fn corrupt(block: u64, detail: &str) -> Self {
+        Error::new(Reason::JournalCorrupt, format!("block {block}: {detail}"))
+    }
+
+    pub(super) fn internal(message: impl Into<String>) -> Self {
+        Error::new(Reason::Internal, message)
+    }
+}
+
+impl Classified for Error {
+    fn reason(&self) -> Reason {
+        self.reason
+    }
+
+    fn metadata(&self) -> Vec<(&'static str, String)> {
+        self.metadata.clone()
+    }
+
+    fn violations(&self) -> Vec<(String, String)> {
+        self.violations.clone()
+    }
+}
+
+impl From<feed::Error> for Error {
+    fn from(error: feed::Error) -> Self {
+        Error::classified(&error)
+    }
+}
+
+impl From<selection::Error> for Error {
+    fn from(error: selection::Error) -> Self {
+        Error::classified(&error)
+    }
+}
+
+impl From<CheckpointError> for Error {
+    fn from(error: CheckpointError) -> Self {
+        Error::new(Reason::Internal, error.to_string())
+    }
+}
+
+impl From<SourceAway> for Error {
+    fn from(error: SourceAway) -> Self {
+        Error::new(Reason::SourceUnavailable, error.to_string())
+    }
+}

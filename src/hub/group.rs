@@ -1,0 +1,178 @@
+//! Streams that select the same share a [`Group`], and the group computes what they see of a block once, when the first of
+//! them gets there. What it keeps is bounded for the whole hub, whatever the number of groups.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{Arc, Weak},
+};
+
+use arc_swap::ArcSwapOption;
+use bytes::{Bytes, BytesMut};
+use parking_lot::{Mutex, RwLock};
+
+use super::{
+    Error, RowFormat,
+    lag::Timeline,
+    projection::{Cut, Plans, Projection, project},
+};
+use crate::{
+    feed::Feed,
+    metrics,
+    model::{Relation, RelationId},
+    selection::{RelationPlan, Selection},
+    wire::{block::Block, encode},
+};
+
+/// Bytes of projections that all groups together keep; each has an equal share.
+const CACHE_BYTES: usize = 64 << 20;
+/// Share that a group has at least: the projection that its streams are sending now.
+const CACHE_SHARE_MIN: usize = 64 << 10;
+
+/// One relation version under one selection.
+#[derive(Debug)]
+pub(super) struct Plan {
+    pub relation: Arc<Relation>,
+    pub rules: RelationPlan,
+    /// The framed `relation` event with the selected columns.
+    pub event: Bytes,
+}
+
+impl Plan {
+    fn new(relation: Arc<Relation>, selection: &Selection) -> Self {
+        let rules = selection.relation(&relation);
+        let mut event = BytesMut::new();
+        encode::relation_encode(&mut event, &relation, rules.columns.as_deref());
+        Plan { relation, rules, event: event.freeze() }
+    }
+}
+
+/// Everybody who selects the same in the same format.
+pub(super) struct Group {
+    pub selection: Selection,
+    format: RowFormat,
+    feed: Arc<dyn Feed>,
+    groups: Weak<Groups>,
+    plans: RwLock<HashMap<RelationId, Arc<Plan>>>,
+    newest: ArcSwapOption<Projection>,
+    cache: Mutex<Cache>,
+}
+
+/// A projection that is there or being computed by whoever holds the lock.
+type Slot = Arc<Mutex<Option<Arc<Projection>>>>;
+
+#[derive(Default)]
+struct Cache {
+    slots: HashMap<u64, Slot>,
+    order: VecDeque<(u64, usize)>,
+    bytes: usize,
+}
+
+impl Group {
+    /// What the group sees of a block.
+    pub fn projection(&self, block: &Block) -> Result<Arc<Projection>, Error> {
+        if let Some(newest) = &*self.newest.load() {
+            if newest.block == block.number {
+                return Ok(newest.clone());
+            }
+        }
+        let slot = self.cache.lock().slots.entry(block.number).or_default().clone();
+        let mut slot = slot.lock();
+        if let Some(projection) = &*slot {
+            return Ok(projection.clone());
+        }
+        match project(block, &self.selection, self.format, self, Cut::default()) {
+            Ok(projection) => {
+                metrics::add(metrics::PROJECTIONS, 1);
+                if let Some(groups) = self.groups.upgrade().filter(|_| block.commit_time != 0) {
+                    groups.timeline.record(block.up_to, block.commit_time);
+                }
+                let projection = Arc::new(projection);
+                *slot = Some(projection.clone());
+                self.keep(&projection);
+                Ok(projection)
+            }
+            Err(error) => {
+                self.cache.lock().slots.remove(&block.number);
+                Err(error)
+            }
+        }
+    }
+
+    /// What one stream sees of a block of which it leaves something out; neither shared nor counted.
+    pub fn own_projection(&self, block: &Block, cut: Cut) -> Result<Arc<Projection>, Error> {
+        project(block, &self.selection, self.format, self, cut).map(Arc::new)
+    }
+
+    fn keep(&self, projection: &Arc<Projection>) {
+        if self.newest.load().as_ref().is_none_or(|newest| newest.block < projection.block) {
+            self.newest.store(Some(projection.clone()));
+        }
+        let share = self.groups.upgrade().map_or(0, |groups| CACHE_BYTES / groups.len().max(1)).max(CACHE_SHARE_MIN);
+        let mut cache = self.cache.lock();
+        let bytes = projection.footprint();
+        cache.order.push_back((projection.block, bytes));
+        cache.bytes += bytes;
+        while cache.bytes > share && cache.order.len() > 1 {
+            let Some((oldest, bytes)) = cache.order.pop_front() else { break };
+            cache.slots.remove(&oldest);
+            cache.bytes -= bytes;
+        }
+    }
+}
+
+impl Plans for Group {
+    fn plan(&self, id: RelationId) -> Result<Arc<Plan>, Error> {
+        if let Some(plan) = self.plans.read().get(&id) {
+            return Ok(plan.clone());
+        }
+        let relation =
+            self.feed.relation(id).ok_or_else(|| Error::internal(format!("relation version {} is not known", id.0)))?;
+        let plan = Arc::new(Plan::new(relation, &self.selection));
+        Ok(self.plans.write().entry(id).or_insert(plan).clone())
+    }
+}
+
+/// All groups with at least one stream.
+#[derive(Default)]
+pub(super) struct Groups {
+    map: Mutex<HashMap<(String, RowFormat), Weak<Group>>>,
+    /// When which position was committed, as far as streams came by.
+    pub timeline: Timeline,
+}
+
+impl Groups {
+    /// The group of a selection.
+    pub fn join(self: &Arc<Self>, feed: &Arc<dyn Feed>, selection: Selection, format: RowFormat) -> Arc<Group> {
+        let mut map = self.map.lock();
+        let key = (selection.canonical().to_owned(), format);
+        if let Some(group) = map.get(&key).and_then(Weak::upgrade) {
+            return group;
+        }
+        let group = Arc::new(Group {
+            selection,
+            format,
+            feed: feed.clone(),
+            groups: Arc::downgrade(self),
+            plans: RwLock::default(),
+            newest: ArcSwapOption::empty(),
+            cache: Mutex::default(),
+        });
+        map.insert(key, Arc::downgrade(&group));
+        group
+    }
+
+    fn len(&self) -> usize {
+        self.map.lock().len()
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let Some(groups) = self.groups.upgrade() else { return };
+        let mut map = groups.map.lock();
+        let key = (self.selection.canonical().to_owned(), self.format);
+        if map.get(&key).is_some_and(|group| group.strong_count() == 0) {
+            map.remove(&key);
+        }
+    }
+}

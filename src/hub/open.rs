@@ -1,0 +1,158 @@
+//! Opening a stream: everything that can be wrong is found before the first message.
+
+use std::sync::Arc;
+
+use super::{
+    Error, Principal, Session, StartAt, Subscription,
+    control::Shared,
+    inner::{self, Inner},
+    lag,
+    session::Opening,
+};
+use crate::{
+    feed::{Checkpoint, Cursor, Start, SubscriberKey},
+    lsn::Lsn,
+    model::Position,
+    reason::Reason,
+    selection::Selection,
+};
+
+/// A named subscriber as its new session found it.
+struct Registered {
+    session: u64,
+    created: bool,
+    filter_changed: bool,
+    checkpoint: Option<Position>,
+}
+
+impl Inner {
+    /// See [`Hub::subscribe`](super::Hub::subscribe).
+    pub async fn subscribe(self: &Arc<Self>, principal: &Principal, request: Subscription) -> Result<Session, Error> {
+        if self.drain.started() {
+            return Err(Error::draining(self.tail()));
+        }
+        let permit = self.permit()?;
+        let key = request.subscriber.as_deref().map(|name| inner::key(principal, name)).transpose()?;
+        let selection = self.selection(principal, &request)?;
+        if self.feed.lineage().is_none() {
+            return Err(Error::starting());
+        }
+        let known = key.as_ref().and_then(|key| self.checkpoints.get(key));
+        if let (Some(_), None) = (&key, &known) {
+            if self.checkpoints.list().len() >= self.limits.subscribers {
+                let message = format!("{} named subscribers exist, which is the limit", self.limits.subscribers);
+                return Err(Error::new(Reason::TooManyStreams, message));
+            }
+        }
+        let start = self.start(request.start.clone(), key.is_some(), known.as_ref())?;
+        let cursor = self.locate(start).await?;
+        let stop_at = match request.stop_at_tail {
+            true => Some(self.source.wal().await?.flush),
+            false => None,
+        };
+        let filter_hash = selection.filter_hash();
+        let registered = match &key {
+            Some(key) => self.register(key, &request, filter_hash).await?,
+            None => Registered { session: 0, created: false, filter_changed: false, checkpoint: None },
+        };
+        let shared = Arc::new(Shared::new(
+            key,
+            registered.session,
+            filter_hash,
+            request.peer.clone(),
+            cursor.after,
+            registered.checkpoint,
+            request.credits,
+        ));
+        if let Some(key) = &shared.key {
+            self.registry.open(key, &shared)?;
+        }
+        Ok(Session::new(Opening {
+            group: self.groups.join(&self.feed, selection, request.row_format),
+            hub: self.clone(),
+            shared,
+            cursor,
+            stop_at,
+            created: registered.created,
+            filter_changed: registered.filter_changed,
+            max_message_bytes: request.max_message_bytes,
+            progress_interval: request.progress_interval,
+            permit,
+        }))
+    }
+
+    fn selection(&self, principal: &Principal, request: &Subscription) -> Result<Selection, Error> {
+        let rights = principal.tables.as_ref().map(|tables| tables.as_slice());
+        let selection = Selection::compile(request.filter.as_ref(), rights)?;
+        let published = self.source.published();
+        let known = |table: &str| self.feed.relations().iter().any(|relation| relation.qualified_name() == table);
+        selection.check(published.as_ref().map(|tables| tables.as_slice()), known)?;
+        Ok(selection)
+    }
+
+    fn start(&self, start: Option<StartAt>, named: bool, known: Option<&Checkpoint>) -> Result<Start, Error> {
+        match (start, named, known.and_then(|known| known.position)) {
+            (Some(StartAt::Feed(start)), _, _) => Ok(start),
+            (None, false, _) => Ok(Start::Latest),
+            (_, true, Some(checkpoint)) => Ok(Start::After(checkpoint)),
+            (_, true, None) => Err(Error::checkpoint_missing("the subscriber has no checkpoint; give a start")),
+            (Some(StartAt::Checkpoint), false, _) => {
+                Err(Error::checkpoint_missing("an anonymous stream has no checkpoint"))
+            }
+        }
+    }
+
+    /// Resolves a start. One beyond the tail is accepted if the source has written that far. While the source is away
+    /// a position on the current lineage is accepted all the same, since a hub handed it out and its stream waits;
+    /// a bare LSN, which anybody can mistype, is not.
+    pub async fn locate(&self, start: Start) -> Result<Cursor, Error> {
+        let tail = self.tail();
+        match &start {
+            Start::After(position) if position.lineage == tail.lineage && position.order() > tail.order() => {
+                self.check_future(position.lsn, true).await?;
+            }
+            Start::AfterLsn(lsn) if *lsn > tail.lsn => self.check_future(*lsn, false).await?,
+            _ => {}
+        }
+        Ok(self.feed.locate(start).await?)
+    }
+
+    async fn check_future(&self, lsn: Lsn, handed_out: bool) -> Result<(), Error> {
+        match self.source.wal().await {
+            Ok(wal) if lsn > wal.insert => Err(Error::in_future(lsn, wal.insert)),
+            Ok(_) => Ok(()),
+            Err(_) if handed_out => Ok(()),
+            Err(away) => Err(away.into()),
+        }
+    }
+
+    async fn register(
+        &self,
+        key: &SubscriberKey,
+        request: &Subscription,
+        filter_hash: u64,
+    ) -> Result<Registered, Error> {
+        const FILTER_KEPT: usize = 2048;
+        let mut registered = Registered { session: 0, created: false, filter_changed: false, checkpoint: None };
+        let change = |present: Option<&Checkpoint>| {
+            let now = lag::now();
+            let mut next = present.cloned().unwrap_or(Checkpoint { created: now, ..Checkpoint::default() });
+            registered.created = present.is_none();
+            registered.filter_changed = next.position.is_some() && next.filter_hash != filter_hash;
+            registered.checkpoint = next.position;
+            registered.session = next.session + 1;
+            if next.position.is_none() {
+                next.filter_hash = filter_hash;
+            }
+            next.filter = request.filter_encoded.clone();
+            if next.filter.len() > FILTER_KEPT {
+                next.filter.clear();
+            }
+            next.session = registered.session;
+            next.last_seen = now;
+            Some(next)
+        };
+        self.checkpoints.update(key, Box::new(change)).await?;
+        Ok(registered)
+    }
+}

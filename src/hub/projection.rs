@@ -1,0 +1,438 @@
+//! What one selection sees of one block: a pure function of both, so that it is computed once and shared by every stream
+//! that asked for the same.
+//!
+//! A transaction that lies in the block as a whole is written with its `begin` and `commit`, if something between them
+//! was selected. Of a transaction that the block continues (the [`Head`]) a projection cannot know whether its `begin` was
+//! sent or how many changes came before: there the streams write `begin` and `commit` themselves, around shared bytes.
+
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+
+use super::{
+    Error, RowFormat,
+    frames::{self, Message},
+    group::Plan,
+    rows,
+};
+use crate::{
+    feed::Frame,
+    model::{Operation, Position, RelationId},
+    selection::Selection,
+    wire::{
+        block::{Block, Entry, EntryKind, Index, Span, SpanEnd},
+        encode,
+    },
+};
+
+/// A run of framed events as one gRPC message.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Part {
+    /// Prefix and events; empty when there are none.
+    pub message: Frame,
+    /// Events in it.
+    pub events: u32,
+    /// Events in it that use credit.
+    pub counted: u64,
+}
+
+/// What was selected of the transaction that the block continues.
+#[derive(Clone, Debug)]
+pub(super) struct Head {
+    /// Without `begin`, `commit` and `discard`.
+    pub part: Part,
+    /// How the transaction ends in this block.
+    pub ending: SpanEnd,
+    /// The framed `discard`, where that is how it ends.
+    pub discard: Bytes,
+}
+
+/// What was selected of the transaction that begins in the block and goes on in the next one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Tail {
+    /// Whether its `begin` is in the projection.
+    pub begun: bool,
+    /// Its events so far.
+    pub counted: u64,
+}
+
+/// What one selection sees of one block.
+#[derive(Debug)]
+pub(super) struct Projection {
+    /// The block's number.
+    pub block: u64,
+    /// The block's own bytes are to be sent: `body.message` stands for them and is empty, `head` only counts.
+    pub untouched: bool,
+    /// Present if the block begins inside a transaction.
+    pub head: Option<Head>,
+    /// Everything behind the head; of an untouched block everything.
+    pub body: Part,
+    /// Present if the block ends inside a transaction that begins in it.
+    pub tail: Option<Tail>,
+    /// Relation versions in order of their first use.
+    pub relations: Vec<RelationId>,
+}
+
+impl Projection {
+    /// Bytes of memory that it holds on to.
+    pub fn footprint(&self) -> usize {
+        let head = self.head.as_ref().map_or(0, |head| head.part.message.len() + head.discard.len());
+        size_of::<Self>() + self.body.message.len() + head + self.relations.len() * size_of::<RelationId>()
+    }
+}
+
+/// What one stream alone leaves out of a block. The default leaves out nothing and is what is shared.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Cut {
+    /// Transactions and messages up to and including this resume point.
+    pub after: Option<Position>,
+    /// What belongs to the transaction that the block continues.
+    pub head: bool,
+    /// The transaction that begins in the block and goes on in the next one.
+    pub tail: bool,
+    /// The block's own bytes must not be used.
+    pub rewrite: bool,
+}
+
+/// Where plans come from.
+pub(super) trait Plans {
+    fn plan(&self, id: RelationId) -> Result<Arc<Plan>, Error>;
+}
+
+/// Computes a projection.
+pub(super) fn project(
+    block: &Block,
+    selection: &Selection,
+    format: RowFormat,
+    plans: &dyn Plans,
+    cut: Cut,
+) -> Result<Projection, Error> {
+    let index = block.index().map_err(|error| Error::corrupt(block.number, &error.to_string()))?;
+    let mut projector = Projector {
+        block,
+        payload: frames::payload(block.message()),
+        index,
+        selection,
+        format,
+        plans,
+        current: None,
+        relations: Vec::new(),
+    };
+    if selection.is_everything() && format == RowFormat::Compact && cut == Cut::default() {
+        if let Some(projection) = projector.untouched()? {
+            return Ok(projection);
+        }
+    }
+    projector.select(cut)
+}
+
+/// The block's first span, if it continues a transaction.
+pub(super) fn head_of(index: &Index) -> Option<&Span> {
+    let first = index.spans.first()?;
+    let continued = first.begin_len == 0 && !matches!(first.ending, SpanEnd::Message { .. });
+    continued.then_some(first)
+}
+
+struct Projector<'a> {
+    block: &'a Block,
+    payload: &'a [u8],
+    index: &'a Index,
+    selection: &'a Selection,
+    format: RowFormat,
+    plans: &'a dyn Plans,
+    current: Option<(RelationId, Arc<Plan>)>,
+    relations: Vec<RelationId>,
+}
+
+impl<'a> Projector<'a> {
+    fn malformed(&self) -> Error {
+        Error::corrupt(self.block.number, "an event does not decode")
+    }
+
+    fn slice(&self, start: u32, end: u32) -> Result<&[u8], Error> {
+        self.payload.get(start as usize..end as usize).ok_or_else(|| self.malformed())
+    }
+
+    fn framed(&self, entry: &Entry) -> Result<&'a [u8], Error> {
+        let framed = self.payload.get(entry.offset as usize..(entry.offset + entry.len) as usize);
+        framed.ok_or_else(|| self.malformed())
+    }
+
+    fn plan(&mut self, id: RelationId) -> Result<Arc<Plan>, Error> {
+        if let Some((current, plan)) = &self.current {
+            if *current == id {
+                return Ok(plan.clone());
+            }
+        }
+        let plan = self.plans.plan(id)?;
+        self.current = Some((id, plan.clone()));
+        Ok(plan)
+    }
+
+    fn used(&mut self, id: RelationId) {
+        if self.relations.last() != Some(&id) && !self.relations.contains(&id) {
+            self.relations.push(id);
+        }
+    }
+
+    fn prefix(&self, start: u32, end: u32) -> Result<&str, Error> {
+        let event = frames::first(self.slice(start, end)?).ok_or_else(|| self.malformed())?;
+        frames::message_prefix(event.body).ok_or_else(|| self.malformed())
+    }
+
+    /// The block as it is; `None` if it holds something of the hub's own.
+    fn untouched(&mut self) -> Result<Option<Projection>, Error> {
+        let mut last = RelationId(0);
+        for entry in &self.index.entries {
+            match entry.kind {
+                EntryKind::Message => {
+                    if !self.selection.messages(self.prefix(entry.offset, entry.offset + entry.len)?) {
+                        return Ok(None);
+                    }
+                }
+                EntryKind::Truncate => {
+                    let framed = self.framed(entry)?;
+                    let named = self.truncated(&mut BytesMut::new(), framed, |_| true)?;
+                    for plan in named {
+                        if !plan.rules.selected {
+                            return Ok(None);
+                        }
+                        self.used(plan.relation.id);
+                    }
+                }
+                _ if entry.relation == last => {}
+                _ => {
+                    if !self.plan(entry.relation)?.rules.selected {
+                        return Ok(None);
+                    }
+                    last = entry.relation;
+                    self.used(last);
+                }
+            }
+        }
+        let mut counted = self.index.entries.len() as u64;
+        for span in &self.index.spans {
+            if matches!(span.ending, SpanEnd::Message { .. }) {
+                if !self.selection.messages(self.prefix(span.start, span.end)?) {
+                    return Ok(None);
+                }
+                counted += 1;
+            }
+        }
+        let size = |span: &Span| u64::from(span.entries.1 - span.entries.0);
+        let head = head_of(self.index);
+        let tail = self.index.spans.last().filter(|span| span.ending == SpanEnd::Open && span.begin_len > 0);
+        Ok(Some(Projection {
+            block: self.block.number,
+            untouched: true,
+            head: head.map(|span| Head {
+                part: Part { counted: size(span), ..Part::default() },
+                ending: span.ending,
+                discard: Bytes::new(),
+            }),
+            body: Part { message: Frame::new(), events: self.block.events, counted },
+            tail: tail.map(|span| Tail { begun: true, counted: size(span) }),
+            relations: std::mem::take(&mut self.relations),
+        }))
+    }
+
+    fn select(mut self, cut: Cut) -> Result<Projection, Error> {
+        self.relations.clear();
+        let mut head = None;
+        let mut tail = None;
+        let mut body = Message::new();
+        let (mut events, mut counted) = (0, 0);
+        let mut resume = self.block.after;
+        let index = self.index;
+        let continued = head_of(index).is_some();
+        for (number, span) in index.spans.iter().enumerate() {
+            let before = resume;
+            resume = span.ending.position().unwrap_or(resume);
+            if number == 0 && continued {
+                head = Some(self.head(span, cut.head)?);
+                continue;
+            }
+            let opens = span.ending == SpanEnd::Open;
+            let skipped = match (cut.after, span.ending) {
+                (_, SpanEnd::Open) => cut.tail,
+                (Some(after), SpanEnd::Discard) => before.order() < after.order(),
+                (Some(after), _) => resume.order() <= after.order(),
+                (None, _) => false,
+            };
+            let mark = body.0.len();
+            let (n, own) = if skipped { (0, 0) } else { self.span(&mut body, span)? };
+            if n == 0 {
+                body.0.truncate(mark);
+            }
+            events += own;
+            counted += n;
+            if opens {
+                tail = Some(Tail { begun: n > 0, counted: n });
+            }
+        }
+        let body = Part { message: body.finish(), events, counted };
+        Ok(Projection {
+            block: self.block.number,
+            untouched: false,
+            head,
+            body,
+            tail,
+            relations: self.relations,
+        })
+    }
+
+    fn head(&mut self, span: &Span, skipped: bool) -> Result<Head, Error> {
+        let mut message = Message::new();
+        let selected = !skipped && self.origin(self.block.continued_begin())?;
+        let counted = if selected { self.entries(&mut message.0, span)? } else { 0 };
+        let discard = match span.ending {
+            SpanEnd::Discard => Bytes::copy_from_slice(self.slice(span.end_offset, span.end)?),
+            _ => Bytes::new(),
+        };
+        let part = Part { message: message.finish(), events: counted as u32, counted };
+        Ok(Head { part, ending: span.ending, discard })
+    }
+
+    /// Writes a span that begins in this block; how many events use credit, and how many there are. Nothing counts
+    /// if no event uses credit.
+    fn span(&mut self, out: &mut Message, span: &Span) -> Result<(u64, u32), Error> {
+        if let SpanEnd::Message { .. } = span.ending {
+            if !self.selection.origin("") || !self.selection.messages(self.prefix(span.start, span.end)?) {
+                return Ok((0, 0));
+            }
+            out.0.extend_from_slice(self.slice(span.start, span.end)?);
+            return Ok((1, 1));
+        }
+        let begin = self.slice(span.start, span.start + span.begin_len)?;
+        if !self.origin(begin)? {
+            return Ok((0, 0));
+        }
+        out.0.extend_from_slice(begin);
+        let counted = self.entries(&mut out.0, span)?;
+        if counted == 0 {
+            return Ok((0, 0));
+        }
+        match span.ending {
+            SpanEnd::Commit { position, total } => encode::commit(&mut out.0, position, counted, total),
+            SpanEnd::Discard => out.0.extend_from_slice(self.slice(span.end_offset, span.end)?),
+            SpanEnd::Open | SpanEnd::Message { .. } => return Ok((counted, counted as u32 + 1)),
+        }
+        Ok((counted, counted as u32 + 2))
+    }
+
+    fn origin(&self, begin: &[u8]) -> Result<bool, Error> {
+        if !self.selection.filters_origins() {
+            return Ok(true);
+        }
+        let event = frames::first(begin).ok_or_else(|| self.malformed())?;
+        let begin: crate::wire::pb::Begin = prost::Message::decode(event.body).map_err(|_| self.malformed())?;
+        Ok(self.selection.origin(&begin.origin))
+    }
+
+    /// Writes the selected entries of a span; how many.
+    fn entries(&mut self, out: &mut BytesMut, span: &Span) -> Result<u64, Error> {
+        let index = self.index;
+        let entries = &index.entries[span.entries.0 as usize..span.entries.1 as usize];
+        let mut run = 0..0;
+        let mut counted = 0;
+        for entry in entries {
+            let end = entry.offset + entry.len;
+            let fits = match self.verdict(entry)? {
+                Verdict::Never => false,
+                Verdict::AsIs if run.end == entry.offset && !run.is_empty() => {
+                    run.end = end;
+                    counted += 1;
+                    continue;
+                }
+                Verdict::AsIs => {
+                    out.extend_from_slice(self.slice(run.start, run.end)?);
+                    run = entry.offset..end;
+                    true
+                }
+                Verdict::Rewritten => {
+                    out.extend_from_slice(self.slice(run.start, run.end)?);
+                    run = 0..0;
+                    self.rewrite(out, entry)?
+                }
+            };
+            counted += u64::from(fits);
+        }
+        out.extend_from_slice(self.slice(run.start, run.end)?);
+        Ok(counted)
+    }
+
+    fn verdict(&mut self, entry: &Entry) -> Result<Verdict, Error> {
+        let operation = match entry.kind {
+            EntryKind::Message => {
+                let selected = self.selection.messages(self.prefix(entry.offset, entry.offset + entry.len)?);
+                return Ok(if selected { Verdict::AsIs } else { Verdict::Never });
+            }
+            EntryKind::Truncate => return Ok(Verdict::Rewritten),
+            EntryKind::Insert => Operation::Insert,
+            EntryKind::Update => Operation::Update,
+            EntryKind::Delete => Operation::Delete,
+            EntryKind::Read => Operation::Read,
+        };
+        let plan = self.plan(entry.relation)?;
+        if !plan.rules.passes(operation) {
+            return Ok(Verdict::Never);
+        }
+        if self.format == RowFormat::Struct || plan.rules.columns.is_some() || plan.rules.predicate.is_some() {
+            return Ok(Verdict::Rewritten);
+        }
+        self.used(entry.relation);
+        Ok(Verdict::AsIs)
+    }
+
+    fn rewrite(&mut self, out: &mut BytesMut, entry: &Entry) -> Result<bool, Error> {
+        let framed = self.framed(entry)?;
+        if entry.kind == EntryKind::Truncate {
+            let named = self.truncated(out, framed, |plan| plan.rules.passes(Operation::Truncate))?;
+            for plan in &named {
+                self.used(plan.relation.id);
+            }
+            Ok(!named.is_empty())
+        } else {
+            let plan = self.plan(entry.relation)?;
+            let selected = rows::change(out, framed, &plan, self.format, entry.lsn).map_err(|_| self.malformed())?;
+            if selected {
+                self.used(entry.relation);
+            }
+            Ok(selected)
+        }
+    }
+
+    /// Appends a truncate of the tables whose plans `keep` keeps; which those are.
+    fn truncated(
+        &mut self,
+        out: &mut BytesMut,
+        framed: &[u8],
+        keep: impl Fn(&Plan) -> bool,
+    ) -> Result<Vec<Arc<Plan>>, Error> {
+        let mut named = Vec::new();
+        let mut failed = None;
+        let written = rows::truncate(out, framed, self.format, |id| match self.plans.plan(id) {
+            Ok(plan) if keep(&plan) => {
+                let table = plan.relation.qualified_name();
+                named.push(plan);
+                Some(table)
+            }
+            Ok(_) => None,
+            Err(error) => {
+                failed = Some(error);
+                None
+            }
+        });
+        match (failed, written) {
+            (Some(error), _) => Err(error),
+            (None, Ok(_)) => Ok(named),
+            (None, Err(_)) => Err(self.malformed()),
+        }
+    }
+}
+
+enum Verdict {
+    Never,
+    AsIs,
+    Rewritten,
+}

@@ -1,0 +1,464 @@
+//! The one session loop. A session owns a cursor and is pulled by the response body: it has no task and no queue, and
+//! while nobody pulls it costs nothing but its cursor.
+//!
+//! [`Session::next`] alternates between [`Session::step`], which never waits, and one of the waits that a step asks for. All state
+//! lives in the session and changes in steps only, so dropping a wait loses nothing.
+
+use std::{collections::HashSet, sync::Arc, time::Duration};
+
+use tokio::{sync::watch, task::JoinHandle, time::Instant};
+
+use super::{
+    Error,
+    control::{SessionHandle, Shared},
+    frames::Message,
+    group::Group,
+    inner::{Inner, StreamPermit},
+    outbox::{End, Next, Outbox},
+    pace::{self, Pace, Standing},
+};
+use crate::{
+    feed::{self, Cursor, Fetched, Frame, Marks, Start},
+    lsn::Lsn,
+    metrics,
+    model::{Position, RelationId},
+    reason::Classified,
+    wire::{block::Block, encode, pb, position_to_pb},
+};
+
+const MAX_MESSAGE: usize = 4 << 20;
+/// How often an idle stream looks whether the source is still there.
+const IDLE_CHECK: Duration = Duration::from_secs(1);
+/// How often a stream that is to end at the tail asks the source to move it.
+const NUDGE: Duration = Duration::from_millis(100);
+const TOUCH: Duration = Duration::from_secs(30);
+
+/// What opening a stream found out.
+pub(super) struct Opening {
+    pub hub: Arc<Inner>,
+    pub group: Arc<Group>,
+    pub shared: Arc<Shared>,
+    pub cursor: Cursor,
+    pub stop_at: Option<Lsn>,
+    pub created: bool,
+    pub filter_changed: bool,
+    pub max_message_bytes: Option<u32>,
+    pub progress_interval: Option<Duration>,
+    pub permit: StreamPermit,
+}
+
+/// The transaction that the next block continues.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Open {
+    /// Whether its `begin` is among what was sent or is to be sent.
+    pub begun: bool,
+    /// Its events that were sent or are to be sent.
+    pub sent: u64,
+    /// It lies before the start and is left out.
+    pub dropped: bool,
+}
+
+/// One open stream, pulled by the response body. Dropping it closes the stream.
+pub struct Session {
+    pub(super) hub: Arc<Inner>,
+    pub(super) group: Arc<Group>,
+    shared: Arc<Shared>,
+    marks: watch::Receiver<Marks>,
+    /// Behind the last block that was taken in.
+    cursor: Cursor,
+    reading: Option<JoinHandle<(Cursor, Result<Fetched, feed::Error>)>>,
+    /// Read, and not yet taken in.
+    incoming: Option<Arc<Block>>,
+    pub(super) outbox: Outbox,
+    /// The resume point behind the block in the outbox.
+    pub(super) behind: Option<Position>,
+    pub(super) open: Open,
+    /// Transactions up to here are left out; `None` once nothing like that can come any more.
+    pub(super) skip: Option<Position>,
+    /// Whether the transaction that is open at the end of the incoming block comes after `skip`, once that is known.
+    pub(super) wanted: Option<bool>,
+    pub(super) relations_sent: HashSet<RelationId>,
+    /// Every selected change at or before this has been handed out.
+    passed: Position,
+    caught_up: bool,
+    pace: Pace,
+    max_message: usize,
+    stop_at: Option<Lsn>,
+    next_nudge: Instant,
+    next_touch: Option<Instant>,
+    opened: Option<pb::Opened>,
+    /// Nothing comes after what was handed out last; why, for the metric.
+    ended: Option<&'static str>,
+    events_delivered: ::metrics::Counter,
+    bytes_delivered: ::metrics::Counter,
+    _permit: StreamPermit,
+}
+
+/// What a step comes to.
+pub(super) enum Step {
+    Frame(Frame),
+    /// Ended with OK.
+    Finished,
+    /// Sleep until then, or until something happens; at the tail until the marks move.
+    Wait {
+        until: Instant,
+        at_tail: bool,
+    },
+    /// Get the block at the cursor from disk.
+    Read,
+    /// Find out whether the incoming block's open transaction is wanted.
+    Decide,
+    /// The position to start at was not reached on its lineage: ask whether it still exists.
+    Relocate,
+    /// Find the end of a transaction with an event of so many bytes, to tell how it can be passed over.
+    PassOver(usize),
+}
+
+impl Session {
+    pub(super) fn new(opening: Opening) -> Self {
+        let Opening { hub, group, shared, cursor, stop_at, .. } = opening;
+        let marks = hub.feed.marks();
+        let now = Instant::now();
+        let standing = Standing {
+            position: cursor.after,
+            checkpoint: shared.checkpoint(),
+            connected: hub.source.connected(),
+        };
+        let opened = pb::Opened {
+            after: Some(position_to_pb(cursor.after)),
+            earliest: Some(position_to_pb(hub.feed.window().earliest)),
+            tail: Some(position_to_pb(marks.borrow().tail)),
+            session: shared.session,
+            created: opening.created,
+            filter_changed: opening.filter_changed,
+        };
+        Session {
+            passed: cursor.after,
+            skip: Some(cursor.after),
+            next_touch: shared.key.as_ref().map(|_| now + TOUCH),
+            hub,
+            group,
+            shared,
+            marks,
+            cursor,
+            reading: None,
+            incoming: None,
+            outbox: Outbox::default(),
+            behind: None,
+            open: Open::default(),
+            wanted: None,
+            relations_sent: HashSet::new(),
+            caught_up: false,
+            pace: Pace::new(opening.progress_interval, now, standing),
+            max_message: opening.max_message_bytes.map_or(MAX_MESSAGE, |bytes| bytes as usize),
+            stop_at,
+            next_nudge: now,
+            opened: Some(opened),
+            ended: None,
+            events_delivered: ::metrics::counter!(metrics::EVENTS_DELIVERED),
+            bytes_delivered: ::metrics::counter!(metrics::BYTES_DELIVERED),
+            _permit: opening.permit,
+        }
+    }
+
+    /// For the other direction of Consume.
+    pub fn handle(&self) -> SessionHandle {
+        SessionHandle { shared: self.shared.clone(), hub: self.hub.clone() }
+    }
+
+    /// The next framed gRPC message: 5-byte prefix and events. `None`: ended with OK. After an error: nothing more.
+    /// Cancel-safe.
+    pub async fn next(&mut self) -> Option<Result<Frame, Error>> {
+        while self.ended.is_none() {
+            let waited = match self.step() {
+                Ok(Step::Frame(frame)) => return Some(Ok(frame)),
+                Ok(Step::Finished) => {
+                    self.ended = Some("OK");
+                    return None;
+                }
+                Ok(Step::Wait { until, at_tail }) => self.wait(until, at_tail).await,
+                Ok(Step::Read) => self.read().await,
+                Ok(Step::Decide) => self.decide().await,
+                Ok(Step::Relocate) => self.relocate().await,
+                Ok(Step::PassOver(bytes)) => self.pass_over(bytes).await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = waited {
+                self.ended = Some(error.reason().as_str());
+                return Some(Err(error));
+            }
+        }
+        None
+    }
+
+    fn step(&mut self) -> Result<Step, Error> {
+        if let Some(error) = self.shared.ended() {
+            return Err(error);
+        }
+        if self.hub.drain.started() {
+            self.shared.sent(self.passed);
+            return Err(Error::draining(self.passed));
+        }
+        if let Some(opened) = self.opened.take() {
+            return Ok(Step::Frame(self.hand_out_event(pb::event::Kind::Opened(opened))));
+        }
+        if self.stop_at.is_some_and(|stop| self.stopped(stop)) {
+            return Ok(Step::Finished);
+        }
+        let now = Instant::now();
+        if self.next_touch.is_some_and(|touch| now >= touch) {
+            self.next_touch = Some(now + TOUCH);
+            self.shared.key.iter().for_each(|key| self.hub.touch(key));
+        }
+        loop {
+            if !self.outbox.is_empty() {
+                match self.send() {
+                    Next::Frame { frame, events } => return Ok(Step::Frame(self.hand_out(frame, events))),
+                    Next::Starved => {
+                        return Ok(match self.progress(now) {
+                            Some(frame) => Step::Frame(frame),
+                            None => self.pause(now, false),
+                        });
+                    }
+                    Next::TooLarge(bytes) => return Ok(Step::PassOver(bytes)),
+                    Next::Malformed => return Err(Error::corrupt(self.cursor.block, "an event does not decode")),
+                    Next::Empty => continue,
+                }
+            }
+            if let Some(behind) = self.behind.take() {
+                self.pass(behind);
+            }
+            if self.pace.may_be_due(now) || self.at_stop() {
+                if let Some(frame) = self.progress(now) {
+                    return Ok(Step::Frame(frame));
+                }
+            }
+            if let Some(block) = &self.incoming {
+                let block = block.clone();
+                match self.missing(&block)? {
+                    Some(step) => return Ok(step),
+                    None => {
+                        self.incoming = None;
+                        self.take_in(&block)?;
+                        continue;
+                    }
+                }
+            }
+            if self.reading.is_some() {
+                return Ok(Step::Read);
+            }
+            match self.hub.feed.hot(&mut self.cursor) {
+                Some(Fetched::Block(block)) => self.incoming = Some(block),
+                Some(Fetched::AtTail) => {
+                    let marks = *self.marks.borrow_and_update();
+                    if marks.next_block > self.cursor.block {
+                        return Ok(Step::Read);
+                    }
+                    if self.skip.is_some_and(|skip| skip.lineage != marks.tail.lineage) {
+                        return Ok(Step::Relocate);
+                    }
+                    self.reach_tail(marks.tail);
+                    return Ok(match self.progress(now) {
+                        Some(frame) => Step::Frame(frame),
+                        None => self.pause(now, true),
+                    });
+                }
+                None => return Ok(Step::Read),
+            }
+        }
+    }
+
+    fn send(&mut self) -> Next {
+        let next = self.shared.credits(|credits| self.outbox.next(self.max_message, credits));
+        if let Some(reached) = self.outbox.take_reached() {
+            self.pass(reached);
+            self.shared.sent(reached);
+        }
+        next
+    }
+
+    /// Everything up to there has been handed out.
+    fn pass(&mut self, position: Position) {
+        if position.lineage != self.passed.lineage || position.order() > self.passed.order() {
+            self.passed = position;
+        }
+    }
+
+    fn reach_tail(&mut self, tail: Position) {
+        if !self.outbox.begun() {
+            self.pass(tail);
+        }
+        if self.skip.is_some_and(|skip| tail.order() >= skip.order()) {
+            self.skip = None;
+        }
+        if !self.caught_up {
+            self.caught_up = true;
+            self.pace.at_once();
+        }
+    }
+
+    fn standing(&self) -> Standing {
+        Standing {
+            position: self.passed,
+            checkpoint: self.shared.checkpoint(),
+            connected: self.hub.source.connected(),
+        }
+    }
+
+    fn at_stop(&self) -> bool {
+        self.stop_at.is_some_and(|stop| self.passed.lsn >= stop)
+    }
+
+    /// Whether the progress that ends the stream has been told.
+    fn stopped(&self, stop: Lsn) -> bool {
+        self.pace.last_told().is_some_and(|told| told.lsn >= stop)
+    }
+
+    fn progress(&mut self, now: Instant) -> Option<Frame> {
+        let standing = self.standing();
+        let last = self.at_stop() && self.outbox.is_empty();
+        if self.outbox.begun() || !(last || self.pace.due(now, standing)) {
+            return None;
+        }
+        self.pace.told(now, standing);
+        self.shared.sent(standing.position);
+        let marks = *self.marks.borrow();
+        let caught_up = self.outbox.is_empty() && self.incoming.is_none() && self.cursor.block >= marks.next_block;
+        let credit = self.shared.credits(|credits| credits.map(|credits| credits.left()));
+        let event = pace::event(standing, marks, self.hub.feed.window(), caught_up, credit);
+        Some(self.hand_out_event(pb::event::Kind::Progress(event)))
+    }
+
+    fn pause(&mut self, now: Instant, at_tail: bool) -> Step {
+        let mut until = now + IDLE_CHECK;
+        if !self.outbox.begun() {
+            until = until.min(self.pace.deadline(self.standing()));
+        }
+        if at_tail && self.stop_at.is_some() {
+            if now >= self.next_nudge {
+                self.hub.source.nudge();
+                self.next_nudge = now + NUDGE;
+            }
+            until = until.min(self.next_nudge);
+        }
+        Step::Wait { until, at_tail }
+    }
+
+    fn hand_out_event(&self, kind: pb::event::Kind) -> Frame {
+        let mut message = Message::new();
+        encode::event(&mut message.0, kind);
+        self.hand_out(message.finish(), 1)
+    }
+
+    fn hand_out(&self, frame: Frame, events: u32) -> Frame {
+        self.events_delivered.increment(u64::from(events));
+        self.bytes_delivered.increment(frame.len() as u64);
+        frame
+    }
+
+    async fn wait(&mut self, until: Instant, at_tail: bool) -> Result<(), Error> {
+        tokio::select! {
+            () = self.shared.wake.notified() => Ok(()),
+            () = self.hub.drain.wait() => Ok(()),
+            () = tokio::time::sleep_until(until) => Ok(()),
+            moved = self.marks.changed(), if at_tail => moved.map_err(|_| Error::draining(self.passed)),
+        }
+    }
+
+    /// Reading is a task of its own, so that a client that stops pulling in the middle keeps nobody else waiting for a turn.
+    async fn read(&mut self) -> Result<(), Error> {
+        let reading = match &mut self.reading {
+            Some(reading) => reading,
+            none => none.insert(self.hub.spawn_read(self.cursor.clone())),
+        };
+        let read = tokio::select! {
+            read = reading => read,
+            () = self.hub.drain.wait() => return Ok(()),
+            () = self.shared.wake.notified() => return Ok(()),
+        };
+        self.reading = None;
+        let (cursor, fetched) = read.map_err(|error| Error::internal(format!("reading a block: {error}")))?;
+        if let Fetched::Block(block) = fetched? {
+            self.cursor = cursor;
+            self.incoming = Some(block);
+        }
+        Ok(())
+    }
+
+    async fn relocate(&mut self) -> Result<(), Error> {
+        if let Some(skip) = self.skip {
+            self.hub.feed.locate(Start::After(skip)).await?;
+            self.skip = None;
+        }
+        Ok(())
+    }
+
+    async fn decide(&mut self) -> Result<(), Error> {
+        let Some(skip) = self.skip else { return Ok(()) };
+        self.wanted = match self.find_end().await? {
+            End::At(position) => Some(position.lineage != skip.lineage || position.order() > skip.order()),
+            End::Discarded => Some(false),
+            End::Later => None,
+        };
+        Ok(())
+    }
+
+    async fn pass_over(&mut self, bytes: usize) -> Result<(), Error> {
+        let end = match self.outbox.end() {
+            End::Later => self.find_end().await?,
+            end => end,
+        };
+        match end {
+            End::At(position) => {
+                self.shared.set_pass_over(Some(position));
+                Err(Error::too_large(bytes, self.max_message, position))
+            }
+            End::Discarded => {
+                self.outbox.leave_out();
+                Ok(())
+            }
+            End::Later => Ok(()),
+        }
+    }
+
+    /// How the transaction ends that is open behind the cursor; waits for it. `Later`: the stream is to end before.
+    async fn find_end(&self) -> Result<End, Error> {
+        let mut cursor = self.cursor.clone();
+        let mut marks = self.hub.feed.marks();
+        while self.shared.ended().is_none() && !self.hub.drain.started() {
+            marks.mark_unchanged();
+            let (next, fetched) = self
+                .hub
+                .spawn_read(cursor)
+                .await
+                .map_err(|error| Error::internal(format!("reading a block: {error}")))?;
+            cursor = next;
+            match fetched? {
+                Fetched::Block(block) => match super::take::end_of_head(&block)? {
+                    End::Later => {}
+                    end => return Ok(end),
+                },
+                Fetched::AtTail => tokio::select! {
+                    () = self.shared.wake.notified() => {}
+                    () = self.hub.drain.wait() => {}
+                    moved = marks.changed() => moved.map_err(|_| Error::draining(self.passed))?,
+                },
+            }
+        }
+        Ok(End::Later)
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        if let Some(reading) = &self.reading {
+            reading.abort();
+        }
+        if let Some(key) = &self.shared.key {
+            self.hub.registry.close(key, &self.shared);
+            self.hub.touch(key);
+        }
+        let reason = self.ended.unwrap_or("CANCELLED");
+        ::metrics::counter!(metrics::STREAMS_ENDED, "reason" => reason).increment(1);
+    }
+}

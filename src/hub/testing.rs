@@ -1,0 +1,575 @@
+//! An in-memory feed, source and checkpoint store, and a client that reads events.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use prost::Message;
+use tokio::sync::watch;
+
+use super::{Error, Hub, Limits, Principal, Session, StartAt, Subscription, frames};
+use crate::{
+    feed::{
+        self, BoxFuture, Checkpoint, CheckpointError, Checkpoints, Cursor, Feed, Fetched, Marks, Source, SourceAway,
+        SourceStatus, Start, SubscriberKey, WalPositions, Window,
+    },
+    lsn::Lsn,
+    model::{
+        Column, Datum, Lineage, LineageId, OldImage, Operation, Position, Relation, RelationId, ReplicaIdentity,
+        Transaction,
+    },
+    selection::Filter,
+    shutdown::Drain,
+    wire::{
+        block::{Block, BlockBuilder},
+        pb,
+    },
+};
+
+pub(super) const DEADLINE: Duration = Duration::from_secs(10);
+
+pub(super) fn lineage() -> Lineage {
+    Lineage { system_identifier: 7, timeline: 1, history: String::new(), epoch: 0, switch_lsn: Lsn::ZERO }
+}
+
+pub(super) fn at(lsn: u64) -> Position {
+    Position::new(lineage().id(), Lsn(lsn))
+}
+
+pub(super) struct MemoryFeed {
+    blocks: Mutex<Vec<Arc<Block>>>,
+    relations: Mutex<Vec<Arc<Relation>>>,
+    marks: watch::Sender<Marks>,
+    /// Blocks below this number are cold.
+    pub hot_from: AtomicU64,
+    pub fetches: AtomicUsize,
+    pub window: Mutex<Option<Window>>,
+    pub known: AtomicBool,
+}
+
+impl MemoryFeed {
+    fn new() -> Self {
+        MemoryFeed {
+            blocks: Mutex::default(),
+            relations: Mutex::default(),
+            marks: watch::Sender::new(Marks { next_block: 0, tail: at(100) }),
+            hot_from: AtomicU64::new(0),
+            fetches: AtomicUsize::new(0),
+            window: Mutex::default(),
+            known: AtomicBool::new(true),
+        }
+    }
+
+    pub fn append(&self, mut block: Block) {
+        let mut blocks = self.blocks.lock();
+        block.number = blocks.len() as u64;
+        let up_to = block.up_to;
+        blocks.push(Arc::new(block));
+        let next_block = blocks.len() as u64;
+        drop(blocks);
+        self.marks.send_modify(|marks| {
+            let newer = up_to.lineage != marks.tail.lineage || up_to.order() > marks.tail.order();
+            *marks = Marks { next_block, tail: if newer { up_to } else { marks.tail } };
+        });
+    }
+
+    pub fn keepalive(&self, lsn: u64) {
+        self.marks.send_modify(|marks| marks.tail.lsn = marks.tail.lsn.max(Lsn(lsn)));
+    }
+
+    pub fn tail(&self) -> Position {
+        self.marks.borrow().tail
+    }
+
+    fn get(&self, cursor: &mut Cursor) -> Fetched {
+        match self.blocks.lock().get(cursor.block as usize) {
+            Some(block) => {
+                cursor.block += 1;
+                Fetched::Block(block.clone())
+            }
+            None => Fetched::AtTail,
+        }
+    }
+
+    fn place(&self, after: Position) -> Cursor {
+        let blocks = self.blocks.lock();
+        let holds = |block: &Arc<Block>| {
+            block.up_to.order() > after.order() || block.up_to.order() == after.order() && block.ends_open
+        };
+        let block = blocks.iter().position(holds).unwrap_or(blocks.len()) as u64;
+        Cursor { block, after }
+    }
+}
+
+impl Feed for MemoryFeed {
+    fn marks(&self) -> watch::Receiver<Marks> {
+        self.marks.subscribe()
+    }
+
+    fn window(&self) -> Window {
+        let window = Window { earliest: at(100), tail: self.tail(), ..Window::default() };
+        self.window.lock().unwrap_or(window)
+    }
+
+    fn locate(&self, start: Start) -> BoxFuture<'_, Result<Cursor, feed::Error>> {
+        let cursor = match start {
+            Start::Earliest => Ok(self.place(at(100))),
+            Start::Latest => Ok(self.place(self.tail())),
+            Start::After(position) if position.lineage != lineage().id() => {
+                Err(feed::Error::LineageUnknown(position.lineage))
+            }
+            Start::After(position) if position.lsn < Lsn(100) => {
+                Err(feed::Error::Expired { requested: position, earliest: at(100) })
+            }
+            Start::After(position) => Ok(self.place(position)),
+            Start::AfterLsn(lsn) => Ok(self.place(at(lsn.0))),
+            Start::Since(_) => Ok(self.place(at(100))),
+        };
+        Box::pin(std::future::ready(cursor))
+    }
+
+    fn hot(&self, cursor: &mut Cursor) -> Option<Fetched> {
+        (cursor.block >= self.hot_from.load(Ordering::Relaxed)).then(|| self.get(cursor))
+    }
+
+    fn fetch<'a>(&'a self, cursor: &'a mut Cursor) -> BoxFuture<'a, Result<Fetched, feed::Error>> {
+        Box::pin(async move {
+            tokio::task::yield_now().await;
+            self.fetches.fetch_add(1, Ordering::Relaxed);
+            Ok(self.get(cursor))
+        })
+    }
+
+    fn relation(&self, id: RelationId) -> Option<Arc<Relation>> {
+        self.relations.lock().iter().find(|relation| relation.id == id).cloned()
+    }
+
+    fn relations(&self) -> Vec<Arc<Relation>> {
+        self.relations.lock().clone()
+    }
+
+    fn lineage(&self) -> Option<Arc<Lineage>> {
+        self.known.load(Ordering::Relaxed).then(|| Arc::new(lineage()))
+    }
+}
+
+pub(super) struct MemorySource {
+    feed: Arc<MemoryFeed>,
+    pub connected: AtomicBool,
+    pub wal: Mutex<Option<WalPositions>>,
+    pub published: Mutex<Option<Arc<Vec<(String, String)>>>>,
+    pub nudges: AtomicUsize,
+}
+
+impl Source for MemorySource {
+    fn connected(&self) -> bool {
+        self.connected.load(Ordering::Relaxed)
+    }
+
+    fn wal(&self) -> BoxFuture<'_, Result<WalPositions, SourceAway>> {
+        let wal = self.wal.lock().ok_or_else(|| SourceAway("stopped by the test".to_owned()));
+        Box::pin(std::future::ready(wal))
+    }
+
+    fn published(&self) -> Option<Arc<Vec<(String, String)>>> {
+        self.published.lock().clone()
+    }
+
+    fn nudge(&self) {
+        self.nudges.fetch_add(1, Ordering::Relaxed);
+        if let Some(wal) = *self.wal.lock() {
+            self.feed.keepalive(wal.flush.0);
+        }
+    }
+
+    fn status(&self) -> SourceStatus {
+        SourceStatus::default()
+    }
+}
+
+#[derive(Default)]
+pub(super) struct MemoryCheckpoints {
+    map: Mutex<BTreeMap<SubscriberKey, Checkpoint>>,
+    pub broken: AtomicBool,
+    pub writes: AtomicUsize,
+}
+
+impl Checkpoints for MemoryCheckpoints {
+    fn get(&self, key: &SubscriberKey) -> Option<Checkpoint> {
+        self.map.lock().get(key).cloned()
+    }
+
+    fn update<'a>(
+        &'a self,
+        key: &'a SubscriberKey,
+        change: Box<dyn FnOnce(Option<&Checkpoint>) -> Option<Checkpoint> + Send + 'a>,
+    ) -> BoxFuture<'a, Result<Option<Checkpoint>, CheckpointError>> {
+        Box::pin(async move {
+            tokio::task::yield_now().await;
+            if self.broken.load(Ordering::Relaxed) {
+                return Err(CheckpointError("broken by the test".to_owned()));
+            }
+            let mut map = self.map.lock();
+            if let Some(next) = change(map.get(key)) {
+                self.writes.fetch_add(1, Ordering::Relaxed);
+                map.insert(key.clone(), next);
+            }
+            Ok(map.get(key).cloned())
+        })
+    }
+
+    fn delete<'a>(&'a self, key: &'a SubscriberKey) -> BoxFuture<'a, Result<bool, CheckpointError>> {
+        Box::pin(async move { Ok(self.map.lock().remove(key).is_some()) })
+    }
+
+    fn list(&self) -> Vec<(SubscriberKey, Checkpoint)> {
+        self.map.lock().iter().map(|(key, checkpoint)| (key.clone(), checkpoint.clone())).collect()
+    }
+}
+
+/// A hub in memory, and the writer of its feed.
+pub(super) struct World {
+    pub hub: Hub,
+    pub feed: Arc<MemoryFeed>,
+    pub source: Arc<MemorySource>,
+    pub checkpoints: Arc<MemoryCheckpoints>,
+    pub drain: Drain,
+    pub writer: BlockBuilder,
+    lsn: u64,
+    xid: u64,
+}
+
+impl World {
+    pub fn new() -> Self {
+        World::with(Limits { streams: 100, subscribers: 100, catch_up_readers: 2 })
+    }
+
+    pub fn with(limits: Limits) -> Self {
+        let feed = Arc::new(MemoryFeed::new());
+        let source = Arc::new(MemorySource {
+            feed: feed.clone(),
+            connected: AtomicBool::new(true),
+            wal: Mutex::new(Some(WalPositions { flush: Lsn(100), insert: Lsn(1 << 40) })),
+            published: Mutex::default(),
+            nudges: AtomicUsize::new(0),
+        });
+        let checkpoints = Arc::new(MemoryCheckpoints::default());
+        let drain = Drain::new();
+        let hub = Hub::new(feed.clone(), source.clone(), checkpoints.clone(), limits, drain.clone());
+        let writer = BlockBuilder::new(at(100));
+        World { hub, feed, source, checkpoints, drain, writer, lsn: 100, xid: 500 }
+    }
+
+    /// Another hub over the same feed and checkpoints, as after a restart.
+    pub fn restart(self) -> Self {
+        let limits = Limits { streams: 100, subscribers: 100, catch_up_readers: 2 };
+        let drain = Drain::new();
+        let hub =
+            Hub::new(self.feed.clone(), self.source.clone(), self.checkpoints.clone(), limits, drain.clone());
+        World { hub, drain, ..self }
+    }
+
+    /// Declares a relation version; every column is text, the first is the key.
+    pub fn relation(&self, id: u32, table: &str, columns: &[&str]) -> Arc<Relation> {
+        let column = |(index, name): (usize, &&str)| Column {
+            name: (*name).to_owned(),
+            type_oid: 25,
+            type_name: "text".to_owned(),
+            type_modifier: -1,
+            in_identity: index == 0,
+        };
+        let relation = Arc::new(Relation {
+            id: RelationId(id),
+            oid: 1000 + id,
+            schema: table.split('.').next().unwrap_or_default().to_owned(),
+            table: table.split('.').nth(1).unwrap_or_default().to_owned(),
+            replica_identity: ReplicaIdentity::Default,
+            columns: columns.iter().enumerate().map(column).collect(),
+        });
+        self.feed.relations.lock().push(relation.clone());
+        relation
+    }
+
+    pub fn publish(&self, tables: &[&str]) {
+        let pair = |table: &&str| table.split_once('.').map(|(s, t)| (s.to_owned(), t.to_owned()));
+        *self.source.published.lock() = Some(Arc::new(tables.iter().filter_map(pair).collect()));
+    }
+
+    pub fn begin(&mut self, origin: &str) {
+        self.lsn += 10;
+        self.xid += 1;
+        let transaction = Transaction {
+            commit_lsn: Lsn(self.lsn),
+            xid: self.xid,
+            commit_time: 1_000_000 * self.xid as i64,
+            origin: origin.to_owned(),
+            ..Transaction::default()
+        };
+        self.writer.begin(transaction, 0);
+    }
+
+    /// An insert, update or delete with these values in its images.
+    pub fn change(&mut self, relation: &Relation, operation: Operation, values: &[&str]) {
+        let new = (operation != Operation::Delete).then(|| values.iter().map(|v| Datum::Text(v.as_bytes())));
+        let old = (operation == Operation::Delete).then(|| {
+            let key = values.iter().enumerate();
+            let key = key.map(|(i, v)| if i == 0 { Datum::Text(v.as_bytes()) } else { Datum::Null });
+            (OldImage::Key, key)
+        });
+        self.writer.change(relation, operation, Lsn(self.lsn - 5), old, new).expect("a change that can be encoded");
+    }
+
+    pub fn insert(&mut self, relation: &Relation, values: &[&str]) {
+        self.change(relation, Operation::Insert, values);
+    }
+
+    pub fn commit(&mut self) -> Position {
+        self.lsn += 5;
+        self.writer.commit(at(self.lsn));
+        at(self.lsn)
+    }
+
+    pub fn message_outside(&mut self, prefix: &str, content: &str) -> Position {
+        self.lsn += 10;
+        let position = at(self.lsn + 1);
+        self.lsn += 1;
+        self.writer
+            .message_outside(prefix, content.as_bytes(), Lsn(self.lsn - 1), position)
+            .expect("a message that can be encoded");
+        position
+    }
+
+    /// Ends the block, if there is anything in it, and makes it durable.
+    pub fn seal(&mut self) {
+        if !self.writer.is_empty() {
+            let block = self.writer.seal();
+            self.feed.append(block);
+        }
+    }
+
+    /// A transaction with one insert, in a block of its own.
+    pub fn single(&mut self, relation: &Relation, values: &[&str]) -> Position {
+        self.begin("");
+        self.insert(relation, values);
+        let position = self.commit();
+        self.seal();
+        position
+    }
+
+    pub async fn open(&self, request: Subscription) -> Client {
+        Client::new(self.try_open(request).await.expect("a stream"))
+    }
+
+    pub async fn try_open(&self, request: Subscription) -> Result<Session, Error> {
+        self.hub.subscribe(&Principal::default(), request).await
+    }
+}
+
+/// From the earliest position, with frequent progress.
+pub(super) fn earliest() -> Subscription {
+    Subscription {
+        start: Some(StartAt::Feed(Start::Earliest)),
+        progress_interval: Some(Duration::from_millis(20)),
+        ..Subscription::default()
+    }
+}
+
+pub(super) fn named(name: &str) -> Subscription {
+    Subscription { subscriber: Some(name.to_owned()), ..earliest() }
+}
+
+pub(super) fn after(position: Position) -> Subscription {
+    Subscription { start: Some(StartAt::Feed(Start::After(position))), ..earliest() }
+}
+
+pub(super) fn tables(names: &[&str]) -> Filter {
+    Filter { tables: names.iter().map(|name| (*name).to_owned()).collect(), ..Filter::default() }
+}
+
+pub(super) fn position(position: &Option<pb::Position>) -> Position {
+    crate::wire::position_from_pb(position.as_ref().expect("a position")).expect("a valid position")
+}
+
+/// Reads a session event by event; checks what holds for every stream.
+pub(super) struct Client {
+    pub session: Session,
+    events: std::collections::VecDeque<pb::event::Kind>,
+    pub opened: pb::Opened,
+    pub frames: Vec<Bytes>,
+    relations: BTreeMap<u32, pb::Relation>,
+    in_transaction: bool,
+}
+
+impl Client {
+    pub fn new(session: Session) -> Self {
+        Client {
+            session,
+            events: Default::default(),
+            opened: pb::Opened::default(),
+            frames: Vec::new(),
+            relations: BTreeMap::new(),
+            in_transaction: false,
+        }
+    }
+
+    /// The next event; `None` at an OK end.
+    pub async fn next(&mut self) -> Option<Result<pb::event::Kind, Error>> {
+        while self.events.is_empty() {
+            let next = tokio::time::timeout(DEADLINE, self.session.next()).await;
+            match next.expect("the stream says something before the deadline")? {
+                Ok(frame) => {
+                    assert_eq!(frame[0], 0, "not compressed");
+                    assert_eq!(u32::from_be_bytes([frame[1], frame[2], frame[3], frame[4]]) as usize, frame.len() - 5);
+                    let response = pb::SubscribeResponse::decode(frames::payload(&frame)).expect("a response");
+                    assert!(!response.events.is_empty(), "no empty messages");
+                    self.events.extend(response.events.into_iter().map(|event| event.kind.expect("a kind")));
+                    self.frames.push(frame);
+                }
+                Err(error) => return Some(Err(error)),
+            }
+        }
+        let event = self.events.pop_front()?;
+        self.check(&event);
+        Some(Ok(event))
+    }
+
+    fn check(&mut self, event: &pb::event::Kind) {
+        use pb::event::Kind;
+        match event {
+            Kind::Opened(opened) => {
+                assert_eq!(self.opened, pb::Opened::default(), "opened twice");
+                self.opened = opened.clone();
+            }
+            Kind::Relation(relation) => {
+                let known = self.relations.insert(relation.relation_id, relation.clone());
+                assert_eq!(known, None, "a relation version is sent once");
+            }
+            Kind::Begin(_) => assert!(!std::mem::replace(&mut self.in_transaction, true), "begin inside a transaction"),
+            Kind::Commit(_) | Kind::Discard(_) => {
+                assert!(std::mem::replace(&mut self.in_transaction, false), "an end without begin");
+            }
+            Kind::Progress(_) => assert!(!self.in_transaction, "progress inside a transaction"),
+            Kind::Change(change) => {
+                assert!(self.in_transaction, "a change outside transactions");
+                let relation = self.relations.get(&change.relation_id).expect("relations come before their changes");
+                for row in [&change.before_row, &change.after_row].into_iter().flatten() {
+                    assert_eq!(row.values.len(), relation.columns.len(), "rows are positional against the relation");
+                }
+            }
+            Kind::Truncate(truncate) => {
+                assert!(self.in_transaction, "a truncate outside transactions");
+                assert!(truncate.relation_ids.iter().all(|id| self.relations.contains_key(id)));
+            }
+            Kind::Message(message) => assert_eq!(self.in_transaction, message.position.is_none()),
+            other => panic!("unexpected {other:?}"),
+        }
+    }
+
+    pub async fn event(&mut self) -> pb::event::Kind {
+        self.next().await.expect("the stream goes on").expect("no error")
+    }
+
+    /// The error that ends the stream, after any number of events.
+    pub async fn error(&mut self) -> Error {
+        loop {
+            match self.next().await {
+                Some(Ok(_)) => {}
+                Some(Err(error)) => return error,
+                None => panic!("ended with OK"),
+            }
+        }
+    }
+
+    /// What comes before the stream has caught up with this position, as lines.
+    pub async fn until(&mut self, end: Position) -> Vec<String> {
+        let mut lines = Vec::new();
+        loop {
+            match self.event().await {
+                pb::event::Kind::Progress(progress) if position(&progress.position).order() >= end.order() => {
+                    assert_eq!(position(&progress.position), end);
+                    return lines;
+                }
+                event => lines.extend(self.line(&event)),
+            }
+        }
+    }
+
+    /// The next progress, after any number of events.
+    pub async fn progress(&mut self) -> pb::Progress {
+        loop {
+            if let pb::event::Kind::Progress(progress) = self.event().await {
+                return progress;
+            }
+        }
+    }
+
+    /// The next line, if one comes within the time.
+    pub async fn line_within(&mut self, time: Duration) -> Option<String> {
+        let deadline = tokio::time::Instant::now() + time;
+        loop {
+            if self.events.is_empty() {
+                let next = tokio::time::timeout_at(deadline, self.session.next()).await.ok()??;
+                let frame = next.expect("no error");
+                let response = pb::SubscribeResponse::decode(frames::payload(&frame)).expect("a response");
+                self.events.extend(response.events.into_iter().map(|event| event.kind.expect("a kind")));
+                self.frames.push(frame);
+            }
+            let event = self.event().await;
+            if let Some(line) = self.line(&event) {
+                return Some(line);
+            }
+        }
+    }
+
+    /// An event of a transaction for people; nothing for others.
+    pub fn line(&self, event: &pb::event::Kind) -> Option<String> {
+        use pb::event::Kind;
+        Some(match event {
+            Kind::Begin(begin) => format!("begin {}", begin.commit_lsn),
+            Kind::Change(change) => {
+                let table = match self.relations.get(&change.relation_id) {
+                    Some(relation) => format!("{}.{}", relation.schema, relation.table),
+                    None => String::new(),
+                };
+                let mut line = format!("{} {} {table}", change.ordinal, change.operation().as_str_name());
+                for row in [&change.before_row, &change.after_row].into_iter().flatten() {
+                    let values: Vec<String> = row.values.iter().map(text).collect();
+                    line += &format!(" [{}]", values.join(" "));
+                }
+                for fields in [&change.before, &change.after].into_iter().flatten() {
+                    let names: Vec<&str> = fields.fields.keys().map(String::as_str).collect();
+                    line += &format!(" {{{}}}", names.join(" "));
+                }
+                line
+            }
+            Kind::Truncate(truncate) => format!("{} truncate {:?}", truncate.ordinal, truncate.relation_ids),
+            Kind::Message(message) => format!("{} message {}", message.ordinal, message.prefix),
+            Kind::Commit(commit) => {
+                let position = position(&commit.position);
+                format!("commit {} {}/{}", position.lsn, commit.changes, commit.total_changes)
+            }
+            Kind::Discard(_) => "discard".to_owned(),
+            _ => return None,
+        })
+    }
+}
+
+fn text(value: &pb::Value) -> String {
+    match &value.kind {
+        Some(pb::value::Kind::Text(text)) => text.clone(),
+        Some(pb::value::Kind::Missing(3)) => "-".to_owned(),
+        other => format!("{other:?}"),
+    }
+}
+
+/// A lineage that the feed does not know.
+pub(super) fn elsewhere(lsn: u64) -> Position {
+    Position::new(LineageId(99), Lsn(lsn))
+}

@@ -1,0 +1,7 @@
+//! The hub over a feed, a source and a checkpoint store in memory.
+
+mod checkpoints;
+mod delivery;
+mod limits;
+mod model;
+mod starts;

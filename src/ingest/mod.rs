@@ -1,0 +1,331 @@
+//! The loop that carries changes from the slot into the journal: decode, number, encode once, append, and tell
+//! PostgreSQL what is durable.
+//!
+//! pgoutput protocol 1 sends a transaction only after its commit, and BEGIN already names the commit LSN, so changes
+//! flow through in blocks and no transaction is ever held in memory. A block is sealed when it is large enough, or when
+//! nothing more is buffered and the journal's writer is idle: while one fsync runs, the next block fills, which is all
+//! the batching there is.
+//!
+//! What PostgreSQL is told is the *complete* mark, never a position inside a transaction. Keepalives move it over WAL
+//! that held nothing for us ([the documentation](https://www.postgresql.org/docs/current/protocol-replication.html)
+//! calls their position the current end of WAL; for a logical walsender it is how far it has decoded): a keepalive's
+//! position may be acknowledged once everything received before it is durable and the position itself is journaled.
+
+mod relations;
+mod resent;
+mod take;
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{sync::Notify, time::Instant};
+
+use crate::{
+    feed::{self, Feed},
+    journal::{self, Appender, Journal, OpenTransaction, Record, Recovered},
+    lsn::Lsn,
+    metrics,
+    model::{Lineage, Position},
+    pgoutput,
+    postgres::{self, replication::ReplicationStream},
+    reason::{Classified, Reason},
+    shutdown::Drain,
+    wire::{block::BlockBuilder, encode},
+};
+
+use relations::Versions;
+use resent::Resent;
+
+/// A block is sealed at this many payload bytes: four HTTP/2 frames of the default size.
+const BLOCK_BYTES: usize = 64 * 1024;
+
+/// The LSN that START_REPLICATION and status updates may name for a resume point. WAL records start at multiples of 8,
+/// and the position of a message outside transactions is its end + 1; rounding down gives back its end, at which the
+/// next commit record may start. PostgreSQL skips a transaction whose commit record starts below the given LSN.
+pub fn restart_lsn(position: Position) -> Lsn {
+    Lsn(position.lsn.0 & !7)
+}
+
+/// Why streaming from the source ended.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The connection or the server said so.
+    #[error(transparent)]
+    Replication(#[from] postgres::Error),
+    /// A message that is not pgoutput protocol 1; its bytes are to be quarantined.
+    #[error("message at {lsn} cannot be decoded: {detail}")]
+    Undecodable {
+        /// Of the message.
+        lsn: Lsn,
+        /// What is wrong with it.
+        detail: String,
+        /// The message.
+        bytes: Vec<u8>,
+    },
+    /// PostgreSQL 18 skips changes when its publication is missing and tells only by a notice.
+    #[error("the server skips changes: {0}")]
+    PublicationSkipped(String),
+    /// A cut transaction came again with other content: discarded, to be read anew from the beginning.
+    #[error("transaction {xid} was re-sent with other content after event {compared}; it is read again")]
+    Resent {
+        /// 64-bit transaction id.
+        xid: u64,
+        /// Events that were equal.
+        compared: u64,
+    },
+    /// The journal cannot be written.
+    #[error(transparent)]
+    Journal(#[from] journal::Error),
+    /// The journaled part of a cut transaction cannot be read.
+    #[error(transparent)]
+    Feed(#[from] feed::Error),
+}
+
+impl Classified for Error {
+    fn reason(&self) -> Reason {
+        match self {
+            Error::Replication(error) => error.reason(),
+            Error::Undecodable { .. } => Reason::DecodeError,
+            Error::PublicationSkipped(_) => Reason::PublicationMissing,
+            Error::Resent { .. } => Reason::SourceUnavailable,
+            Error::Journal(error) => error.reason(),
+            Error::Feed(error) => error.reason(),
+        }
+    }
+}
+
+/// Carries one source into one journal, over any number of connections.
+pub struct Ingest {
+    journal: Journal,
+    appender: Appender,
+    state: State,
+    /// First block of the transaction that the journal's last block leaves open.
+    open_since: Option<u64>,
+}
+
+/// What frames change; apart from the connection, whose buffer they borrow.
+struct State {
+    builder: BlockBuilder,
+    versions: Versions,
+    /// Relation versions to be journaled before the next block.
+    described: Vec<Record>,
+    /// BEGIN has been received, no event of it yet.
+    begun: Option<crate::model::Transaction>,
+    in_transaction: bool,
+    resent: Option<Resent>,
+    scratch: bytes::BytesMut,
+    /// End of WAL by the last keepalive or skipped transaction, not yet journaled.
+    passed: Lsn,
+    reply_requested: bool,
+    last_xid: u64,
+    transactions: u64,
+    events: u64,
+}
+
+impl Ingest {
+    /// Takes over where the journal ended.
+    pub fn new(journal: Journal, appender: Appender, recovered: &Recovered) -> Self {
+        let mut state = State {
+            builder: BlockBuilder::new(recovered.complete),
+            versions: Versions::new(&recovered.relations),
+            described: Vec::new(),
+            begun: None,
+            in_transaction: false,
+            resent: None,
+            scratch: bytes::BytesMut::new(),
+            passed: Lsn::ZERO,
+            reply_requested: false,
+            last_xid: recovered.last_xid.unwrap_or(0),
+            transactions: 0,
+            events: 0,
+        };
+        state.resent = recovered.open.clone().map(|open| Resent::new(open, recovered.complete));
+        let open_since = recovered.open.as_ref().map(|open| open.first_block);
+        Ingest { journal, appender, state, open_since }
+    }
+
+    /// The complete mark: where the next connection starts.
+    pub fn complete(&self) -> Position {
+        self.journal.marks().borrow().tail
+    }
+
+    /// Declares the lineage and the resume point that a new journal begins with.
+    pub async fn found(&mut self, lineage: Lineage, consistent_point: Lsn) -> Result<(), Error> {
+        let position = Position::new(lineage.id(), consistent_point);
+        self.appender.append(Record::Lineage(lineage)).await?;
+        self.appender.append(Record::Mark(position)).await?;
+        self.appender.flush().await?;
+        self.state.builder = BlockBuilder::new(position);
+        Ok(())
+    }
+
+    /// A 64-bit transaction id that lies near those to come, by which 32-bit ones are widened.
+    pub fn widen_near(&mut self, xid: u64) {
+        self.state.last_xid = xid;
+    }
+
+    /// Makes durable what the last connection left, and turns a transaction that it cut into one to be compared.
+    async fn settle_last_connection(&mut self) -> Result<(), Error> {
+        self.append().await?;
+        let marks = self.appender.flush().await?;
+        if let (Some((transaction, ordinals)), Some(first_block)) =
+            (self.state.builder.open_transaction(), self.open_since)
+        {
+            let open = OpenTransaction { transaction: transaction.clone(), first_block, ordinals };
+            self.state.resent = Some(Resent::new(open, marks.tail));
+        } else if let Some(resent) = self.state.resent.take() {
+            self.state.resent = Some(Resent::new(resent.open, marks.tail));
+        }
+        self.state.builder = BlockBuilder::new(marks.tail);
+        self.state.versions.start_connection();
+        self.state.begun = None;
+        self.state.in_transaction = false;
+        self.state.passed = Lsn::ZERO;
+        Ok(())
+    }
+
+    /// Streams until the connection ends or draining starts (then `Ok`, with everything received durable and told).
+    pub async fn run(
+        &mut self,
+        stream: &mut ReplicationStream,
+        status_interval: Duration,
+        nudge: &Notify,
+        drain: &Drain,
+    ) -> Result<(), Error> {
+        self.settle_last_connection().await?;
+        let mut marks = self.journal.marks();
+        let mut told = Lsn::ZERO;
+        let mut status_due = Instant::now();
+        loop {
+            self.take_buffered(stream, status_interval).await?;
+            if self.appender.is_idle() {
+                self.append().await?;
+            }
+            let durable = restart_lsn(marks.borrow_and_update().tail);
+            let now = Instant::now();
+            if now >= status_due || self.state.reply_requested || durable > told {
+                stream.send_status(durable, durable, durable, false).await?;
+                crate::failpoint::hit("after_status");
+                told = durable;
+                self.state.reply_requested = false;
+                status_due = now + status_interval;
+            }
+            let unsettled = self.unsettled();
+            tokio::select! {
+                biased;
+                () = drain.wait() => break,
+                filled = stream.fill() => filled?,
+                () = self.appender.idle(), if unsettled => {}
+                _ = marks.changed() => {}
+                () = nudge.notified() => stream.send_status(durable, durable, durable, true).await?,
+                () = tokio::time::sleep_until(status_due) => {}
+            }
+        }
+        self.append().await?;
+        let durable = restart_lsn(self.appender.flush().await?.tail);
+        stream.send_status(durable, durable, durable, false).await?;
+        Ok(())
+    }
+
+    /// Takes every frame that is already in the receive buffer.
+    async fn take_buffered(&mut self, stream: &mut ReplicationStream, status_interval: Duration) -> Result<(), Error> {
+        loop {
+            if let Some(resent) = &mut self.state.resent {
+                resent.load(&self.journal).await?;
+            }
+            let taken = match stream.next_frame()? {
+                Some(frame) => self.state.take(frame),
+                None => break,
+            };
+            match taken {
+                Ok(()) => {}
+                Err(Error::Resent { xid, compared }) => {
+                    self.state.discard_resent("the source sent it again with other content");
+                    self.append().await?;
+                    return Err(Error::Resent { xid, compared });
+                }
+                Err(error) => {
+                    self.append().await?;
+                    return Err(error);
+                }
+            }
+            if self.state.builder.len() >= BLOCK_BYTES {
+                self.append_answering(stream, status_interval).await?;
+            }
+        }
+        metrics::add(metrics::SOURCE_TRANSACTIONS, std::mem::take(&mut self.state.transactions));
+        metrics::add(metrics::EVENTS_ENCODED, std::mem::take(&mut self.state.events));
+        Ok(())
+    }
+
+    /// Appends while the walsender keeps hearing from us: the journal may be waiting for disk space for hours.
+    async fn append_answering(
+        &mut self,
+        stream: &mut ReplicationStream,
+        status_interval: Duration,
+    ) -> Result<(), Error> {
+        let durable = restart_lsn(self.journal.marks().borrow().tail);
+        let append = self.append();
+        tokio::pin!(append);
+        loop {
+            tokio::select! {
+                biased;
+                appended = &mut append => return appended,
+                () = tokio::time::sleep(status_interval) => stream.send_status(durable, durable, durable, false).await?,
+            }
+        }
+    }
+
+    fn unsettled(&self) -> bool {
+        !self.state.builder.is_empty() || self.state.mark().is_some() || !self.state.described.is_empty()
+    }
+
+    /// Hands everything taken so far to the journal: relation versions, the block, the position passed.
+    async fn append(&mut self) -> Result<(), Error> {
+        for record in std::mem::take(&mut self.state.described) {
+            self.appender.append(record).await?;
+        }
+        if !self.state.builder.is_empty() {
+            let block = self.state.builder.seal();
+            let begins_here = block.continued_begin().is_empty();
+            let ends_open = block.ends_open;
+            let only_span = block.index().is_ok_and(|index| index.spans.len() == 1);
+            let number = self.appender.append(Record::Block(block)).await?;
+            if ends_open {
+                if self.open_since.is_none() || begins_here || !only_span {
+                    self.open_since = Some(number);
+                }
+                crate::failpoint::hit("mid_transaction");
+            } else {
+                self.open_since = None;
+            }
+        }
+        if let Some(position) = self.state.mark() {
+            self.appender.append(Record::Mark(position)).await?;
+            self.state.builder.advance(position);
+        }
+        Ok(())
+    }
+
+    /// Ends the writer after what was appended is durable.
+    pub async fn close(mut self) -> Result<(), Error> {
+        self.append().await?;
+        self.appender.flush().await?;
+        Ok(())
+    }
+}
+
+fn undecodable(lsn: Lsn, bytes: &[u8], detail: impl ToString) -> Error {
+    Error::Undecodable { lsn, detail: detail.to_string(), bytes: bytes.to_vec() }
+}
+
+impl From<(Lsn, &[u8], pgoutput::Error)> for Error {
+    fn from((lsn, bytes, error): (Lsn, &[u8], pgoutput::Error)) -> Self {
+        undecodable(lsn, bytes, error)
+    }
+}
+
+impl From<(Lsn, &[u8], encode::Error)> for Error {
+    fn from((lsn, bytes, error): (Lsn, &[u8], encode::Error)) -> Self {
+        undecodable(lsn, bytes, error)
+    }
+}

@@ -1,0 +1,198 @@
+//! Cold reads: one chunk (the records between two places, about a MiB) is read and checked at once, and shared by
+//! everybody who stands in it. Its blocks are slices of the one read buffer.
+
+use std::{collections::VecDeque, fs::File, io, sync::Arc};
+
+use parking_lot::Mutex;
+use tokio::sync::OnceCell;
+
+use super::{
+    disk::read_range,
+    map::Chunk,
+    segment::{Kind, Scanner, Slice, Step},
+};
+use crate::{feed::Error, model::Position, wire::block::Block};
+
+/// A chunk in memory.
+#[derive(Debug, Default)]
+pub(super) struct Decoded {
+    /// Ascending; not consecutive where there is damage.
+    pub blocks: Vec<Arc<Block>>,
+    pub gaps: Vec<Gap>,
+}
+
+/// Blocks that are damaged.
+#[derive(Clone, Debug)]
+pub(super) struct Gap {
+    /// First missing number.
+    pub first: u64,
+    /// Behind the last missing number.
+    pub next: u64,
+    pub after: Position,
+    pub up_to: Option<Position>,
+    pub detail: String,
+}
+
+impl Gap {
+    pub fn error(&self) -> Error {
+        Error::Corrupt { after: self.after, up_to: self.up_to, detail: self.detail.clone() }
+    }
+}
+
+impl Decoded {
+    /// The block with this number; `None` when the chunk, as it was read, does not reach that far.
+    pub fn block(&self, number: u64) -> Option<Result<Arc<Block>, Error>> {
+        let at = self.blocks.partition_point(|block| block.number < number);
+        if let Some(block) = self.blocks.get(at).filter(|block| block.number == number) {
+            return Some(Ok(block.clone()));
+        }
+        let gap = self.gaps.iter().find(|gap| (gap.first..gap.next).contains(&number))?;
+        Some(Err(gap.error()))
+    }
+}
+
+/// Reads and checks a chunk. Blocks the thread.
+pub(super) fn read(chunk: &Chunk) -> io::Result<Decoded> {
+    if let Some(why) = &chunk.unreadable {
+        return Ok(all_bad(chunk, why));
+    }
+    let file = File::open(&chunk.path)?;
+    let bytes = read_range(&file, chunk.from, (chunk.to - chunk.from) as usize)?;
+    decode(chunk, Slice { base: chunk.from, bytes })
+}
+
+fn all_bad(chunk: &Chunk, why: &str) -> Decoded {
+    let detail = format!("{}: {why}", chunk.path.display());
+    let gap =
+        Gap { first: chunk.first_block, next: chunk.next_block, after: chunk.after, up_to: chunk.next_after, detail };
+    Decoded { blocks: Vec::new(), gaps: vec![gap] }
+}
+
+/// Checks the bytes of a chunk.
+pub(super) fn decode(chunk: &Chunk, bytes: Slice) -> io::Result<Decoded> {
+    let mut decoded = Decoded::default();
+    let mut scanner = Scanner::new(bytes, chunk.salt, chunk.from, true);
+    let mut expected = chunk.first_block;
+    let mut last = chunk.after;
+    let mut pending: Option<String> = None;
+    loop {
+        match scanner.step()? {
+            Step::End { .. } => break,
+            Step::Damage { from, to, detail } => {
+                pending.get_or_insert_with(|| format!("{}: {detail} at {from}..{to}", chunk.path.display()));
+            }
+            Step::Record { offset, header, payload } => {
+                match Kind::from_byte(header.kind) {
+                    None => return Err(unknown_kind(header.kind)),
+                    Some(Kind::Block) => {}
+                    Some(_) => {
+                        if header.block == expected {
+                            last = header.last;
+                        }
+                        continue;
+                    }
+                }
+                let block = match Block::decode(payload) {
+                    Ok(block) if block.number == header.block && block.up_to == header.last => block,
+                    _ => {
+                        let detail = format!("{}: unreadable block at {offset}", chunk.path.display());
+                        pending.get_or_insert(detail);
+                        continue;
+                    }
+                };
+                if block.number < expected || block.number >= chunk.next_block {
+                    continue;
+                }
+                if block.number > expected {
+                    let detail = pending.take().unwrap_or_else(|| missing(chunk, expected, block.number));
+                    decoded.gaps.push(Gap { first: expected, next: block.number, after: last, up_to: None, detail });
+                }
+                pending = None;
+                expected = block.number + 1;
+                last = block.up_to;
+                decoded.blocks.push(Arc::new(block));
+            }
+        }
+    }
+    if expected < chunk.next_block {
+        let detail = pending.take().unwrap_or_else(|| missing(chunk, expected, chunk.next_block));
+        decoded.gaps.push(Gap { first: expected, next: chunk.next_block, after: last, up_to: None, detail });
+    }
+    for i in 0..decoded.gaps.len() {
+        let behind = decoded.blocks.partition_point(|block| block.number < decoded.gaps[i].next);
+        decoded.gaps[i].up_to =
+            decoded.blocks[behind..].iter().find_map(|block| clean_start(block)).or(chunk.next_after);
+    }
+    Ok(decoded)
+}
+
+fn missing(chunk: &Chunk, first: u64, next: u64) -> String {
+    format!("{}: blocks {first}..{next} are missing", chunk.path.display())
+}
+
+/// The first resume point in the block behind which everything is there even when the blocks before it are lost.
+fn clean_start(block: &Block) -> Option<Position> {
+    if block.continued_begin().is_empty() {
+        return Some(block.after);
+    }
+    block.index().ok()?.spans.iter().find_map(|span| span.ending.position())
+}
+
+pub(super) fn unknown_kind(kind: u8) -> io::Error {
+    let version = super::segment::VERSION;
+    let text = format!("record kind {kind} is not known to format version {version}; a newer walcast wrote it");
+    io::Error::new(io::ErrorKind::Unsupported, text)
+}
+
+type Cell = Arc<OnceCell<Arc<Decoded>>>;
+
+/// The chunks that were read last, by bytes. Readers who want the same one wait for one read.
+#[derive(Debug)]
+pub(super) struct ChunkCache {
+    limit: u64,
+    entries: Mutex<VecDeque<Entry>>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    segment: u64,
+    from: u64,
+    to: u64,
+    cell: Cell,
+}
+
+impl ChunkCache {
+    pub fn new(limit: u64) -> Self {
+        ChunkCache { limit, entries: Mutex::default() }
+    }
+
+    /// The chunk, from memory or disk. Cancel-safe: another waiter takes over.
+    pub async fn get(&self, chunk: &Chunk) -> io::Result<Arc<Decoded>> {
+        let cell = self.cell(chunk);
+        let read = || async {
+            let chunk = chunk.clone();
+            let decoded = tokio::task::spawn_blocking(move || read(&chunk)).await.map_err(io::Error::other)??;
+            Ok(Arc::new(decoded))
+        };
+        cell.get_or_try_init(read).await.cloned()
+    }
+
+    fn cell(&self, chunk: &Chunk) -> Cell {
+        let mut entries = self.entries.lock();
+        let at = entries.iter().position(|entry| entry.segment == chunk.segment && entry.from == chunk.from);
+        let found = at.and_then(|at| entries.remove(at)).filter(|entry| entry.to >= chunk.to);
+        let entry = found.unwrap_or_else(|| Entry {
+            segment: chunk.segment,
+            from: chunk.from,
+            to: chunk.to,
+            cell: Cell::default(),
+        });
+        let cell = entry.cell.clone();
+        entries.push_front(entry);
+        let mut bytes: u64 = entries.iter().map(|entry| entry.to - entry.from).sum();
+        while bytes > self.limit && entries.len() > 1 {
+            bytes -= entries.pop_back().map_or(0, |entry| entry.to - entry.from);
+        }
+        cell
+    }
+}

@@ -1,0 +1,1 @@
+//! Listing and verifying a journal without opening it.

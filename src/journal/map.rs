@@ -1,0 +1,189 @@
+//! The catalogue in memory: which segments there are, where in them reading can start, which relation versions and
+//! lineages they hold. Everything here can be rebuilt from the segments.
+
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+
+use super::{
+    history::{History, Key},
+    rows::Pointer,
+};
+use crate::{
+    feed::Marks,
+    model::{Position, Relation, RelationId},
+};
+
+/// A place in a segment where reading can start: the offset of a STATE record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    pub offset: u64,
+    /// Number of the first block behind it.
+    pub block: u64,
+    /// The resume point in front.
+    pub after: Position,
+    /// The block where the transaction that is open here begins.
+    pub open_since: Option<u64>,
+    /// Latest commit time up to the next place; 0 for none.
+    pub commit_time: i64,
+}
+
+/// A segment.
+#[derive(Clone, Debug)]
+pub(super) struct Segment {
+    pub number: u64,
+    pub path: PathBuf,
+    pub first_block: u64,
+    pub after: Position,
+    pub created: i64,
+    pub salt: u64,
+    /// Durable bytes. Of the active segment: behind the last synced record.
+    pub len: u64,
+    /// Why none of it can be read.
+    pub unreadable: Option<Arc<str>>,
+    /// Ascending.
+    pub places: Vec<Place>,
+}
+
+/// A range of records between two places, which is read at once.
+#[derive(Clone, Debug)]
+pub(super) struct Chunk {
+    pub segment: u64,
+    pub path: PathBuf,
+    pub salt: u64,
+    pub from: u64,
+    pub to: u64,
+    pub first_block: u64,
+    /// Number of the first block behind it, as far as is known.
+    pub next_block: u64,
+    pub after: Position,
+    /// The resume point in front of the next chunk; `None` for the last one.
+    pub next_after: Option<Position>,
+    pub open_since: Option<u64>,
+    pub commit_time: i64,
+    pub unreadable: Option<Arc<str>>,
+}
+
+/// See [`Map::chunk_after`].
+#[derive(Clone, Debug)]
+pub(super) enum After {
+    Chunk(Chunk),
+    /// Nothing more is durable.
+    Tail,
+    /// Retention has removed the chunk.
+    Gone,
+}
+
+/// What is known of a relation version.
+#[derive(Clone, Debug)]
+pub(super) struct RelationEntry {
+    pub relation: Arc<Relation>,
+    /// Where it was recorded last.
+    pub at: Pointer,
+}
+
+/// The whole catalogue.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Map {
+    /// Ascending and without gaps in numbers; never empty while the journal is open.
+    pub segments: Vec<Segment>,
+    pub relations: BTreeMap<RelationId, RelationEntry>,
+    pub history: Arc<History>,
+    pub marks: Marks,
+    /// The block where the transaction that is open at the tail begins.
+    pub open_since: Option<u64>,
+    /// The oldest resume point and the block that follows it; `None` while there is no block.
+    pub earliest: Option<(Position, u64)>,
+    /// First commit time behind `earliest`.
+    pub earliest_commit_time: Option<i64>,
+}
+
+impl Map {
+    /// Bytes of all segments.
+    pub fn bytes(&self) -> u64 {
+        self.segments.iter().map(|segment| segment.len).sum()
+    }
+
+    /// The oldest resume point.
+    pub fn earliest(&self) -> Position {
+        self.earliest.map_or(self.marks.tail, |(position, _)| position)
+    }
+
+    /// Number of the first block that is still on disk.
+    pub fn first_block(&self) -> u64 {
+        self.segments.first().map_or(self.marks.next_block, |segment| segment.first_block)
+    }
+
+    /// See [`History::key`].
+    pub fn key(&self, position: Position) -> Key {
+        self.history.key(position)
+    }
+
+    /// The chunk with this block.
+    pub fn chunk_of_block(&self, block: u64) -> Option<Chunk> {
+        if block >= self.marks.next_block {
+            return None;
+        }
+        let s = self.segments.partition_point(|segment| segment.first_block <= block).checked_sub(1)?;
+        let p = self.segments[s].places.partition_point(|place| place.block <= block).saturating_sub(1);
+        Some(self.chunk(s, p))
+    }
+
+    /// The chunk in which the first commit after `position` lies, if any: the last one that begins at or before it.
+    pub fn chunk_of_position(&self, position: Position) -> Option<Chunk> {
+        let key = self.key(position);
+        let s = self.segments.partition_point(|segment| self.key(segment.after) <= key).checked_sub(1)?;
+        let places = &self.segments[s].places;
+        let p = places.partition_point(|place| self.key(place.after) <= key).saturating_sub(1);
+        Some(self.chunk(s, p))
+    }
+
+    /// The first chunk with a commit at or after this time.
+    pub fn chunk_of_time(&self, time: i64) -> Option<Chunk> {
+        self.segments.iter().enumerate().find_map(|(s, segment)| {
+            let p = segment.places.iter().position(|place| place.commit_time != 0 && place.commit_time >= time)?;
+            Some(self.chunk(s, p))
+        })
+    }
+
+    /// What follows a chunk that was read: the chunk itself, if it has grown since, or the next one.
+    pub fn chunk_after(&self, chunk: &Chunk) -> After {
+        let s = self.segments.partition_point(|segment| segment.number < chunk.segment);
+        let Some(segment) = self.segments.get(s).filter(|segment| segment.number == chunk.segment) else {
+            return After::Gone;
+        };
+        let p = segment.places.partition_point(|place| place.offset <= chunk.from);
+        let now = self.chunk(s, p.saturating_sub(1));
+        if now.to > chunk.to {
+            After::Chunk(now)
+        } else if p < segment.places.len() {
+            After::Chunk(self.chunk(s, p))
+        } else if s + 1 < self.segments.len() {
+            After::Chunk(self.chunk(s + 1, 0))
+        } else {
+            After::Tail
+        }
+    }
+
+    fn chunk(&self, s: usize, p: usize) -> Chunk {
+        let segment = &self.segments[s];
+        let place = segment.places.get(p);
+        let next = segment.places.get(p + 1);
+        let next_segment = self.segments.get(s + 1);
+        Chunk {
+            segment: segment.number,
+            path: segment.path.clone(),
+            salt: segment.salt,
+            from: place.map_or(super::segment::RECORDS, |place| place.offset),
+            to: next.map_or(segment.len, |next| next.offset),
+            first_block: place.map_or(segment.first_block, |place| place.block),
+            next_block: next
+                .map(|next| next.block)
+                .or(next_segment.map(|segment| segment.first_block))
+                .unwrap_or(self.marks.next_block),
+            after: place.map_or(segment.after, |place| place.after),
+            next_after: next.map(|next| next.after).or(next_segment.map(|segment| segment.after)),
+            open_since: place.and_then(|place| place.open_since),
+            commit_time: place.map_or(0, |place| place.commit_time),
+            unreadable: segment.unreadable.clone(),
+        }
+    }
+}

@@ -1,0 +1,340 @@
+//! [`Feed`] over segments and ring: from a start to a cursor, from a cursor to a block.
+
+use std::{io, sync::Arc};
+
+use tokio::sync::watch;
+
+use super::{
+    Shared,
+    chunk::{self, Decoded},
+    history::History,
+    map::{After, Chunk, Map},
+    ring::Lookup,
+};
+use crate::{
+    feed::{BoxFuture, Cursor, Error, Feed, Fetched, Marks, Start, Window},
+    model::{Lineage, LineageId, Position, Relation, RelationId},
+    wire::block::{Block, SpanEnd},
+};
+
+impl Feed for super::Journal {
+    fn marks(&self) -> watch::Receiver<Marks> {
+        self.shared().marks.subscribe()
+    }
+
+    fn window(&self) -> Window {
+        let map = self.shared().map.read();
+        Window {
+            earliest: map.earliest(),
+            tail: map.marks.tail,
+            bytes: map.bytes(),
+            earliest_commit_time: map.earliest_commit_time,
+            expiry_bytes_per_second: self.shared().expiry.rate(),
+        }
+    }
+
+    fn locate(&self, start: Start) -> BoxFuture<'_, Result<Cursor, Error>> {
+        Box::pin(self.shared().locate(start))
+    }
+
+    fn hot(&self, cursor: &mut Cursor) -> Option<Fetched> {
+        self.shared().hot(cursor)
+    }
+
+    fn fetch<'a>(&'a self, cursor: &'a mut Cursor) -> BoxFuture<'a, Result<Fetched, Error>> {
+        Box::pin(self.shared().fetch(cursor))
+    }
+
+    fn relation(&self, id: RelationId) -> Option<Arc<Relation>> {
+        self.shared().map.read().relations.get(&id).map(|entry| entry.relation.clone())
+    }
+
+    fn relations(&self) -> Vec<Arc<Relation>> {
+        self.shared().map.read().relations.values().map(|entry| entry.relation.clone()).collect()
+    }
+
+    fn lineage(&self) -> Option<Arc<Lineage>> {
+        self.shared().map.read().history.0.last().map(|start| start.lineage.clone())
+    }
+}
+
+/// Puts the cursor behind the block. A position that lies further ahead is kept.
+fn pass(cursor: &mut Cursor, block: Arc<Block>) -> Fetched {
+    cursor.block = block.number + 1;
+    let other = cursor.after.lineage != block.up_to.lineage;
+    if other || cursor.after.order() < block.up_to.order() {
+        cursor.after = block.up_to;
+    }
+    Fetched::Block(block)
+}
+
+/// The search for the first block that holds something after a position.
+struct Search {
+    history: Arc<History>,
+    tail: Position,
+    position: Position,
+    /// Block where the transaction open at this point begins; `Err` when damage hides it.
+    open_since: Result<Option<u64>, Error>,
+    /// The greatest resume point up to here that is not after the position.
+    floor: Position,
+}
+
+impl Search {
+    fn is_after(&self, position: Position) -> bool {
+        self.history.key(position) > self.history.key(self.position)
+    }
+
+    /// The block to start with, once the chunk with the first later commit is reached.
+    fn walk(&mut self, decoded: &Decoded, chunk: &Chunk) -> Result<Option<u64>, Error> {
+        let mut expected = chunk.first_block;
+        for block in &decoded.blocks {
+            if block.number != expected {
+                self.cross_gap(decoded, expected, block.after, !block.continued_begin().is_empty())?;
+            }
+            expected = block.number + 1;
+            if self.is_after(block.up_to) {
+                return self.enter(block).map(Some);
+            }
+            if !block.ends_open {
+                self.open_since = Ok(None);
+            } else if block.continued_begin().is_empty() || block.up_to != block.after {
+                self.open_since = Ok(Some(block.number));
+            }
+            self.floor = block.up_to;
+        }
+        if expected < chunk.next_block {
+            self.cross_gap(decoded, expected, chunk.next_after.unwrap_or(self.tail), true)?;
+        }
+        Ok(None)
+    }
+
+    fn cross_gap(&mut self, decoded: &Decoded, first: u64, behind: Position, continues: bool) -> Result<(), Error> {
+        let error = match decoded.block(first) {
+            Some(Err(error)) => error,
+            _ => Error::Corrupt { after: self.floor, up_to: None, detail: format!("block {first} is missing") },
+        };
+        if self.is_after(behind) {
+            return Err(error);
+        }
+        self.open_since = if continues { Err(error) } else { Ok(None) };
+        Ok(())
+    }
+
+    fn enter(&mut self, block: &Block) -> Result<u64, Error> {
+        if !self.is_after(block.after) {
+            self.floor = block.after;
+        }
+        let unreadable = |_| Error::Corrupt {
+            after: block.after,
+            up_to: Some(block.up_to),
+            detail: format!("the index of block {} is unreadable", block.number),
+        };
+        let spans = &block.index().map_err(unreadable)?.spans;
+        let continued = !block.continued_begin().is_empty();
+        let mut first_wanted = true;
+        for (i, span) in spans.iter().enumerate() {
+            match span.ending.position() {
+                Some(end) if !self.is_after(end) => {
+                    self.floor = end;
+                    first_wanted &= i > 0;
+                }
+                None if i == 0 && span.ending == SpanEnd::Discard => first_wanted = false,
+                _ => {}
+            }
+        }
+        if continued && first_wanted {
+            return Ok(self.open_since.clone()?.unwrap_or(block.number));
+        }
+        Ok(block.number)
+    }
+}
+
+impl Shared {
+    pub(super) fn hot(&self, cursor: &mut Cursor) -> Option<Fetched> {
+        match self.ring.get(cursor.block) {
+            Lookup::Here(block) => Some(pass(cursor, block)),
+            Lookup::Ahead => Some(Fetched::AtTail),
+            Lookup::Older => None,
+        }
+    }
+
+    async fn fetch(&self, cursor: &mut Cursor) -> Result<Fetched, Error> {
+        loop {
+            if let Some(fetched) = self.hot(cursor) {
+                return Ok(fetched);
+            }
+            let (chunk, first_block, earliest) = {
+                let map = self.map.read();
+                (map.chunk_of_block(cursor.block), map.first_block(), map.earliest())
+            };
+            if cursor.block < first_block {
+                return Err(Error::Expired { requested: cursor.after, earliest });
+            }
+            let Some(chunk) = chunk else { return Ok(Fetched::AtTail) };
+            let Some(decoded) = self.read_chunk(&chunk).await? else { continue };
+            match decoded.block(cursor.block) {
+                Some(block) => return Ok(pass(cursor, block?)),
+                None => return Err(hole(&chunk, cursor.block)),
+            }
+        }
+    }
+
+    /// `None`: retention has removed it meanwhile, look again.
+    async fn read_chunk(&self, chunk: &Chunk) -> Result<Option<Arc<Decoded>>, Error> {
+        match self.chunks.get(chunk).await {
+            Ok(decoded) => Ok(Some(decoded)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                if self.map.read().segments.first().is_some_and(|first| chunk.segment < first.number) {
+                    return Ok(None);
+                }
+                let detail = format!("{} is missing", chunk.path.display());
+                Err(Error::Corrupt { after: chunk.after, up_to: chunk.next_after, detail })
+            }
+            Err(error) => Err(Error::Io(Arc::new(error))),
+        }
+    }
+
+    async fn locate(&self, start: Start) -> Result<Cursor, Error> {
+        match start {
+            Start::Earliest => Ok(earliest_cursor(&self.map.read())),
+            Start::Latest => Ok(tail_cursor(&self.map.read())),
+            Start::After(position) => {
+                let cursor = self.locate_after(position, position).await?;
+                Ok(Cursor { after: position, ..cursor })
+            }
+            Start::AfterLsn(lsn) => {
+                let lineage = self.map.read().history.0.last().map(|start| start.id).unwrap_or_default();
+                let at = Position { lineage, lsn, sequence: u32::MAX };
+                self.locate_after(at, Position::new(lineage, lsn)).await
+            }
+            Start::Since(time) => self.locate_since(time).await,
+        }
+    }
+
+    /// The cursor whose `after` is the greatest resume point that is not after `position`.
+    async fn locate_after(&self, position: Position, requested: Position) -> Result<Cursor, Error> {
+        loop {
+            let (mut search, mut chunk, first_block, expired) = {
+                let map = self.map.read();
+                let tail = map.marks.tail;
+                if !map.history.0.is_empty() || requested.lineage != LineageId::default() {
+                    map.history.check(requested)?;
+                }
+                let at_tail = tail.lineage == position.lineage && position.order() >= tail.order();
+                if at_tail || map.history.0.is_empty() {
+                    let after = if requested.lsn == tail.lsn { tail } else { requested };
+                    return Ok(Cursor { after, ..tail_cursor(&map) });
+                }
+                let at = map.history.normalize(position);
+                let expired = Error::Expired { requested, earliest: map.earliest() };
+                let retained = map.key(at) >= map.key(map.earliest());
+                let Some(chunk) = map.chunk_of_position(at).filter(|_| retained) else { return Err(expired) };
+                let (open_since, floor) = (Ok(chunk.open_since), chunk.after);
+                let search = Search { history: map.history.clone(), tail, position: at, open_since, floor };
+                (search, chunk, map.first_block(), expired)
+            };
+            let found = loop {
+                let Some(decoded) = self.read_chunk(&chunk).await? else { break None };
+                if let Some(block) = search.walk(&decoded, &chunk)? {
+                    break Some(block);
+                }
+                match self.map.read().chunk_after(&chunk) {
+                    After::Chunk(next) => {
+                        search.open_since = Ok(next.open_since);
+                        chunk = next;
+                    }
+                    After::Tail => break Some(search.open_since.clone()?.unwrap_or(chunk.next_block)),
+                    After::Gone => break None,
+                }
+            };
+            match found {
+                Some(block) if block < first_block => return Err(expired),
+                Some(block) => return Ok(Cursor { block, after: search.floor }),
+                None => {}
+            }
+        }
+    }
+
+    async fn locate_since(&self, time: i64) -> Result<Cursor, Error> {
+        loop {
+            let (chunk, earliest, tail) = {
+                let map = self.map.read();
+                (map.chunk_of_time(time), earliest_cursor(&map), tail_cursor(&map))
+            };
+            let Some(chunk) = chunk else { return Ok(tail) };
+            let Some(decoded) = self.read_chunk(&chunk).await? else { continue };
+            let mut open_since = chunk.open_since;
+            let mut expected = chunk.first_block;
+            for block in &decoded.blocks {
+                if block.number != expected {
+                    if let Some(Err(error)) = decoded.block(expected) {
+                        return Err(error);
+                    }
+                }
+                expected = block.number + 1;
+                let fresh = block.continued_begin().is_empty();
+                if block.commit_time != 0 && block.commit_time >= time {
+                    let first = if fresh { block.number } else { open_since.unwrap_or(block.number) };
+                    let found = Cursor { block: first, after: block.after };
+                    return Ok(if found.block < earliest.block { earliest } else { found });
+                }
+                open_since = match block.ends_open {
+                    false => None,
+                    true if fresh || block.up_to != block.after => Some(block.number),
+                    true => open_since,
+                };
+            }
+            let lost = decoded.gaps.first().map(chunk::Gap::error);
+            return Err(lost.unwrap_or_else(|| hole(&chunk, expected)));
+        }
+    }
+}
+
+fn hole(chunk: &Chunk, number: u64) -> Error {
+    let detail = format!("{}: block {number} is not where the index says", chunk.path.display());
+    Error::Corrupt { after: chunk.after, up_to: chunk.next_after, detail }
+}
+
+fn tail_cursor(map: &Map) -> Cursor {
+    Cursor { block: map.open_since.unwrap_or(map.marks.next_block), after: map.marks.tail }
+}
+
+fn earliest_cursor(map: &Map) -> Cursor {
+    map.earliest.map_or_else(|| tail_cursor(map), |(after, block)| Cursor { block, after })
+}
+
+/// The oldest resume point, the block that follows it, and the first commit time there. Blocks the thread.
+pub(super) fn find_earliest(map: &Map) -> io::Result<Option<(Position, u64, Option<i64>)>> {
+    let Some(segment) = map.segments.first() else { return Ok(None) };
+    let chunk = map.chunk_of_block(segment.first_block);
+    let opens_inside = segment.places.first().is_some_and(|place| place.open_since.is_some());
+    if segment.after.lineage != LineageId::default() && !opens_inside {
+        let time = match &chunk {
+            Some(chunk) => first_commit_time(&chunk::read(chunk)?, 0, chunk),
+            None => None,
+        };
+        return Ok(Some((segment.after, segment.first_block, time)));
+    }
+    let Some(mut chunk) = chunk else { return Ok(None) };
+    loop {
+        let decoded = chunk::read(&chunk)?;
+        for block in &decoded.blocks {
+            let start = match block.continued_begin().is_empty() {
+                true => Some(block.after),
+                false => block.index().ok().and_then(|index| index.spans.iter().find_map(|s| s.ending.position())),
+            };
+            if let Some(position) = start {
+                return Ok(Some((position, block.number, first_commit_time(&decoded, block.number, &chunk))));
+            }
+        }
+        match map.chunk_after(&chunk) {
+            After::Chunk(next) => chunk = next,
+            After::Tail | After::Gone => return Ok(Some((map.marks.tail, map.marks.next_block, None))),
+        }
+    }
+}
+
+fn first_commit_time(decoded: &Decoded, from: u64, chunk: &Chunk) -> Option<i64> {
+    let first = decoded.blocks.iter().find(|block| block.number >= from && block.commit_time != 0);
+    first.map(|block| block.commit_time).or(Some(chunk.commit_time).filter(|time| *time != 0))
+}

@@ -1,0 +1,272 @@
+//! What the end of the stream looks like: the state that every record moves, whether it is being written, recovered or
+//! verified, and the payloads of the small record kinds.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use prost::Message;
+
+use super::segment::{POSITION_LEN, get_position, put_position};
+use crate::{
+    lsn::Lsn,
+    model::{Lineage, LineageId, Position, Provenance, Relation, Transaction},
+    wire::{
+        block::{Block, SpanEnd},
+        pb, relation_from_pb, relation_to_pb,
+    },
+};
+
+/// A lineage and where it begins in the journal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LineageStart {
+    /// The history.
+    pub lineage: Arc<Lineage>,
+    /// [`Lineage::id`], which is a hash, computed once.
+    pub id: LineageId,
+    /// Number of the first block that belongs to it.
+    pub first_block: u64,
+    /// The last position on the lineage before; the default for the first of a journal.
+    pub left: Position,
+}
+
+impl LineageStart {
+    /// The last resume point right after the switch: what both histories share.
+    pub(super) fn tail(&self, first: bool) -> Position {
+        let switch = Position::new(self.id, self.lineage.switch_lsn);
+        if !first && self.left.order() < switch.order() { Position { lineage: self.id, ..self.left } } else { switch }
+    }
+}
+
+/// The transaction whose end has not been journaled yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Open {
+    /// Block that holds its `begin`.
+    pub first_block: u64,
+    /// Ordinals so far.
+    pub ordinals: u64,
+    /// The framed `begin`.
+    pub begin: Bytes,
+}
+
+/// The payload of a STATE record.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct State {
+    pub last_xid: Option<u64>,
+    pub open: Option<Open>,
+}
+
+/// The end of the stream.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Tail {
+    /// Number of the next block.
+    pub next_block: u64,
+    /// The last resume point.
+    pub position: Position,
+    /// The open transaction.
+    pub open: Option<Open>,
+    /// Every lineage, oldest first.
+    pub lineages: Vec<LineageStart>,
+    /// The version of each table (by OID) that was announced last.
+    pub current: BTreeMap<u32, Arc<Relation>>,
+    /// Versions superseded since the last segment began: a block that is sealed later may still use them.
+    pub superseded: Vec<Arc<Relation>>,
+    pub(super) last_xid: Option<u64>,
+    pub(super) last_transaction: Option<Arc<Block>>,
+}
+
+/// A payload or an index that passes its checksum and still makes no sense.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("unreadable {0}")]
+pub struct Unreadable(pub &'static str);
+
+impl Tail {
+    /// A tail as a STATE record describes it.
+    pub fn restore(&mut self, next_block: u64, position: Position, state: State) {
+        self.next_block = next_block;
+        self.position = position;
+        self.open = state.open;
+        self.last_xid = state.last_xid;
+        self.last_transaction = None;
+    }
+
+    /// A tail behind damage: which transaction is open is not known.
+    pub fn resume_at(&mut self, next_block: u64, position: Position) {
+        let last_xid = self.last_xid();
+        self.restore(next_block, position, State { last_xid, open: None });
+    }
+
+    /// Follows a block. On an error nothing has moved.
+    pub fn block(&mut self, block: &Arc<Block>) -> Result<(), Unreadable> {
+        let open = if block.ends_open { Some(self.still_open(block)?) } else { None };
+        self.open = open;
+        self.next_block = block.number + 1;
+        self.position = block.up_to;
+        if block.ends_open || block.commit_time != 0 || !block.continued_begin().is_empty() {
+            self.last_transaction = Some(block.clone());
+        }
+        Ok(())
+    }
+
+    fn still_open(&self, block: &Block) -> Result<Open, Unreadable> {
+        let index = block.index().map_err(|_| Unreadable("block index"))?;
+        let span = index.spans.last().filter(|span| span.ending == SpanEnd::Open).ok_or(Unreadable("open span"))?;
+        let ordinals = u64::from(span.entries.1 - span.entries.0);
+        if span.begin_len > 0 {
+            let begin = slice_of(block, span.start, span.begin_len).ok_or(Unreadable("begin"))?;
+            return Ok(Open { first_block: block.number, ordinals, begin });
+        }
+        match &self.open {
+            Some(open) => Ok(Open { ordinals: open.ordinals + ordinals, ..open.clone() }),
+            None => Err(Unreadable("continued transaction")),
+        }
+    }
+
+    /// Follows a relation version.
+    pub fn relation(&mut self, relation: &Arc<Relation>) {
+        if let Some(before) = self.current.insert(relation.oid, relation.clone()) {
+            if before.id != relation.id {
+                self.superseded.push(before);
+            }
+        }
+    }
+
+    /// Follows a lineage that begins here: the resume point is carried over if it lies on the shared part.
+    pub fn lineage(&mut self, start: LineageStart) {
+        self.position = start.tail(self.lineages.is_empty());
+        self.lineages.push(start);
+    }
+
+    /// Transaction id of the newest transaction, widened, 0 included as none.
+    pub fn last_xid(&mut self) -> Option<u64> {
+        if let Some(block) = self.last_transaction.take() {
+            if let Some(transaction) = last_begin(&block).and_then(|begin| read_begin(&begin)) {
+                self.last_xid = Some(transaction.xid);
+            }
+        }
+        self.last_xid
+    }
+
+    /// What a STATE record says here.
+    pub fn state(&mut self) -> State {
+        State { last_xid: self.last_xid(), open: self.open.clone() }
+    }
+}
+
+fn slice_of(block: &Block, start: u32, len: u32) -> Option<Bytes> {
+    let payload = block.payload();
+    let bytes = payload.get(start as usize..(start as usize).checked_add(len as usize)?)?;
+    Some(Bytes::copy_from_slice(bytes))
+}
+
+fn last_begin(block: &Block) -> Option<Bytes> {
+    let index = block.index().ok()?;
+    let last = index.spans.iter().rev().find(|span| span.begin_len > 0);
+    match last {
+        Some(span) => slice_of(block, span.start, span.begin_len),
+        None => Some(block.continued_begin().clone()),
+    }
+}
+
+/// Reads a framed `begin`.
+pub(super) fn read_begin(framed: &[u8]) -> Option<Transaction> {
+    const POSTGRES_EPOCH_SECONDS: i64 = 946_684_800;
+    let event = pb::SubscribeResponse::decode(framed).ok()?.events.into_iter().next()?;
+    let pb::event::Kind::Begin(begin) = event.kind? else { return None };
+    let provenance = match begin.provenance() {
+        pb::Provenance::Unspecified | pb::Provenance::Slot => Provenance::Slot,
+        pb::Provenance::LogReplay => Provenance::LogReplay,
+        pb::Provenance::LogPoll => Provenance::LogPoll,
+    };
+    let time = begin.commit_time.unwrap_or_default();
+    let seconds = time.seconds.checked_sub(POSTGRES_EPOCH_SECONDS)?;
+    Some(Transaction {
+        commit_lsn: begin.commit_lsn.parse().ok()?,
+        sequence: begin.sequence,
+        xid: begin.xid,
+        commit_time: seconds.checked_mul(1_000_000)?.checked_add(i64::from(time.nanos) / 1000)?,
+        origin: begin.origin,
+        provenance,
+    })
+}
+
+/// Appends the payload of a STATE record.
+pub(super) fn put_state(out: &mut BytesMut, state: &State) {
+    out.put_u64_le(state.last_xid.unwrap_or(0));
+    match &state.open {
+        None => out.put_u8(0),
+        Some(open) => {
+            out.put_u8(1);
+            out.put_u64_le(open.first_block);
+            out.put_u64_le(open.ordinals);
+            out.put_u32_le(open.begin.len() as u32);
+            out.put_slice(&open.begin);
+        }
+    }
+}
+
+/// Reads the payload of a STATE record.
+pub(super) fn get_state(bytes: &Bytes) -> Result<State, Unreadable> {
+    read_state(bytes.clone()).ok_or(Unreadable("STATE"))
+}
+
+fn read_state(mut bytes: Bytes) -> Option<State> {
+    let xid = bytes.try_get_u64_le().ok()?;
+    let last_xid = (xid != 0).then_some(xid);
+    let open = match bytes.try_get_u8().ok()? {
+        0 => None,
+        1 => {
+            let first_block = bytes.try_get_u64_le().ok()?;
+            let ordinals = bytes.try_get_u64_le().ok()?;
+            let len = bytes.try_get_u32_le().ok()? as usize;
+            Some(Open { first_block, ordinals, begin: Bytes::copy_from_slice(bytes.get(..len)?) })
+        }
+        _ => return None,
+    };
+    Some(State { last_xid, open })
+}
+
+/// Appends the payload of a LINEAGE record.
+pub(super) fn put_lineage(out: &mut BytesMut, start: &LineageStart) {
+    let lineage = &start.lineage;
+    out.put_u64_le(lineage.system_identifier);
+    out.put_u32_le(lineage.timeline);
+    out.put_u32_le(lineage.epoch);
+    out.put_u64_le(lineage.switch_lsn.0);
+    out.put_u64_le(start.first_block);
+    put_position(out, start.left);
+    out.put_u32_le(lineage.history.len() as u32);
+    out.put_slice(lineage.history.as_bytes());
+}
+
+/// Reads the payload of a LINEAGE record.
+pub(super) fn get_lineage(bytes: &Bytes) -> Result<LineageStart, Unreadable> {
+    read_lineage(bytes).ok_or(Unreadable("LINEAGE"))
+}
+
+fn read_lineage(mut bytes: &[u8]) -> Option<LineageStart> {
+    let system_identifier = bytes.try_get_u64_le().ok()?;
+    let timeline = bytes.try_get_u32_le().ok()?;
+    let epoch = bytes.try_get_u32_le().ok()?;
+    let switch_lsn = Lsn(bytes.try_get_u64_le().ok()?);
+    let first_block = bytes.try_get_u64_le().ok()?;
+    if bytes.len() < POSITION_LEN {
+        return None;
+    }
+    let left = get_position(&mut bytes);
+    let len = bytes.try_get_u32_le().ok()? as usize;
+    let history = std::str::from_utf8(bytes.get(..len)?).ok()?.to_owned();
+    let lineage = Lineage { system_identifier, timeline, history, epoch, switch_lsn };
+    let id = lineage.id();
+    Some(LineageStart { lineage: Arc::new(lineage), id, first_block, left })
+}
+
+/// Appends the payload of a RELATION record.
+pub(super) fn put_relation(out: &mut BytesMut, relation: &Relation) {
+    out.put_slice(&relation_to_pb(relation).encode_to_vec());
+}
+
+/// Reads the payload of a RELATION record.
+pub(super) fn get_relation(bytes: &Bytes) -> Result<Arc<Relation>, Unreadable> {
+    let relation = pb::Relation::decode(bytes.clone()).map_err(|_| Unreadable("RELATION"))?;
+    Ok(Arc::new(relation_from_pb(&relation)))
+}

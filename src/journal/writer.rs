@@ -1,0 +1,486 @@
+//! The commit path: a thread that takes everything queued, writes it with one vectored write, syncs, and then moves the
+//! marks. The next sync starts when the last one ended; there is no timer. Payloads are never copied.
+
+use std::{
+    fs::File,
+    io::{self, IoSlice},
+    ops::Range,
+    sync::Arc,
+    time::Duration,
+};
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use super::{
+    Shared,
+    appender::Queue,
+    disk::{is_full, now, preallocate, segment_path, sync_dir},
+    keeper::Desk,
+    map::{Place, RelationEntry, Segment},
+    rows::{self, Covered, Pointer},
+    segment::{FileHeader, Kind, RECORD_LEN, RECORDS, RecordHeader},
+    store::Write,
+    tail::{LineageStart, Tail, put_lineage, put_relation, put_state},
+};
+use crate::{
+    feed::Marks,
+    metrics,
+    model::{Position, Relation},
+    wire::block::Block,
+};
+
+/// What [`Appender::append`](super::Appender::append) hands over, checked and numbered.
+#[derive(Debug)]
+pub(super) enum Entry {
+    Block(Arc<Block>),
+    Relation(Arc<Relation>),
+    Lineage(LineageStart),
+    Mark(Position),
+}
+
+/// Why the writer thread ended.
+#[derive(Debug)]
+pub(super) enum Stop {
+    /// Asked to, perhaps while it waited for disk space.
+    Asked,
+    Fatal(String),
+}
+
+impl From<io::Error> for Stop {
+    fn from(error: io::Error) -> Self {
+        Stop::Fatal(error.to_string())
+    }
+}
+
+/// The active segment and what will go into it.
+pub(super) struct Writer {
+    pub shared: Arc<Shared>,
+    pub desk: Arc<Desk>,
+    pub queue: Arc<Queue>,
+    pub tail: Tail,
+    pub file: File,
+    pub header: FileHeader,
+    /// Where the next record goes.
+    pub offset: u64,
+    /// Everything in front is durable.
+    pub synced: u64,
+    pub preallocated: bool,
+    /// Offset of the last place.
+    pub place: u64,
+    /// Whether the segment holds blocks.
+    pub has_blocks: bool,
+    pub batch: Batch,
+}
+
+/// Encoded records that are not written yet, and what they will change once they are durable.
+#[derive(Default)]
+pub(super) struct Batch {
+    scratch: BytesMut,
+    parts: Vec<Part>,
+    /// Where the part of `scratch` begins that no entry of `parts` covers yet.
+    from: usize,
+    blocks: Vec<Arc<Block>>,
+    places: Vec<Place>,
+    relations: Vec<(Arc<Relation>, Pointer)>,
+    lineages: Vec<(LineageStart, u32, Pointer)>,
+}
+
+enum Part {
+    Scratch(Range<usize>),
+    Message(Bytes),
+}
+
+impl Batch {
+    fn clear(&mut self) {
+        self.scratch.clear();
+        self.parts.clear();
+        self.from = 0;
+        self.blocks.clear();
+        self.places.clear();
+        self.relations.clear();
+        self.lineages.clear();
+    }
+
+    fn close_part(&mut self) {
+        if self.from < self.scratch.len() {
+            self.parts.push(Part::Scratch(self.from..self.scratch.len()));
+            self.from = self.scratch.len();
+        }
+    }
+}
+
+impl Writer {
+    /// Runs until asked to stop, or until nothing can be promised any more.
+    pub fn run(mut self) {
+        let mut entries = Vec::new();
+        while self.queue.take(&mut entries) {
+            let result = self.write_all(&mut entries);
+            match result {
+                Ok(()) => self.queue.done(),
+                Err(Stop::Asked) => return self.queue.fail("there was no room on disk when the hub stopped".into()),
+                Err(Stop::Fatal(reason)) => {
+                    self.shared.options.disk.fatal(&reason);
+                    self.queue.fail(reason);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn write_all(&mut self, entries: &mut Vec<Entry>) -> Result<(), Stop> {
+        let mut entries = entries.drain(..).peekable();
+        while let Some(entry) = entries.next() {
+            match entry {
+                Entry::Mark(_) if matches!(entries.peek(), Some(Entry::Mark(_))) => {}
+                entry => self.add(entry)?,
+            }
+        }
+        self.commit()
+    }
+
+    fn add(&mut self, entry: Entry) -> Result<(), Stop> {
+        let incoming = match &entry {
+            Entry::Block(block) => block.footprint() as u64 + RECORD_LEN as u64,
+            _ => RECORD_LEN as u64,
+        };
+        let full = self.offset + incoming > self.shared.options.segment_bytes;
+        if self.has_blocks && (full || matches!(entry, Entry::Lineage(_))) {
+            self.commit()?;
+            self.roll()?;
+        }
+        match entry {
+            Entry::Block(block) => {
+                if self.offset - self.place >= self.shared.options.index_bytes {
+                    self.add_state();
+                }
+                self.add_block(&block)?;
+            }
+            Entry::Relation(relation) => {
+                self.tail.relation(&relation);
+                self.add_relation(&relation, false);
+            }
+            Entry::Lineage(start) => {
+                let first = self.tail.position;
+                self.tail.lineage(start.clone());
+                self.add_lineage(&start, self.tail.lineages.len() as u32 - 1, first, false);
+                self.add_state();
+            }
+            Entry::Mark(position) => {
+                let first = self.tail.position;
+                self.tail.position = position;
+                self.record(Kind::Mark, false, (first, position), |_| {});
+            }
+        }
+        Ok(())
+    }
+
+    fn add_block(&mut self, block: &Arc<Block>) -> Result<(), Stop> {
+        self.tail.block(block).map_err(|error| Stop::Fatal(format!("block {}: {error}", block.number)))?;
+        let start = self.batch.scratch.len();
+        self.batch.scratch.put_bytes(0, RECORD_LEN);
+        block.encode_head(&mut self.batch.scratch);
+        let head = &self.batch.scratch[start + RECORD_LEN..];
+        let message = block.message();
+        let len = head.len() + message.len();
+        let header = RecordHeader {
+            kind: Kind::Block as u8,
+            repeated: false,
+            len: u32::try_from(len).map_err(|_| Stop::Fatal(format!("block {} is too large", block.number)))?,
+            payload_crc: crc32c::crc32c_append(crc32c::crc32c(head), message),
+            block: block.number,
+            first: block.after,
+            last: block.up_to,
+            synced: self.synced,
+            commit_time: block.commit_time,
+        };
+        header.encode(self.header.salt, self.offset, &mut self.batch.scratch[start..]);
+        self.batch.close_part();
+        self.batch.parts.push(Part::Message(message.clone()));
+        self.batch.scratch.put_bytes(0, (header.size() - RECORD_LEN as u64 - len as u64) as usize);
+        self.offset += header.size();
+        self.has_blocks = true;
+        self.batch.blocks.push(block.clone());
+        Ok(())
+    }
+
+    fn add_relation(&mut self, relation: &Arc<Relation>, repeated: bool) {
+        let position = self.tail.position;
+        let at = Pointer { segment: self.header.number, offset: self.offset };
+        self.record(Kind::Relation, repeated, (position, position), |out| put_relation(out, relation));
+        self.batch.relations.push((relation.clone(), at));
+    }
+
+    fn add_lineage(&mut self, start: &LineageStart, rank: u32, first: Position, repeated: bool) {
+        let last = self.tail.position;
+        let at = Pointer { segment: self.header.number, offset: self.offset };
+        self.record(Kind::Lineage, repeated, (first, last), |out| put_lineage(out, start));
+        self.batch.lineages.push((start.clone(), rank, at));
+    }
+
+    /// Adds a STATE record, and so a place.
+    fn add_state(&mut self) {
+        let position = self.tail.position;
+        let state = self.tail.state();
+        self.place = self.offset;
+        self.batch.places.push(Place {
+            offset: self.offset,
+            block: self.tail.next_block,
+            after: position,
+            open_since: state.open.as_ref().map(|open| open.first_block),
+            commit_time: 0,
+        });
+        self.record(Kind::State, false, (position, position), |out| put_state(out, &state));
+    }
+
+    fn record(&mut self, kind: Kind, repeated: bool, range: (Position, Position), payload: impl FnOnce(&mut BytesMut)) {
+        let scratch = &mut self.batch.scratch;
+        let start = scratch.len();
+        scratch.put_bytes(0, RECORD_LEN);
+        payload(scratch);
+        let body = &scratch[start + RECORD_LEN..];
+        let header = RecordHeader {
+            kind: kind as u8,
+            repeated,
+            len: body.len() as u32,
+            payload_crc: crc32c::crc32c(body),
+            block: self.tail.next_block,
+            first: range.0,
+            last: range.1,
+            synced: self.synced,
+            commit_time: 0,
+        };
+        header.encode(self.header.salt, self.offset, &mut scratch[start..]);
+        scratch.resize(start + header.size() as usize, 0);
+        self.offset += header.size();
+    }
+
+    /// Writes and syncs the batch, then lets everybody see it.
+    fn commit(&mut self) -> Result<(), Stop> {
+        self.batch.close_part();
+        if self.batch.parts.is_empty() {
+            return Ok(());
+        }
+        let written = self.write_batch()?;
+        self.sync()?;
+        self.synced = self.offset;
+        metrics::add(metrics::JOURNAL_BYTES_WRITTEN, written);
+        metrics::add(metrics::JOURNAL_FSYNCS, 1);
+        self.publish();
+        self.batch.clear();
+        Ok(())
+    }
+
+    fn sync(&self) -> Result<(), Stop> {
+        self.shared.options.disk.sync(&self.file).map_err(|error| Stop::Fatal(format!("fdatasync: {error}")))
+    }
+
+    fn write_batch(&self) -> Result<u64, Stop> {
+        let start = self.synced;
+        self.until_room(|| {
+            if !self.preallocated {
+                self.check_reserve(self.offset - start)?;
+            }
+            let result = self.try_write(start);
+            if result.is_err() {
+                self.file.set_len(start)?;
+            }
+            result
+        })
+    }
+
+    fn try_write(&self, start: u64) -> io::Result<u64> {
+        const MAX_PARTS: usize = 1024; // IOV_MAX
+        let mut at = start;
+        for parts in self.batch.parts.chunks(MAX_PARTS) {
+            let mut slices: Vec<IoSlice<'_>> = parts
+                .iter()
+                .map(|part| match part {
+                    Part::Scratch(range) => IoSlice::new(&self.batch.scratch[range.clone()]),
+                    Part::Message(message) => IoSlice::new(message),
+                })
+                .collect();
+            let mut rest = slices.as_mut_slice();
+            while !rest.is_empty() {
+                match self.shared.options.disk.write(&self.file, rest, at) {
+                    Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                    Ok(n) => {
+                        at += n as u64;
+                        IoSlice::advance_slices(&mut rest, n);
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(at - start)
+    }
+
+    /// Tries until it works, as long as the only trouble is a full disk.
+    fn until_room<T>(&self, mut run: impl FnMut() -> io::Result<T>) -> Result<T, Stop> {
+        loop {
+            match run() {
+                Ok(done) => {
+                    self.set_disk_full(false);
+                    return Ok(done);
+                }
+                Err(error) if is_full(&error) => {
+                    self.set_disk_full(true);
+                    if self.queue.wait_for_stop(Duration::from_millis(250)) {
+                        return Err(Stop::Asked);
+                    }
+                }
+                Err(error) => return Err(Stop::Fatal(format!("write: {error}"))),
+            }
+        }
+    }
+
+    fn set_disk_full(&self, full: bool) {
+        let changed = self.shared.disk_full.send_if_modified(|now| std::mem::replace(now, full) != full);
+        if changed && full {
+            tracing::error!(dir = %self.shared.options.dir.display(), "no room on disk, the journal waits");
+        } else if changed {
+            tracing::info!("there is room on disk again");
+        }
+        if changed {
+            metrics::set(metrics::JOURNAL_DISK_FULL, f64::from(u8::from(full)));
+        }
+    }
+
+    fn check_reserve(&self, wanted: u64) -> io::Result<()> {
+        let options = &self.shared.options;
+        if options.disk.available(&options.dir)? < wanted.saturating_add(options.reserve_bytes) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        Ok(())
+    }
+
+    fn publish(&mut self) {
+        let marks = Marks { next_block: self.tail.next_block, tail: self.tail.position };
+        let mut rows: Vec<Write> = Vec::new();
+        let bytes = {
+            let mut map = self.shared.map.write();
+            if let Some(active) = map.segments.last_mut() {
+                self.extend(active, &mut rows);
+            }
+            if map.earliest.is_none() {
+                map.earliest = self.batch.blocks.first().map(|block| (block.after, block.number));
+            }
+            if map.earliest_commit_time.is_none() {
+                map.earliest_commit_time = self.batch.blocks.iter().map(|b| b.commit_time).find(|time| *time != 0);
+            }
+            for (relation, at) in &self.batch.relations {
+                let entry = RelationEntry { relation: relation.clone(), at: *at };
+                map.relations.insert(relation.id, entry);
+                rows.push(rows::put_relation(relation.id, *at));
+            }
+            for (start, rank, at) in &self.batch.lineages {
+                if *rank as usize == map.history.0.len() {
+                    Arc::make_mut(&mut map.history).0.push(start.clone());
+                }
+                rows.push(rows::put_lineage(*rank, *at));
+            }
+            map.open_since = self.tail.open.as_ref().map(|open| open.first_block);
+            map.marks = marks;
+            map.bytes()
+        };
+        if let Some(place) = self.batch.places.last() {
+            let at = Pointer { segment: self.header.number, offset: place.offset };
+            let covered = Covered { at, salt: self.header.salt, next_block: place.block, tail: place.after };
+            rows.push(rows::put_covered(&covered));
+        }
+        self.shared.ring.push(self.batch.blocks.drain(..));
+        self.shared.marks.send_replace(marks);
+        metrics::set(metrics::JOURNAL_BYTES, bytes as f64);
+        if !rows.is_empty() {
+            self.desk.catalogue(rows);
+        }
+    }
+
+    /// Adds the batch's places and commit times to the active segment. A place's row is final once the next one exists.
+    fn extend(&self, active: &mut Segment, rows: &mut Vec<Write>) {
+        let mut places = self.batch.places.iter().peekable();
+        let mut add = |active: &mut Segment, place: &Place| {
+            if let Some(last) = active.places.last() {
+                rows.push(rows::put_place(active.number, active.salt, last));
+            }
+            active.places.push(*place);
+        };
+        for block in &self.batch.blocks {
+            while let Some(place) = places.next_if(|place| place.block <= block.number) {
+                add(active, place);
+            }
+            if let Some(place) = active.places.last_mut() {
+                place.commit_time = place.commit_time.max(block.commit_time);
+            }
+        }
+        places.for_each(|place| add(active, place));
+        if let Some(last) = active.places.last().filter(|_| !self.batch.places.is_empty()) {
+            rows.push(rows::put_place(active.number, active.salt, last));
+        }
+        active.len = self.offset;
+    }
+
+    /// Ends the active segment and begins the next one. The batch is empty.
+    pub fn roll(&mut self) -> Result<(), Stop> {
+        let header = FileHeader {
+            number: self.header.number + 1,
+            first_block: self.tail.next_block,
+            after: self.tail.position,
+            created: now(),
+            salt: fastrand::u64(..),
+        };
+        self.file.set_len(self.offset)?;
+        self.file.sync_all().map_err(|error| Stop::Fatal(format!("fsync: {error}")))?;
+        let last = self.shared.map.read().segments.last().and_then(|active| active.places.last().copied());
+        self.desk.catalogue(last.map(|place| rows::put_place(self.header.number, self.header.salt, &place)));
+        self.begin(header)
+    }
+
+    /// Creates a segment and makes it the active one. It gets its name once it is complete.
+    pub fn begin(&mut self, header: FileHeader) -> Result<(), Stop> {
+        let dir = self.shared.segments_dir.clone();
+        let path = segment_path(&dir, header.number);
+        let partial = path.with_extension("tmp");
+        let (file, preallocated) = self.until_room(|| {
+            self.check_reserve(self.shared.options.segment_bytes)?;
+            let file = File::options().create(true).truncate(true).read(true).write(true).open(&partial)?;
+            let preallocated = preallocate(&file, self.shared.options.segment_bytes);
+            if preallocated.is_err() {
+                std::fs::remove_file(&partial)?;
+            }
+            Ok((file, preallocated?))
+        })?;
+        (self.file, self.header, self.preallocated) = (file, header, preallocated);
+        (self.offset, self.synced, self.has_blocks) = (RECORDS, 0, false);
+        self.batch.clear();
+        self.batch.scratch.extend_from_slice(&header.encode());
+        for (rank, start) in self.tail.lineages.clone().into_iter().enumerate() {
+            self.add_lineage(&start, rank as u32, self.tail.position, true);
+        }
+        let superseded = std::mem::take(&mut self.tail.superseded);
+        for relation in superseded.iter().chain(&self.tail.current.values().cloned().collect::<Vec<_>>()) {
+            self.add_relation(relation, true);
+        }
+        self.add_state();
+        self.batch.close_part();
+        self.write_batch()?;
+        self.file.sync_all().map_err(|error| Stop::Fatal(format!("fsync: {error}")))?;
+        std::fs::rename(&partial, &path)?;
+        sync_dir(&dir).map_err(|error| Stop::Fatal(format!("fsync of the directory: {error}")))?;
+        self.synced = self.offset;
+        self.shared.map.write().segments.push(Segment {
+            number: header.number,
+            path,
+            first_block: header.first_block,
+            after: header.after,
+            created: header.created,
+            salt: header.salt,
+            len: self.offset,
+            unreadable: None,
+            places: Vec::new(),
+        });
+        self.publish();
+        self.batch.clear();
+        Ok(())
+    }
+}

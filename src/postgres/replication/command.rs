@@ -1,0 +1,100 @@
+//! [Replication commands](https://www.postgresql.org/docs/current/protocol-replication.html) with a result set.
+
+use postgres_protocol::message::{backend::Message, frontend};
+use tokio_postgres::fallible_iterator::FallibleIterator;
+
+use super::{Answer, Replication, identifier};
+use crate::{
+    lsn::Lsn,
+    postgres::{
+        error::{Error, Phase, Result},
+        server::Identity,
+    },
+};
+
+/// What `CREATE_REPLICATION_SLOT` tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CreatedSlot {
+    /// Slot name.
+    pub name: String,
+    /// The slot delivers exactly the transactions that commit after this.
+    pub consistent_point: Lsn,
+}
+
+type Rows = Vec<Vec<Option<String>>>;
+
+impl Replication {
+    /// `IDENTIFY_SYSTEM`. What it gives as position is the flushed WAL on a primary, the replayed WAL on a standby.
+    pub async fn identify_system(&mut self) -> Result<Identity> {
+        let rows = self.rows("IDENTIFY_SYSTEM").await?;
+        let wrong = || Error::Protocol("the answer to IDENTIFY_SYSTEM".into());
+        let [row] = rows.as_slice() else { return Err(wrong()) };
+        let [Some(system), Some(timeline), Some(position), dbname] = row.as_slice() else { return Err(wrong()) };
+        Ok(Identity {
+            system_identifier: system.parse().map_err(|_| wrong())?,
+            timeline: timeline.parse().map_err(|_| wrong())?,
+            xlogpos: position.parse().map_err(|_| wrong())?,
+            dbname: dbname.clone(),
+        })
+    }
+
+    /// The text of a timeline's history file; empty for timeline 1, which has none.
+    pub async fn timeline_history(&mut self, timeline: u32) -> Result<String> {
+        if timeline <= 1 {
+            return Ok(String::new());
+        }
+        let rows = self.rows(&format!("TIMELINE_HISTORY {timeline}")).await?;
+        match rows.into_iter().next().as_deref() {
+            Some([_, Some(content)]) => Ok(content.clone()),
+            _ => Err(Error::Protocol("the answer to TIMELINE_HISTORY".into())),
+        }
+    }
+
+    /// Creates a logical pgoutput slot without exporting a snapshot. The server first waits for every transaction that
+    /// runs now, however long. `failover` (17 and later) has standbys keep it in step, and is refused on a standby.
+    pub async fn create_slot(&mut self, name: &str, failover: bool) -> Result<CreatedSlot> {
+        let options = match (self.version(), failover) {
+            (..150_000, _) => "NOEXPORT_SNAPSHOT",
+            (170_000.., true) => "(SNAPSHOT 'nothing', FAILOVER)",
+            _ => "(SNAPSHOT 'nothing')",
+        };
+        let command = format!("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput {options}", identifier(name));
+        let rows = self.rows(&command).await?;
+        match rows.into_iter().next().as_deref() {
+            Some([Some(name), Some(point), ..]) => {
+                let wrong = |error| Error::Protocol(format!("CREATE_REPLICATION_SLOT: {error}"));
+                Ok(CreatedSlot { name: name.clone(), consistent_point: point.parse().map_err(wrong)? })
+            }
+            _ => Err(Error::Protocol("the answer to CREATE_REPLICATION_SLOT".into())),
+        }
+    }
+
+    pub(super) async fn query(&mut self, command: &str) -> Result<()> {
+        self.channel.queue_message(|out| frontend::query(command, out))?;
+        self.channel.flush().await
+    }
+
+    async fn rows(&mut self, command: &str) -> Result<Rows> {
+        self.query(command).await?;
+        let mut rows = Rows::new();
+        let mut failure = None;
+        loop {
+            match self.channel.answer().await {
+                Ok(Answer::Message(Message::DataRow(body))) => {
+                    let values = body
+                        .ranges()
+                        .map(|range| Ok(range.map(|range| String::from_utf8_lossy(&body.buffer()[range]).into_owned())))
+                        .collect()
+                        .map_err(|error| Error::Protocol(error.to_string()))?;
+                    rows.push(values);
+                }
+                Ok(Answer::Message(Message::ReadyForQuery(_))) => return failure.map_or(Ok(rows), Err),
+                Ok(Answer::Message(_)) => {}
+                Ok(Answer::Error(notice)) => failure = Some(Error::Server { phase: Phase::Command, notice }),
+                Ok(Answer::CopyBoth) => return Err(Error::Protocol("CopyBothResponse out of place".into())),
+                // After a FATAL error the connection ends instead of becoming ready.
+                Err(error) => return Err(failure.unwrap_or(error)),
+            }
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! The response body of Subscribe and Consume. tonic's encoder copies every message into a buffer of its own, once
+//! per subscriber; this body hands the hub's refcounted bytes to hyper as they are, and hyper and h2 only split them.
+//!
+//! Back-pressure is HTTP/2's: hyper polls the body for one message, and polls again once the peer's window has taken
+//! it. Nothing here runs ahead, nothing is queued, so a stalled client costs its socket, one pinned message and a
+//! cursor. Messages are never compressed (`grpc-encoding: identity`): compressing per stream would cost more than
+//! everything else together, and the same bytes must serve everybody.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Instant,
+};
+
+use bytes::Bytes;
+use futures_util::{Stream, stream};
+use http_body::Frame;
+use tokio_util::task::AbortOnDropHandle;
+use tonic::Status;
+use tracing::Span;
+
+use super::{backend::Session, request, status};
+use crate::reason::{Classified, Reason};
+
+/// A stream of framed messages that ends with trailers. Dropping it closes the session.
+pub struct StreamBody {
+    messages: Option<Messages>,
+    /// The client's half of Consume: finishes with the violation that ends the stream, or with nothing.
+    requests: Option<Requests>,
+    log: Log,
+}
+
+type Messages = Pin<Box<dyn Stream<Item = Result<Bytes, End>> + Send>>;
+
+/// What reads the client's half of Consume.
+pub type Requests = AbortOnDropHandle<Option<request::Error>>;
+
+/// How a stream ends otherwise than well.
+struct End {
+    reason: Reason,
+    status: Box<Status>,
+}
+
+impl<E: Classified> From<E> for End {
+    fn from(error: E) -> Self {
+        End { reason: error.reason(), status: Box::new(status::status(&error)) }
+    }
+}
+
+/// One line when the stream opens, one when it ends.
+struct Log {
+    span: Span,
+    opened: Instant,
+    messages: u64,
+    bytes: u64,
+    ended: Option<&'static str>,
+}
+
+impl StreamBody {
+    /// The body of one session. `span` names the stream in the log.
+    pub fn new<S>(session: S, requests: Option<Requests>, span: Span) -> Self
+    where
+        S: Session,
+        S::Error: Classified + Send,
+    {
+        span.in_scope(|| tracing::info!("stream opened"));
+        let messages = stream::unfold(session, |mut session| async move {
+            let message = session.next().await?;
+            Some((message.map_err(End::from), session))
+        });
+        StreamBody {
+            messages: Some(Box::pin(messages)),
+            requests,
+            log: Log { span, opened: Instant::now(), messages: 0, bytes: 0, ended: None },
+        }
+    }
+}
+
+fn next(
+    messages: &mut Messages,
+    requests: &mut Option<Requests>,
+    cx: &mut Context<'_>,
+) -> Poll<Option<Result<Bytes, End>>> {
+    if let Some(reading) = requests
+        && let Poll::Ready(outcome) = Pin::new(reading).poll(cx)
+    {
+        *requests = None;
+        if let Ok(Some(violation)) = outcome {
+            return Poll::Ready(Some(Err(violation.into())));
+        }
+    }
+    messages.as_mut().poll_next(cx)
+}
+
+impl http_body::Body for StreamBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let this = &mut *self;
+        let Some(messages) = &mut this.messages else { return Poll::Ready(None) };
+        let _entered = this.log.span.enter();
+        let Poll::Ready(next) = next(messages, &mut this.requests, cx) else { return Poll::Pending };
+        let end = match next {
+            Some(Ok(message)) => {
+                this.log.messages += 1;
+                this.log.bytes += message.len() as u64;
+                return Poll::Ready(Some(Ok(Frame::data(message))));
+            }
+            Some(Err(end)) => end,
+            None => End { reason: Reason::Internal, status: Box::new(Status::ok("")) },
+        };
+        // The session goes before the trailers: whoever sees the stream end finds its place free.
+        this.messages = None;
+        this.requests = None;
+        this.log.ended = Some(if end.status.code() == tonic::Code::Ok { "OK" } else { end.reason.as_str() });
+        Poll::Ready(Some(Ok(Frame::trailers(status::trailers(&end.status)))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.messages.is_none()
+    }
+}
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        let Log { messages, bytes, .. } = *self;
+        let seconds = self.opened.elapsed().as_secs_f64();
+        let reason = self.ended.unwrap_or("the client went away");
+        self.span.in_scope(|| tracing::info!(reason, messages, bytes, seconds, "stream ended"));
+    }
+}

@@ -1,0 +1,37 @@
+//! What a filter may name, given what is published and what its principal may read.
+
+use super::{Error, OWN_SCHEMA, Selection, pattern::Pattern};
+
+impl Selection {
+    /// Checks the tables that the filter names before a stream opens. An exact name must be published; a name or an
+    /// explicit glob must not reach a published table that the principal may not read (unless the filter itself
+    /// excludes it). A glob that matches nothing yet is no error.
+    ///
+    /// `published` holds `(schema, table)`; `None`: not known yet, and then exact names that `known` does not know cannot be
+    /// verified.
+    pub fn check(&self, published: Option<&[(String, String)]>, known: impl Fn(&str) -> bool) -> Result<(), Error> {
+        let published: Option<Vec<String>> = published.map(|tables| {
+            let foreign = tables.iter().filter(|(schema, _)| schema != OWN_SCHEMA);
+            foreign.map(|(schema, table)| format!("{schema}.{table}")).collect()
+        });
+        for pattern in &self.tables.0 {
+            match (pattern, &published) {
+                (Pattern::Exact(table), _) if !self.may_read(table) => return Err(Error::Denied(table.clone())),
+                (Pattern::Exact(table), Some(published)) if !published.contains(table) => {
+                    return Err(Error::NotPublished(table.clone()));
+                }
+                (Pattern::Exact(table), None) if !known(table) => return Err(Error::Unverified(table.clone())),
+                (Pattern::Exact(_), _) | (Pattern::Glob(_), None) => {}
+                (Pattern::Glob(glob), Some(published)) => {
+                    let forbidden = |table: &&String| {
+                        glob.is_match(table) && !self.exclude_tables.matches(table) && !self.may_read(table)
+                    };
+                    if let Some(table) = published.iter().find(forbidden) {
+                        return Err(Error::Denied(table.clone()));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,81 @@
+//! Nanoseconds per evaluation: `cargo test --release --lib predicate::tests::speed -- --ignored --nocapture`
+
+use std::{hint::black_box, time::Instant};
+
+use super::*;
+use crate::model::Operation;
+
+/// Borrowed values, so that the row costs as little as it can.
+struct Flat<'a>(Vec<Value<'a>>);
+
+impl RowAccess for Flat<'_> {
+    fn before(&self, column: usize) -> Value<'_> {
+        self.0.get(column).copied().unwrap_or(Value::Absent)
+    }
+
+    fn after(&self, column: usize) -> Value<'_> {
+        self.0.get(column).copied().unwrap_or(Value::Absent)
+    }
+}
+
+/// The budget of a residual predicate, in nanoseconds.
+const BUDGET: f64 = 70.0;
+
+#[test]
+#[ignore = "measures time: run it in release"]
+fn residual_predicates_stay_within_their_budget() {
+    let relation = every_type();
+    let mut values = vec![Value::Null; relation.columns.len()];
+    values[0] = Value::Int(42);
+    values[2] = Value::Int(7);
+    values[5] = Value::Float(2.5);
+    values[6] = Value::Text("1234567.8900");
+    values[7] = Value::Text("the quick brown fox jumps over the lazy dog");
+    values[8] = Value::Text("open");
+    values[10] = Value::Bool(true);
+    values[11] = Value::Text("a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11");
+    values[17] = Value::Text("2026-01-01 12:34:56.789012+00");
+    values[18] = Value::Text("1 year 2 mons 3 days 04:05:06.789");
+    let row = Flat(values);
+    let numbers: Vec<String> = (100..1100).map(|number| number.to_string()).collect();
+    let mut over = Vec::new();
+    for predicate in [
+        "id = 43",
+        "v = 'open'",
+        "b",
+        "i4 > 5 AND v <> 'closed' AND b",
+        "f8 < 3",
+        "n > 1234567.8901",
+        "n = 1234567.89",
+        "tstz >= '2026-01-01 12:34:57'",
+        "iv > '14 months'",
+        "u = 'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11'",
+        "t LIKE 'the quick%'",
+        "t LIKE '%lazy%'",
+        "t LIKE '%brown%dog'",
+        "t LIKE 'the _uick%'",
+        "t ILIKE '%LAZY%'",
+        "v IN ('a', 'b', 'c', 'open')",
+        &format!("id IN ({})", numbers.join(", ")),
+        "changed(n)",
+        "before.i4 < after.i4",
+        "(i4 = 1 OR i4 = 2 OR i4 = 7) AND NOT (v = 'x') AND n BETWEEN 1 AND 2000000",
+    ] {
+        let compiled = compile(&relation, predicate);
+        let evaluations = 1_000_000_u32;
+        let mut best = f64::MAX;
+        for _ in 0..5 {
+            let begin = Instant::now();
+            for _ in 0..evaluations {
+                black_box(black_box(&compiled).evaluate(Operation::Insert, black_box(&row)).is_ok());
+            }
+            best = best.min(begin.elapsed().as_nanos() as f64 / f64::from(evaluations));
+        }
+        let shown: String = predicate.chars().take(80).collect();
+        println!("{best:7.1} ns  {shown}");
+        if best > BUDGET {
+            over.push((shown, best));
+        }
+    }
+    assert!(over.is_empty(), "over {BUDGET} ns: {over:?}");
+}

@@ -1,0 +1,159 @@
+//! The one loop over the source: connect, compare histories, prepare slot and publication, stream, and when that ends,
+//! back off and begin again. Subscribers' streams stay open meanwhile and learn from `progress` that the source is away.
+//!
+//! PostgreSQL would rather go on than complain: START_REPLICATION moves a start below confirmed_flush silently forward,
+//! and accepts one beyond its own WAL (see the [replication
+//! protocol](https://www.postgresql.org/docs/current/protocol-replication.html)). So everything is compared here first,
+//! and what would be a silent gap is refused with a typed reason.
+
+mod prepare;
+mod state;
+mod watch;
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+pub use state::SourceState;
+
+use crate::{
+    ingest::{self, Ingest},
+    journal::Journal,
+    lsn::Lsn,
+    metrics,
+    postgres::{self, conninfo::ConnectOptions, replication::Replication, sql::Sql},
+    reason::{Classified, Reason},
+    shutdown::Drain,
+};
+
+/// Which slot of which server, and what may be created there.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The server.
+    pub connect: ConnectOptions,
+    /// Slot name; created when missing.
+    pub slot: String,
+    /// Publication name.
+    pub publication: String,
+    /// Create the publication when missing.
+    pub create_publication: bool,
+    /// For these schemas where FOR ALL TABLES is not permitted.
+    pub schemas: Vec<String>,
+    /// Messages that cannot be decoded are kept here.
+    pub quarantine: PathBuf,
+}
+
+/// Why the source does not stream.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Connecting, asking or preparing failed.
+    #[error(transparent)]
+    Postgres(#[from] postgres::Error),
+    /// Streaming ended.
+    #[error(transparent)]
+    Ingest(#[from] ingest::Error),
+    /// The server, the slot or the publication is not what the journal needs.
+    #[error("{message}")]
+    Refused {
+        /// Documented reason.
+        reason: Reason,
+        /// What was found, and what to do.
+        message: String,
+    },
+}
+
+impl Classified for Error {
+    fn reason(&self) -> Reason {
+        match self {
+            Error::Postgres(error) => error.reason(),
+            Error::Ingest(error) => error.reason(),
+            Error::Refused { reason, .. } => *reason,
+        }
+    }
+}
+
+fn refused(reason: Reason, message: impl Into<String>) -> Error {
+    Error::Refused { reason, message: message.into() }
+}
+
+/// First pause after a failure; doubles up to [`LONGEST_PAUSE`], with full jitter.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
+/// Runs until draining starts, then leaves the journal flushed and PostgreSQL told.
+pub async fn run(
+    options: Options,
+    journal: Journal,
+    mut fresh: bool,
+    mut ingest: Ingest,
+    state: SourceState,
+    drain: Drain,
+) -> Result<(), ingest::Error> {
+    let mut pause = FIRST_PAUSE;
+    while !drain.started() {
+        let begun = state.streams_begun();
+        let attempt = stream_once(&options, &journal, &mut ingest, &mut fresh, &state, &drain).await;
+        let Err(error) = attempt else { continue };
+        let reason = error.reason();
+        state.away(&format!("{}: {error}", reason.as_str()));
+        metrics::add(metrics::SOURCE_RECONNECTS, 1);
+        if state.streams_begun() > begun {
+            pause = FIRST_PAUSE;
+        }
+        if let Error::Ingest(ingest::Error::Resent { .. }) = &error {
+            tracing::warn!(reason = reason.as_str(), "{error}");
+            continue;
+        }
+        if let Error::Ingest(ingest::Error::Undecodable { lsn, bytes, .. }) = &error {
+            quarantine(&options.quarantine, *lsn, bytes);
+            pause = LONGEST_PAUSE;
+        }
+        let wait = pause.mul_f64(0.5 + fastrand::f64() / 2.0);
+        tracing::warn!(reason = reason.as_str(), retry_in_ms = wait.as_millis() as u64, "source: {error}");
+        tokio::select! {
+            () = drain.wait() => {}
+            () = tokio::time::sleep(wait) => {}
+        }
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+    state.away("the hub is shutting down");
+    ingest.close().await
+}
+
+/// One connection, from the first packet to its end.
+async fn stream_once(
+    options: &Options,
+    journal: &Journal,
+    ingest: &mut Ingest,
+    fresh: &mut bool,
+    state: &SourceState,
+    drain: &Drain,
+) -> Result<(), Error> {
+    let sql = tokio::select! {
+        () = drain.wait() => return Ok(()),
+        connected = Sql::connect(&options.connect) => Arc::new(connected?),
+    };
+    let mut replication = Replication::connect(&options.connect, sql.server()).await?;
+    let prepared = prepare::prepare(options, journal, ingest, fresh, &sql, &mut replication, state).await?;
+    state.reached(sql.clone());
+    let mut stream = replication.start(&options.slot, prepared.start, &options.publication).await?;
+    tracing::info!(slot = options.slot, start = %prepared.start, "streaming");
+    state.streams();
+    let watched = watch::Watch { sql: &sql, options, publication_oid: prepared.publication_oid, state };
+    let ended = tokio::select! {
+        ended = ingest.run(&mut stream, prepared.status_interval, state.nudged(), drain) => ended.map_err(Error::from),
+        error = watched.run() => Err(error),
+    };
+    if ended.is_ok() {
+        stream.stop().await?;
+    }
+    ended
+}
+
+/// Keeps a message that cannot be decoded, once, under its LSN.
+fn quarantine(directory: &std::path::Path, lsn: Lsn, bytes: &[u8]) {
+    let file = directory.join(format!("{:016X}.pgoutput", lsn.0));
+    let kept = std::fs::create_dir_all(directory).and_then(|()| std::fs::write(&file, bytes));
+    match kept {
+        Ok(()) => tracing::error!(%lsn, file = %file.display(), "message quarantined"),
+        Err(error) => tracing::error!(%lsn, %error, "message cannot be quarantined"),
+    }
+}

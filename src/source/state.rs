@@ -1,0 +1,123 @@
+//! What the rest of the hub may know of the source, and ask of it, while the loop connects and reconnects.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicU64, Ordering},
+};
+
+use arc_swap::ArcSwapOption;
+use parking_lot::Mutex;
+use tokio::sync::{Notify, watch};
+
+use crate::{
+    feed::{BoxFuture, Source, SourceAway, SourceStatus, WalPositions},
+    metrics,
+    postgres::{server, sql::Sql},
+};
+
+/// Shared between the source's loop and everybody who asks. Cheap to clone.
+#[derive(Clone)]
+pub struct SourceState(Arc<Inner>);
+
+struct Inner {
+    connected: AtomicBool,
+    begun: AtomicU64,
+    streamed: watch::Sender<bool>,
+    sql: ArcSwapOption<Sql>,
+    published: ArcSwapOption<Vec<(String, String)>>,
+    status: Mutex<SourceStatus>,
+    nudge: Notify,
+}
+
+impl SourceState {
+    /// Away, and never seen.
+    pub fn new(slot: &str) -> Self {
+        let status = SourceStatus { slot: slot.to_owned(), ..SourceStatus::default() };
+        SourceState(Arc::new(Inner {
+            connected: AtomicBool::new(false),
+            begun: AtomicU64::new(0),
+            streamed: watch::channel(false).0,
+            sql: ArcSwapOption::empty(),
+            published: ArcSwapOption::empty(),
+            status: Mutex::new(status),
+            nudge: Notify::new(),
+        }))
+    }
+
+    /// Becomes true when the slot first streams and stays so.
+    pub fn streamed(&self) -> watch::Receiver<bool> {
+        self.0.streamed.subscribe()
+    }
+
+    pub(super) fn nudged(&self) -> &Notify {
+        &self.0.nudge
+    }
+
+    pub(super) fn reached(&self, sql: Arc<Sql>) {
+        self.0.sql.store(Some(sql));
+    }
+
+    /// How often streaming has begun.
+    pub(super) fn streams_begun(&self) -> u64 {
+        self.0.begun.load(Ordering::Acquire)
+    }
+
+    pub(super) fn streams(&self) {
+        self.0.begun.fetch_add(1, Ordering::AcqRel);
+        self.0.connected.store(true, Ordering::Release);
+        self.0.streamed.send_replace(true);
+        self.update(|status| {
+            status.connected = true;
+            status.last_error.clear();
+        });
+        metrics::set(metrics::SOURCE_CONNECTED, 1.0);
+    }
+
+    pub(super) fn away(&self, why: &str) {
+        self.0.connected.store(false, Ordering::Release);
+        self.0.sql.store(None);
+        self.update(|status| {
+            status.connected = false;
+            status.last_error = why.to_owned();
+        });
+        metrics::set(metrics::SOURCE_CONNECTED, 0.0);
+    }
+
+    pub(super) fn publishes(&self, tables: Vec<(String, String)>) {
+        self.0.published.store(Some(Arc::new(tables)));
+    }
+
+    pub(super) fn update(&self, change: impl FnOnce(&mut SourceStatus)) {
+        change(&mut self.0.status.lock());
+    }
+}
+
+impl Source for SourceState {
+    fn connected(&self) -> bool {
+        self.0.connected.load(Ordering::Acquire)
+    }
+
+    fn wal(&self) -> BoxFuture<'_, Result<WalPositions, SourceAway>> {
+        Box::pin(async {
+            match self.0.sql.load_full() {
+                Some(sql) => match server::wal_positions(&sql).await {
+                    Ok(found) => Ok(WalPositions { flush: found.flush, insert: found.insert }),
+                    Err(error) => Err(SourceAway(error.to_string())),
+                },
+                None => Err(SourceAway(self.0.status.lock().last_error.clone())),
+            }
+        })
+    }
+
+    fn published(&self) -> Option<Arc<Vec<(String, String)>>> {
+        self.0.published.load_full()
+    }
+
+    fn nudge(&self) {
+        self.0.nudge.notify_one();
+    }
+
+    fn status(&self) -> SourceStatus {
+        self.0.status.lock().clone()
+    }
+}
