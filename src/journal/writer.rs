@@ -428,6 +428,7 @@ impl Writer {
             after: self.tail.position,
             created: now(),
             salt: fastrand::u64(..),
+            preamble: 0,
         };
         self.file.set_len(self.offset)?;
         self.file.sync_all().map_err(|error| Stop::Fatal(format!("fsync: {error}")))?;
@@ -453,7 +454,7 @@ impl Writer {
         (self.file, self.header, self.preallocated) = (file, header, preallocated);
         (self.offset, self.synced, self.has_blocks) = (RECORDS, 0, false);
         self.batch.clear();
-        self.batch.scratch.extend_from_slice(&header.encode());
+        self.batch.scratch.put_bytes(0, RECORDS as usize);
         for (rank, start) in self.tail.lineages.clone().into_iter().enumerate() {
             self.add_lineage(&start, rank as u32, self.tail.position, true);
         }
@@ -462,6 +463,8 @@ impl Writer {
             self.add_relation(relation, true);
         }
         self.add_state();
+        self.header.preamble = self.offset;
+        self.batch.scratch[..RECORDS as usize].copy_from_slice(&self.header.encode());
         self.batch.close_part();
         self.write_batch()?;
         self.file.sync_all().map_err(|error| Stop::Fatal(format!("fsync: {error}")))?;
@@ -475,6 +478,7 @@ impl Writer {
             after: header.after,
             created: header.created,
             salt: header.salt,
+            preamble: self.offset,
             len: self.offset,
             unreadable: None,
             places: Vec::new(),
