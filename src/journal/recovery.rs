@@ -103,10 +103,10 @@ pub(super) fn find(dir: &Path, known: &Known) -> Result<Option<Found>, Error> {
     let salt_of = |number: u64| segments.iter().find(|s| s.number == number).map(|s| s.salt);
     let covered = known.covered.filter(|covered| salt_of(covered.at.segment) == Some(covered.salt));
     let mut finder = Finder { covered, ..Finder::default() };
-    if let Some(covered) = covered {
-        if !finder.follow_pointers(known, &segments, covered.at).map_err(Error::io(dir))? {
-            finder = Finder::default();
-        }
+    if let Some(covered) = covered
+        && !finder.follow_pointers(known, &segments, covered.at).map_err(Error::io(dir))?
+    {
+        finder = Finder::default();
     }
     drop_unreadable_front(&mut segments, &mut finder.damage);
     let sealed = segments.len() - 1;

@@ -227,7 +227,8 @@ fn damage_in_the_middle_is_named_and_does_not_hide_the_rest() {
 #[test]
 fn damage_below_what_was_synced_is_not_taken_for_a_torn_tail() {
     use crate::journal::segment::{FileHeader, Kind, RECORD_LEN, RECORDS, Scanner, Slice, Step};
-    let whole = open(options(damaged_copy(true).path()));
+    let whole_dir = damaged_copy(true);
+    let whole = open(options(whole_dir.path()));
     let (complete, next_block) = (whole.recovered.complete, whole.recovered.next_block);
     runtime().block_on(whole.close());
     for with_store in [true, false] {
