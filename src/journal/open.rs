@@ -147,10 +147,12 @@ fn writer(
             if last.is_some() {
                 writer.file.sync_all().map_err(Error::io(&path))?;
             }
+            queue.set_stop(true);
             writer.begin(next).map_err(|stop| match stop {
-                Stop::Asked => Error::Failed("stopped".into()),
+                Stop::Asked => Error::Failed("there is no room on disk for a segment".into()),
                 Stop::Fatal(reason) => Error::Failed(reason.into()),
             })?;
+            queue.set_stop(false);
         }
     }
     Ok(writer)

@@ -148,13 +148,11 @@ impl Writer {
             self.commit()?;
             self.roll()?;
         }
+        if self.offset - self.place >= self.shared.options.index_bytes {
+            self.add_state();
+        }
         match entry {
-            Entry::Block(block) => {
-                if self.offset - self.place >= self.shared.options.index_bytes {
-                    self.add_state();
-                }
-                self.add_block(&block)?;
-            }
+            Entry::Block(block) => self.add_block(&block)?,
             Entry::Relation(relation) => {
                 self.tail.relation(&relation);
                 self.add_relation(&relation, false);
@@ -389,7 +387,7 @@ impl Writer {
             rows.push(rows::put_covered(&covered));
         }
         self.shared.ring.push(self.batch.blocks.drain(..));
-        self.shared.marks.send_replace(marks);
+        self.shared.marks.send_if_modified(|now| std::mem::replace(now, marks) != marks);
         metrics::set(metrics::JOURNAL_BYTES, bytes as f64);
         if !rows.is_empty() {
             self.desk.catalogue(rows);

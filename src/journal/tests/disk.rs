@@ -217,3 +217,65 @@ async fn queued_marks_become_one() {
     assert_eq!(opened.journal.shared().map.read().segments[0].len - before, 2 * 88);
     opened.close().await;
 }
+
+/// `mount -t tmpfs -o size=24m none DIR; WALCAST_SMALL_DIR=DIR cargo test --lib -- --ignored small_file_system`
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs WALCAST_SMALL_DIR, a directory on a file system of about 24 MiB"]
+async fn a_small_file_system_fills_up_and_gets_room_again() {
+    use crate::feed::{Checkpoint, Checkpoints, SubscriberKey};
+    let small = std::env::var("WALCAST_SMALL_DIR").expect("WALCAST_SMALL_DIR");
+    let dir = tempfile::tempdir_in(small).expect("a directory");
+    let filler = dir.path().join("filler");
+    std::fs::write(&filler, vec![1; 6 << 20]).expect("room");
+    let small = || Options { segment_bytes: 2 << 20, queue_bytes: 1 << 20, ..options(&dir.path().join("journal")) };
+    let mut opened = open(small());
+    let mut script = opened.start().await;
+    let full = opened.journal.disk_full();
+    while !*full.borrow() {
+        script.begin(10);
+        script.change(1, 60_000);
+        script.commit();
+        let record = script.seal();
+        opened.appender.push(record).expect("queued");
+        while !opened.appender.try_room() && !*full.borrow() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+    // What is left goes too, so that the store meets a full disk as well.
+    let mut rest = File::create(dir.path().join("rest")).expect("a file");
+    while io::Write::write_all(&mut rest, &[1; 4096]).is_ok() {}
+    let key = |n: u64| SubscriberKey { principal: String::new(), name: format!("s{n}") };
+    let mut durable = Vec::new();
+    let mut failed = 0;
+    for n in 0..400 {
+        let next = Checkpoint { session: n, filter: vec![n as u8; 3000].into(), ..Checkpoint::default() };
+        match opened.journal.update(&key(n), Box::new(|_| Some(next))).await {
+            Ok(_) => durable.push(n),
+            Err(_) => failed += 1,
+        }
+        if failed > 3 {
+            break;
+        }
+    }
+    assert!(failed > 0, "the store never met the full disk");
+    for n in &durable {
+        assert_eq!(opened.journal.get(&key(*n)).map(|checkpoint| checkpoint.session), Some(*n));
+    }
+    std::fs::remove_file(dir.path().join("rest")).expect("removed");
+    std::fs::remove_file(&filler).expect("removed");
+    opened.flush().await;
+    assert!(!*full.borrow());
+    let next = Checkpoint { session: 9999, ..Checkpoint::default() };
+    opened.journal.update(&key(9999), Box::new(|_| Some(next))).await.expect("room again");
+    opened.close().await;
+    let opened = open(small());
+    assert_eq!(opened.recovered.lost_checkpoints, None);
+    assert_eq!(opened.recovered.damage, []);
+    for n in durable.into_iter().chain([9999]) {
+        assert_eq!(opened.journal.get(&key(n)).map(|checkpoint| checkpoint.session), Some(n));
+    }
+    let cursor = opened.journal.locate(Start::Earliest).await.expect("earliest");
+    let units = crate::journal::conformance::read_units(&opened.journal, cursor).await.expect("readable");
+    assert_eq!(units, script.units);
+    opened.close().await;
+}
