@@ -85,11 +85,10 @@ pub(super) async fn prepare(
             ));
         }
     };
-    if start > identity.xlogpos {
-        return Err(refused(
-            Reason::SourceStalePrimary,
-            format!("the journal ends at {start}, the server's WAL at {}: it has lost WAL", identity.xlogpos),
-        ));
+    let end = server::wal_positions(sql).await?.insert;
+    if start > end {
+        let message = format!("the journal ends at {start}, the server's WAL at {end}: it has lost WAL");
+        return Err(refused(Reason::SourceStalePrimary, message));
     }
     let timeout = server::wal_sender_timeout(sql).await?;
     let status_interval = timeout.map_or(STATUS_INTERVAL, |timeout| STATUS_INTERVAL.min(timeout / 3));
