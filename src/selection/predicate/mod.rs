@@ -150,7 +150,8 @@ impl fmt::Display for Predicate {
     }
 }
 
-/// A predicate for one relation version. Evaluation allocates nothing, save for ILIKE and LIKE on text that is not UTF-8.
+/// A predicate for one relation version. Evaluation allocates nothing, save for ILIKE and `_` on text
+/// that is not UTF-8.
 #[derive(Clone, Debug)]
 pub struct Compiled {
     root: node::Node,
@@ -165,7 +166,7 @@ pub struct Compiled {
 impl Compiled {
     /// The columns that the predicate reads: indices in [`Relation::columns`], ascending.
     pub fn columns(&self) -> Vec<usize> {
-        let mut columns: Vec<usize> = self.seen.iter().map(|(source, _)| source.column).collect();
+        let mut columns: Vec<usize> = self.seen.iter().map(|(source, _)| source.column as usize).collect();
         columns.sort_unstable();
         columns.dedup();
         columns
