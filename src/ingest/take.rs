@@ -114,7 +114,7 @@ impl State {
                 self.event(*lsn, |builder, scratch, ordinal| {
                     match scratch {
                         Some(out) => encode::message(out, prefix, content, ordinal, *lsn, None),
-                        None => builder.message(prefix, content, *lsn),
+                        None => builder.message(prefix, content, *lsn).map_err(|error| undecodable(*lsn, bytes, error))?,
                     }
                     Ok(())
                 })
@@ -123,7 +123,8 @@ impl State {
                 let position = Position::new(self.builder.up_to().lineage, Lsn(lsn.0 + 1));
                 if position.lsn > self.builder.up_to().lsn {
                     self.discard_resent("the source sends something else in its place");
-                    self.builder.message_outside(prefix, content, *lsn, position);
+                    let added = self.builder.message_outside(prefix, content, *lsn, position);
+                    added.map_err(|error| undecodable(*lsn, bytes, error))?;
                     self.events += 1;
                 }
                 Ok(())

@@ -266,10 +266,10 @@ impl Shared {
             let mut open_since = chunk.open_since;
             let mut expected = chunk.first_block;
             for block in &decoded.blocks {
-                if block.number != expected {
-                    if let Some(Err(error)) = decoded.block(expected) {
-                        return Err(error);
-                    }
+                if block.number != expected
+                    && let Some(Err(error)) = decoded.block(expected)
+                {
+                    return Err(error);
                 }
                 expected = block.number + 1;
                 let fresh = block.continued_begin().is_empty();

@@ -13,11 +13,8 @@ use crate::harness::{
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn stuck_readers_cost_their_neighbours_nothing() {
-    let stage = stage()
-        .sql("CREATE TABLE t (id int PRIMARY KEY, v text)")
-        .env("WALCAST_RING_BYTES", "4MiB")
-        .start()
-        .await;
+    let stage =
+        stage().sql("CREATE TABLE t (id int PRIMARY KEY, v text)").env("WALCAST_RING_BYTES", "4MiB").start().await;
     // One without credit, one that never reads its socket, one that closes its connection in the middle.
     let mut broke = stage.client().consume(&Request::named("broke").earliest()).await;
     broke.until("opened", |log| log.opened().is_some()).await;
@@ -32,7 +29,9 @@ async fn stuck_readers_cost_their_neighbours_nothing() {
     let sample = "SELECT pg_current_wal_insert_lsn() - confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = 'walcast'";
     drop(gone);
     for round in 0..20 {
-        let sql = format!("INSERT INTO t SELECT {round} * 1000 + i, repeat(md5(i::text), 64) FROM generate_series(1, 1000) i");
+        let sql = format!(
+            "INSERT INTO t SELECT {round} * 1000 + i, repeat(md5(i::text), 64) FROM generate_series(1, 1000) i"
+        );
         stage.db.run(&sql).await;
     }
     let committed = Instant::now();
@@ -71,11 +70,8 @@ async fn stuck_readers_cost_their_neighbours_nothing() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stuck_reader_does_not_grow_the_hub() {
-    let stage = stage()
-        .sql("CREATE TABLE t (id int PRIMARY KEY, v text)")
-        .env("WALCAST_RING_BYTES", "8MiB")
-        .start()
-        .await;
+    let stage =
+        stage().sql("CREATE TABLE t (id int PRIMARY KEY, v text)").env("WALCAST_RING_BYTES", "8MiB").start().await;
     let mut stuck = Vec::new();
     for _ in 0..10 {
         let mut stream = stage.client().consume(&Request::new().earliest()).await;
@@ -84,7 +80,8 @@ async fn a_stuck_reader_does_not_grow_the_hub() {
     }
     let before = stage.hub.rss_peak();
     for round in 0..10 {
-        let sql = format!("INSERT INTO t SELECT {round} * 10000 + i, repeat('z', 1000) FROM generate_series(1, 10000) i");
+        let sql =
+            format!("INSERT INTO t SELECT {round} * 10000 + i, repeat('z', 1000) FROM generate_series(1, 10000) i");
         stage.db.run(&sql).await;
     }
     stage.journaled().await;

@@ -234,10 +234,8 @@ fn without_comments_and_strings(code: &str) -> String {
             quoted(rest)
         } else if c == 'r' && !out.ends_with(|c: char| c.is_alphanumeric() || c == '_') {
             raw(rest).unwrap_or(0)
-        } else if let Some(len) = character(rest) {
-            len
         } else {
-            0
+            character(rest).unwrap_or(0)
         };
         if skip == 0 {
             out.push(c);

@@ -93,10 +93,11 @@ async fn publication_dropped(major: u32) {
     let confirmed = lsn(&stage.slot("confirmed_flush_lsn").await.expect("an LSN"));
     assert!(confirmed < lost_from, "PostgreSQL was told {confirmed}, rows up to {lost_from} were skipped");
     let seen = stream.log.progress().count();
-    stream.until("the stream goes on and says that the source is away", |log| {
-        log.progress().count() > seen && log.progress().next_back().is_some_and(|p| !p.source_connected)
-    })
-    .await;
+    stream
+        .until("the stream goes on and says that the source is away", |log| {
+            log.progress().count() > seen && log.progress().next_back().is_some_and(|p| !p.source_connected)
+        })
+        .await;
     assert_eq!(stream.log.changes(), 1);
 }
 
@@ -125,7 +126,8 @@ async fn a_slot_that_is_ahead_of_the_journal_is_refused() {
     stage.hub.spawn();
     source_error(&stage, "SLOT_LOST").await;
     let mut stream = stage.client().subscribe(&Request::new().earliest()).await;
-    let silent = |log: &crate::harness::history::StreamLog| log.progress().next_back().is_some_and(|p| !p.source_connected);
+    let silent =
+        |log: &crate::harness::history::StreamLog| log.progress().next_back().is_some_and(|p| !p.source_connected);
     while !silent(&stream.log) && crate::harness::client::within(stream.pull()).await {}
     assert_eq!(stream.log.changes(), 1, "nothing from behind the gap without a word");
 }
@@ -196,7 +198,11 @@ async fn streams_are_accepted_while_postgresql_is_away() {
     let client = stage.client();
     let stream = eventually(Duration::from_secs(20), || async {
         let mut stream = client.subscribe(&Request::new().earliest()).await;
-        if stream.pull().await && stream.log.opened().is_some() { Ok(stream) } else { Err(format!("{:?}", stream.log.end)) }
+        if stream.pull().await && stream.log.opened().is_some() {
+            Ok(stream)
+        } else {
+            Err(format!("{:?}", stream.log.end))
+        }
     })
     .await;
     let mut stream = stream;

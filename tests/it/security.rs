@@ -137,7 +137,8 @@ async fn a_principal_reads_its_tables_only() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn subscriber_names_are_private_to_their_principal() {
     let stage = with_tokens().await;
-    let (reader, other) = (stage.client().token("reader-token-0123456789"), stage.client().token("other-token-0123456789"));
+    let (reader, other) =
+        (stage.client().token("reader-token-0123456789"), stage.client().token("other-token-0123456789"));
     let request = Request::named("worker").earliest().tables(&["public.t"]);
     let mut mine = reader.subscribe(&request).await;
     mine.until("the row", |log| log.commits() == 1).await;

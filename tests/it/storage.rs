@@ -57,7 +57,9 @@ async fn a_full_disk_stops_intake_not_service_and_heals() {
     follower.reaches(stage.goal().await, Duration::from_secs(20)).await;
 
     for round in 0..22 {
-        let sql = format!("INSERT INTO t SELECT {round} * 1000 + i, repeat(md5(i::text), 32) FROM generate_series(1, 1000) i");
+        let sql = format!(
+            "INSERT INTO t SELECT {round} * 1000 + i, repeat(md5(i::text), 32) FROM generate_series(1, 1000) i"
+        );
         stage.db.run(&sql).await;
     }
     stage.hub.metric_becomes("walcast_journal_disk_full", Duration::from_secs(30), |full| full == 1.0).await;
@@ -108,11 +110,8 @@ fn damage(dir: &Path, marker: &[u8]) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn damage_is_named_with_its_range_and_the_rest_is_served() {
-    let mut stage = stage()
-        .sql("CREATE TABLE t (id int PRIMARY KEY, v text)")
-        .env("WALCAST_SEGMENT_BYTES", "1MiB")
-        .start()
-        .await;
+    let mut stage =
+        stage().sql("CREATE TABLE t (id int PRIMARY KEY, v text)").env("WALCAST_SEGMENT_BYTES", "1MiB").start().await;
     let filler = |from: i32| {
         format!("INSERT INTO t SELECT {from} + i, repeat(md5(i::text), 32) FROM generate_series(1, 1500) i")
     };
@@ -155,9 +154,9 @@ async fn a_torn_tail_is_cut_off_and_fetched_again() {
     stage.journaled().await;
     stage.hub.kill9();
     // What a crash in the middle of a write leaves: bytes behind the last record that are none.
-    let newest = files(stage.hub.data_dir()).into_iter().filter(|path| {
-        fs::read(path).is_ok_and(|bytes| bytes.windows(4).any(|window| window == b"kept"))
-    });
+    let newest = files(stage.hub.data_dir())
+        .into_iter()
+        .filter(|path| fs::read(path).is_ok_and(|bytes| bytes.windows(4).any(|window| window == b"kept")));
     for path in newest {
         let bytes = fs::read(&path).expect("file");
         let end = bytes.iter().rposition(|byte| *byte != 0).expect("a record") + 1;
@@ -187,7 +186,12 @@ async fn a_data_directory_serves_one_hub() {
         async move { ended.ok_or("it runs") }
     })
     .await;
-    assert_eq!(status.code(), Some(1), "a failure, said in a line: {}", process::tail(&stage.hub.dir().join("second.log"), 5));
+    assert_eq!(
+        status.code(),
+        Some(1),
+        "a failure, said in a line: {}",
+        process::tail(&stage.hub.dir().join("second.log"), 5)
+    );
     let history = stage.collect(Request::new().earliest()).await;
     assert!(matches!(history.last().end, End::Completed));
 }
