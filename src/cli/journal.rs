@@ -119,12 +119,8 @@ mod tests {
             commit_times: None,
             problem: None,
         };
-        let damaged = SegmentInfo {
-            path: "segments/2.seg".into(),
-            bytes: 0,
-            problem: Some("header".into()),
-            ..segment.clone()
-        };
+        let damaged =
+            SegmentInfo { path: "segments/2.seg".into(), bytes: 0, problem: Some("header".into()), ..segment.clone() };
         assert_eq!(
             table(&[segment, damaged]),
             "SEGMENT  SIZE      BLOCKS  AFTER  UP TO\n\
