@@ -152,6 +152,7 @@ async fn a_full_disk_is_waited_for_and_nothing_is_lost() {
     let crashed = open(options(copy.path()));
     assert_eq!(crashed.recovered.complete, marks.tail);
     assert_eq!(crashed.recovered.damage, []);
+    assert_eq!(crashed.recovered.torn_bytes, 0, "a half written group is cut back before waiting");
     crashed.close().await;
 
     disk.room.store(-1, SeqCst);
