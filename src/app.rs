@@ -229,9 +229,7 @@ fn drain_when_source_ends(source: SourceEnded, drain: Drain) -> impl Future<Outp
         drain.start();
         ended
     });
-    async move {
-        task.await.unwrap_or_else(|error| Err(Error::System { what: "source", error: io::Error::other(error) }))
-    }
+    async move { task.await.unwrap_or_else(|error| Err(Error::System { what: "source", error: io::Error::other(error) })) }
 }
 
 /// Health turns SERVING when the slot first streams, and stays so while the source is away.

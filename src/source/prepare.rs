@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use super::{Error, Options, SourceState, refused};
 use crate::{
+    feed::Feed,
     ingest::{Ingest, restart_lsn},
     journal::Journal,
-    feed::Feed,
     lsn::Lsn,
     model::Lineage,
     postgres::{preflight, publication, replication::Replication, server, slot, sql::Sql},
@@ -144,7 +144,8 @@ async fn existing_slot(
     slot: &slot::SlotState,
 ) -> Result<Lsn, Error> {
     if slot.plugin.as_deref() != Some("pgoutput") {
-        let plugin = slot.plugin.as_deref().map_or("is physical".to_owned(), |plugin| format!("uses the plugin {plugin:?}"));
+        let plugin =
+            slot.plugin.as_deref().map_or("is physical".to_owned(), |plugin| format!("uses the plugin {plugin:?}"));
         let message = format!("slot {:?} {plugin}; give another name with --slot", options.slot);
         return Err(refused(Reason::PreflightFailed, message));
     }
