@@ -254,8 +254,20 @@ pub struct Checkpoint {
 
 /// The checkpoint could not be made durable.
 #[derive(Clone, Debug, thiserror::Error)]
-#[error("checkpoints cannot be written: {0}")]
-pub struct CheckpointError(pub String);
+#[error("checkpoints cannot be written: {detail}")]
+pub struct CheckpointError {
+    /// What failed.
+    pub detail: String,
+    /// For lack of room.
+    pub disk_full: bool,
+}
+
+impl CheckpointError {
+    /// A failure that is not for lack of room.
+    pub fn new(detail: impl Into<String>) -> Self {
+        CheckpointError { detail: detail.into(), disk_full: false }
+    }
+}
 
 /// From a subscriber's present state (`None`: there is none) to the next, or `None` to leave it.
 pub type Change<'a> = Box<dyn FnOnce(Option<&Checkpoint>) -> Option<Checkpoint> + Send + 'a>;

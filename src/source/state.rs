@@ -13,6 +13,7 @@ use crate::{
     feed::{BoxFuture, Source, SourceAway, SourceStatus, WalPositions},
     metrics,
     postgres::{server, sql::Sql},
+    reason::Reason,
 };
 
 /// Shared between the source's loop and everybody who asks. Cheap to clone.
@@ -21,6 +22,7 @@ pub struct SourceState(Arc<Inner>);
 
 struct Inner {
     connected: AtomicBool,
+    journal_full: AtomicBool,
     begun: AtomicU64,
     streamed: watch::Sender<bool>,
     sql: ArcSwapOption<Sql>,
@@ -35,6 +37,7 @@ impl SourceState {
         let status = SourceStatus { slot: slot.to_owned(), ..SourceStatus::default() };
         SourceState(Arc::new(Inner {
             connected: AtomicBool::new(false),
+            journal_full: AtomicBool::new(false),
             begun: AtomicU64::new(0),
             streamed: watch::channel(false).0,
             sql: ArcSwapOption::empty(),
@@ -47,6 +50,11 @@ impl SourceState {
     /// Becomes true when the slot first streams and stays so.
     pub fn streamed(&self) -> watch::Receiver<bool> {
         self.0.streamed.subscribe()
+    }
+
+    /// Whether reading waits for the journal to have room.
+    pub fn journal_full(&self, full: bool) {
+        self.0.journal_full.store(full, Ordering::Release);
     }
 
     pub(super) fn nudged(&self) -> &Notify {
@@ -118,6 +126,11 @@ impl Source for SourceState {
     }
 
     fn status(&self) -> SourceStatus {
-        self.0.status.lock().clone()
+        let mut status = self.0.status.lock().clone();
+        if self.0.journal_full.load(Ordering::Acquire) && status.last_error.is_empty() {
+            let reason = Reason::DiskFull;
+            status.last_error = format!("{}: {} {}", reason.as_str(), reason.meaning(), reason.action());
+        }
+        status
     }
 }
