@@ -99,7 +99,7 @@ pub async fn serve(config: Config, drain: Drain) -> Result<(), Error> {
         data_dir = %config.journal.data_dir.display(),
         "journal open"
     );
-    let state = SourceState::new(&config.source.slot);
+    let state = SourceState::new(&config.source.slot, &config.source.publication);
     let ingest = Ingest::new(journal.clone(), appender, &recovered);
     let source = source::Options {
         connect,

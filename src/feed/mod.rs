@@ -178,6 +178,11 @@ pub trait Source: Send + Sync + 'static {
     /// `schema.table` of every published table, as last read; `None` before the first connection.
     fn published(&self) -> Option<Arc<Vec<(String, String)>>>;
 
+    /// Reads the published tables again: a table may have been created a moment ago. Changes nothing while it is away.
+    fn refresh(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {})
+    }
+
     /// Asks the source for a keepalive now, so that the tail moves although nothing commits.
     fn nudge(&self);
 

@@ -33,7 +33,7 @@ impl Inner {
         }
         let permit = self.permit()?;
         let key = request.subscriber.as_deref().map(|name| inner::key(principal, name)).transpose()?;
-        let selection = self.selection(principal, &request)?;
+        let selection = self.selection(principal, &request).await?;
         if self.feed.lineage().is_none() {
             return Err(Error::starting());
         }
@@ -79,13 +79,20 @@ impl Inner {
         }))
     }
 
-    fn selection(&self, principal: &Principal, request: &Subscription) -> Result<Selection, Error> {
+    async fn selection(&self, principal: &Principal, request: &Subscription) -> Result<Selection, Error> {
         let rights = principal.tables.as_ref().map(|tables| tables.as_slice());
         let selection = Selection::compile(request.filter.as_ref(), rights)?;
+        if self.check_published(&selection).is_err() {
+            self.source.refresh().await;
+            self.check_published(&selection)?;
+        }
+        Ok(selection)
+    }
+
+    fn check_published(&self, selection: &Selection) -> Result<(), Error> {
         let published = self.source.published();
         let known = |table: &str| self.feed.relations().iter().any(|relation| relation.qualified_name() == table);
-        selection.check(published.as_ref().map(|tables| tables.as_slice()), known)?;
-        Ok(selection)
+        Ok(selection.check(published.as_ref().map(|tables| tables.as_slice()), known)?)
     }
 
     fn start(&self, start: Option<StartAt>, named: bool, known: Option<&Checkpoint>) -> Result<Start, Error> {

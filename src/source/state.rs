@@ -12,7 +12,7 @@ use tokio::sync::{Notify, watch};
 use crate::{
     feed::{BoxFuture, Source, SourceAway, SourceStatus, WalPositions},
     metrics,
-    postgres::{server, sql::Sql},
+    postgres::{publication, server, sql::Sql},
     reason::Reason,
 };
 
@@ -21,6 +21,7 @@ use crate::{
 pub struct SourceState(Arc<Inner>);
 
 struct Inner {
+    publication: String,
     connected: AtomicBool,
     journal_full: AtomicBool,
     begun: AtomicU64,
@@ -33,9 +34,10 @@ struct Inner {
 
 impl SourceState {
     /// Away, and never seen.
-    pub fn new(slot: &str) -> Self {
+    pub fn new(slot: &str, publication: &str) -> Self {
         let status = SourceStatus { slot: slot.to_owned(), ..SourceStatus::default() };
         SourceState(Arc::new(Inner {
+            publication: publication.to_owned(),
             connected: AtomicBool::new(false),
             journal_full: AtomicBool::new(false),
             begun: AtomicU64::new(0),
@@ -119,6 +121,16 @@ impl Source for SourceState {
 
     fn published(&self) -> Option<Arc<Vec<(String, String)>>> {
         self.0.published.load_full()
+    }
+
+    fn refresh(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {
+            let Some(sql) = self.0.sql.load_full() else { return };
+            match publication::published_tables(&sql, &self.0.publication).await {
+                Ok(tables) => self.publishes(tables),
+                Err(error) => tracing::debug!(%error, "published tables cannot be read"),
+            }
+        })
     }
 
     fn nudge(&self) {
