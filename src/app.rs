@@ -179,6 +179,7 @@ fn journal_options(config: &Config) -> journal::Options {
         retain_bytes: config.journal.retain_bytes,
         retain_age: config.journal.retain_age,
         ring_bytes: config.journal.ring_bytes as usize,
+        reserve_bytes: config.journal.reserve_bytes,
         ..journal::Options::new(&config.journal.data_dir)
     }
 }

@@ -58,6 +58,8 @@ pub struct Journal {
     pub retain_age: Duration,
     /// Bytes of blocks kept in memory for live streams.
     pub ring_bytes: u64,
+    /// Bytes that are left free on the file system; intake waits below.
+    pub reserve_bytes: u64,
 }
 
 /// `[grpc]`

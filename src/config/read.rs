@@ -88,6 +88,7 @@ impl Reader<'_> {
             retain_bytes: self.bytes("journal.retain_bytes"),
             retain_age: self.duration("journal.retain_age"),
             ring_bytes: self.bytes("journal.ring_bytes"),
+            reserve_bytes: self.bytes("journal.reserve_bytes"),
         };
         if journal.data_dir.as_os_str().is_empty() {
             self.wrong("journal.data_dir", "must not be empty");

@@ -69,6 +69,12 @@ impl Replication {
         }
     }
 
+    /// A SQL_ASCII database holds bytes of any encoding. With `client_encoding` UTF8 the server converts nothing but
+    /// verifies, and one byte that is not UTF-8 would end the stream at the same place for ever (22021).
+    pub(super) async fn take_bytes_as_they_are(&mut self) -> Result<()> {
+        self.rows("SET client_encoding = 'SQL_ASCII'").await.map(drop)
+    }
+
     pub(super) async fn query(&mut self, command: &str) -> Result<()> {
         self.channel.queue_message(|out| frontend::query(command, out))?;
         self.channel.flush().await

@@ -49,7 +49,11 @@ impl Replication {
         connect::at(options, &server.spec, &server.address, |stream, server| async move {
             let mut channel = Channel::new(stream);
             let greeting = startup::start(&mut channel, options, &server).await?;
-            Ok(Replication { channel, server, version: greeting.version })
+            let mut session = Replication { channel, server, version: greeting.version };
+            if greeting.without_encoding {
+                session.take_bytes_as_they_are().await?;
+            }
+            Ok(session)
         })
         .await
     }

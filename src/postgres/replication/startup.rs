@@ -38,6 +38,8 @@ const PINNED: [(&str, &str); 8] = [
 pub(super) struct Greeting {
     /// Such as 150018; the minor part is 0 for a development version.
     pub(super) version: u32,
+    /// The database declares no encoding: `server_encoding` is SQL_ASCII.
+    pub(super) without_encoding: bool,
 }
 
 /// Starts the session and authenticates.
@@ -58,6 +60,9 @@ pub(super) async fn start(channel: &mut Channel, options: &ConnectOptions, serve
         match channel.expect(Phase::Connecting).await? {
             Message::ParameterStatus(body) if matches!(body.name(), Ok("server_version")) => {
                 greeting.version = body.value().map_or(0, version_number);
+            }
+            Message::ParameterStatus(body) if matches!(body.name(), Ok("server_encoding")) => {
+                greeting.without_encoding = matches!(body.value(), Ok("SQL_ASCII"));
             }
             Message::ParameterStatus(_) | Message::BackendKeyData(_) => {}
             Message::ReadyForQuery(_) => return Ok(greeting),
