@@ -88,7 +88,10 @@ pub async fn serve(config: Config, drain: Drain) -> Result<(), Error> {
     };
     let rendered = recorder();
 
-    let (journal, appender, recovered) = Journal::open(journal_options(&config)).await?;
+    let options_of_journal = journal_options(&config);
+    let opened = tokio::task::spawn_blocking(|| Journal::open(options_of_journal)).await;
+    let (journal, appender, recovered) =
+        opened.map_err(|error| Error::System { what: "opening the journal", error: io::Error::other(error) })??;
     let fresh = recovered.fresh;
     tracing::info!(
         tail = %recovered.complete,
@@ -136,7 +139,6 @@ pub async fn serve(config: Config, drain: Drain) -> Result<(), Error> {
     if let Some(pages) = pages {
         pages.await.map_err(|error| Error::System { what: "HTTP server", error: io::Error::other(error) })??;
     }
-    journal.close().await;
     served?;
     tracing::info!("stopped");
     source_ended
@@ -164,8 +166,8 @@ fn grpc_options(config: &Config) -> Result<rpc::Options, Error> {
         request_bytes: config.limits.request_bytes,
         header_bytes: config.limits.header_bytes,
         pending_resets: config.limits.pending_resets,
-        keepalive_interval: config.limits.keepalive_interval,
-        keepalive_timeout: config.limits.keepalive_timeout,
+        ping_interval: config.limits.keepalive_interval,
+        ping_limit: config.limits.keepalive_timeout,
         drain_limit: config.grpc.drain_timeout,
         ..rpc::Options::default()
     })
@@ -227,9 +229,7 @@ fn drain_when_source_ends(source: SourceEnded, drain: Drain) -> impl Future<Outp
         drain.start();
         ended
     });
-    async move {
-        task.await.unwrap_or_else(|error| Err(Error::System { what: "source", error: io::Error::other(error) }))
-    }
+    async move { task.await.unwrap_or_else(|error| Err(Error::System { what: "source", error: io::Error::other(error) })) }
 }
 
 /// Health turns SERVING when the slot first streams, and stays so while the source is away.

@@ -26,9 +26,9 @@ static POINTS: LazyLock<Option<HashMap<String, Point>>> = LazyLock::new(|| {
 
 /// Dies here when told to, as by SIGKILL: nothing is flushed, nothing is dropped.
 pub fn hit(name: &str) {
-    if let Some(point) = POINTS.as_ref().and_then(|points| points.get(name)) {
-        if point.hits.fetch_add(1, Ordering::Relaxed) + 1 == point.at {
-            std::process::abort();
-        }
+    if let Some(point) = POINTS.as_ref().and_then(|points| points.get(name))
+        && point.hits.fetch_add(1, Ordering::Relaxed) + 1 == point.at
+    {
+        std::process::abort();
     }
 }

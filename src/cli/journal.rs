@@ -8,25 +8,61 @@ use super::{
     args::JournalCommand,
     error::Error,
     output::Output,
-    parts::{self, SegmentRow, Verified},
     text::{self, grouped, plural},
 };
-use crate::config::units::show_bytes;
+use crate::{
+    config::units::show_bytes,
+    journal::inspect::{self, Report, SegmentInfo},
+};
 
 pub fn run(command: JournalCommand) -> Result<(), Error> {
+    let output = Output::plain();
     match command {
-        JournalCommand::List { data_dir } => Output::plain().print(&table(&parts::segments(&data_dir)?)),
-        JournalCommand::Verify { data_dir } => verify(&data_dir),
+        JournalCommand::List { data_dir } => {
+            let segments = inspect::list(existing(&data_dir)?).map_err(|error| Error::classified(&error))?;
+            output.print(&table(&segments))
+        }
+        JournalCommand::Verify { data_dir } => {
+            let bar = bar();
+            let mut progress = |done, of| {
+                bar.set_length(of);
+                bar.set_position(done);
+            };
+            let report = inspect::verify(existing(&data_dir)?, &mut progress);
+            bar.finish_and_clear();
+            let report = report.map_err(|error| Error::classified(&error))?;
+            output.print(&summary(&report))?;
+            match report.problems.len() {
+                0 => Ok(()),
+                problems => Err(Error::Failed(format!("{} in the journal", plural(problems as u64, "problem")))),
+            }
+        }
     }
 }
 
-fn table(segments: &[SegmentRow]) -> String {
+/// A directory that is not there is a typing mistake, not an empty journal.
+fn existing(data_dir: &Path) -> Result<&Path, Error> {
+    match data_dir.is_dir() {
+        true => Ok(data_dir),
+        false => Err(Error::Usage(format!("{} is not a directory", data_dir.display()))),
+    }
+}
+
+fn table(segments: &[SegmentInfo]) -> String {
     let rows: Vec<Vec<String>> = segments
         .iter()
         .map(|segment| {
-            let file = segment.file.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let figures = [show_bytes(segment.bytes), grouped(segment.blocks)];
-            [file].into_iter().chain(figures).chain([segment.after.clone(), segment.up_to.clone()]).collect()
+            let file = segment.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            match &segment.problem {
+                Some(problem) => vec![file, "DAMAGED".to_owned(), problem.clone()],
+                None => vec![
+                    file,
+                    show_bytes(segment.bytes),
+                    grouped(segment.blocks),
+                    segment.after.lsn.to_string(),
+                    segment.up_to.lsn.to_string(),
+                ],
+            }
         })
         .collect();
     let bytes = segments.iter().map(|segment| segment.bytes).sum();
@@ -35,38 +71,26 @@ fn table(segments: &[SegmentRow]) -> String {
     text
 }
 
-fn verify(data_dir: &Path) -> Result<(), Error> {
-    let segments = parts::segments(data_dir)?;
-    let bar = bar(segments.iter().map(|segment| segment.bytes).sum());
-    let output = Output::plain();
-    let mut damaged = 0;
-    let mut records = 0;
-    let mut before = 0;
-    for segment in &segments {
-        let verified = parts::verify(segment, &mut |bytes| bar.set_position(before + bytes))?;
-        before += segment.bytes;
-        records += verified.records;
-        damaged += u64::from(verified.damage.is_some());
-        bar.suspend(|| output.print(&line(&verified)))?;
+fn summary(report: &Report) -> String {
+    let mut text: String = report.problems.iter().map(|problem| format!("DAMAGED  {problem}\n")).collect();
+    text.push_str(&format!(
+        "{}: {} with {} in {}, up to {}\n",
+        plural(report.segments, "segment"),
+        plural(report.blocks, "intact block"),
+        plural(report.events, "event"),
+        show_bytes(report.bytes),
+        report.tail
+    ));
+    if report.torn_bytes > 0 {
+        let torn = show_bytes(report.torn_bytes);
+        text.push_str(&format!("{torn} at the end are not whole yet, or were torn off by a crash: no loss\n"));
     }
-    bar.finish_and_clear();
-    if damaged > 0 {
-        return Err(Error::Failed(format!("{} damaged", plural(damaged, "segment"))));
-    }
-    output.print(&format!("{} in {} are whole\n", plural(records, "record"), plural(segments.len() as u64, "segment")))
-}
-
-fn line(verified: &Verified) -> String {
-    let file = verified.file.file_name().unwrap_or_default().to_string_lossy();
-    match &verified.damage {
-        None => format!("{file}  ok  {}\n", plural(verified.records, "record")),
-        Some(damage) => format!("{file}  DAMAGED after {}: {damage}\n", plural(verified.records, "record")),
-    }
+    text
 }
 
 /// On stderr, and only where that is a terminal.
-fn bar(bytes: u64) -> ProgressBar {
-    let bar = ProgressBar::new(bytes);
+fn bar() -> ProgressBar {
+    let bar = ProgressBar::new(0);
     if !std::io::stderr().is_terminal() {
         bar.set_draw_target(ProgressDrawTarget::hidden());
     }
@@ -79,25 +103,43 @@ fn bar(bytes: u64) -> ProgressBar {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{lsn::Lsn, model::Position};
 
     #[test]
     fn segments_are_summed_up() {
-        let segment = SegmentRow {
-            file: "journal/1.seg".into(),
+        let segment = SegmentInfo {
+            number: 1,
+            path: "segments/1.seg".into(),
             bytes: 1 << 20,
             blocks: 1234,
-            after: "0/10".into(),
-            up_to: "0/20".into(),
+            first_block: 0,
+            after: Position { lsn: Lsn(0x10), ..Position::default() },
+            up_to: Position { lsn: Lsn(0x20), ..Position::default() },
+            created: 0,
+            commit_times: None,
+            problem: None,
         };
+        let damaged =
+            SegmentInfo { path: "segments/2.seg".into(), bytes: 0, problem: Some("header".into()), ..segment.clone() };
         assert_eq!(
-            table(&[segment]),
-            "SEGMENT  SIZE      BLOCKS  AFTER  UP TO\n1.seg    1.00 MiB  1,234   0/10   0/20\n1 segment, 1.00 MiB\n"
+            table(&[segment, damaged]),
+            "SEGMENT  SIZE      BLOCKS  AFTER  UP TO\n\
+             1.seg    1.00 MiB  1,234   0/10   0/20\n\
+             2.seg    DAMAGED   header\n\
+             2 segments, 1.00 MiB\n"
         );
     }
 
     #[test]
-    fn damage_is_told_with_its_place() {
-        let verified = Verified { file: "1.seg".into(), records: 1, damage: Some("offset 96: CRC".into()) };
-        assert_eq!(line(&verified), "1.seg  DAMAGED after 1 record: offset 96: CRC\n");
+    fn what_a_crash_tore_off_is_no_damage() {
+        let report = Report { segments: 1, blocks: 2, events: 3, bytes: 1024, torn_bytes: 7, ..Report::default() };
+        let text = summary(&report);
+        assert!(text.starts_with("1 segment: 2 intact blocks with 3 events in 1.00 KiB, up to 0/0"), "{text}");
+        assert!(text.ends_with("no loss\n") && !text.contains("DAMAGED"), "{text}");
+    }
+
+    #[test]
+    fn a_directory_that_is_not_there_is_wrong_usage() {
+        assert_eq!(existing(Path::new("/no/such/directory")).expect_err("not there").exit_code(), 2);
     }
 }

@@ -10,7 +10,6 @@ pub mod error;
 mod health;
 mod journal;
 pub mod output;
-mod parts;
 pub mod rows;
 mod serve;
 mod signals;

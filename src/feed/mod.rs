@@ -257,17 +257,20 @@ pub struct Checkpoint {
 #[error("checkpoints cannot be written: {0}")]
 pub struct CheckpointError(pub String);
 
+/// From a subscriber's present state (`None`: there is none) to the next, or `None` to leave it.
+pub type Change<'a> = Box<dyn FnOnce(Option<&Checkpoint>) -> Option<Checkpoint> + Send + 'a>;
+
 /// Durable subscriber state. Reads come from memory, writes return after the fsync (grouped within 20 ms).
 pub trait Checkpoints: Send + Sync + 'static {
     /// The state of one subscriber.
     fn get(&self, key: &SubscriberKey) -> Option<Checkpoint>;
 
-    /// Replaces the state of one subscriber: `change` gets the present state (`None`: there is none) and returns the
-    /// next one, or `None` to leave it. Changes of one key are applied one after another. Returns what is durable then.
+    /// Replaces the state of one subscriber. Changes of one key are applied one after another. Returns what is durable
+    /// then.
     fn update<'a>(
         &'a self,
         key: &'a SubscriberKey,
-        change: Box<dyn FnOnce(Option<&Checkpoint>) -> Option<Checkpoint> + Send + 'a>,
+        change: Change<'a>,
     ) -> BoxFuture<'a, Result<Option<Checkpoint>, CheckpointError>>;
 
     /// Forgets a subscriber; whether there was one.

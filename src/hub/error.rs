@@ -67,9 +67,12 @@ impl Error {
     }
 
     pub(super) fn in_future(requested: Lsn, insert: Lsn) -> Self {
-        Error::new(Reason::PositionInFuture, format!("position {requested} lies beyond {insert}, where the source writes"))
-            .with("requested", requested)
-            .with("insert", insert)
+        Error::new(
+            Reason::PositionInFuture,
+            format!("position {requested} lies beyond {insert}, where the source writes"),
+        )
+        .with("requested", requested)
+        .with("insert", insert)
     }
 
     pub(super) fn too_large(bytes: usize, limit: usize, position: Position) -> Self {

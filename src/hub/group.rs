@@ -70,10 +70,10 @@ struct Cache {
 impl Group {
     /// What the group sees of a block.
     pub fn projection(&self, block: &Block) -> Result<Arc<Projection>, Error> {
-        if let Some(newest) = &*self.newest.load() {
-            if newest.block == block.number {
-                return Ok(newest.clone());
-            }
+        if let Some(newest) = &*self.newest.load()
+            && newest.block == block.number
+        {
+            return Ok(newest.clone());
         }
         let slot = self.cache.lock().slots.entry(block.number).or_default().clone();
         let mut slot = slot.lock();

@@ -66,9 +66,8 @@ impl Inner {
 
     pub fn permit(self: &Arc<Self>) -> Result<StreamPermit, Error> {
         let limit = self.limits.streams;
-        let taken = self.streams.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |open| {
-            (open < limit).then_some(open + 1)
-        });
+        let taken =
+            self.streams.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |open| (open < limit).then_some(open + 1));
         match taken {
             Ok(before) => {
                 metrics::set(metrics::STREAMS, (before + 1) as f64);

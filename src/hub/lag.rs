@@ -48,9 +48,8 @@ impl Timeline {
     /// remembers none.
     pub fn since(&self, position: Position, now: i64) -> Duration {
         let samples = self.0.lock();
-        let after = samples.partition_point(|(sample, _)| {
-            sample.lineage == position.lineage && sample.order() <= position.order()
-        });
+        let after = samples
+            .partition_point(|(sample, _)| sample.lineage == position.lineage && sample.order() <= position.order());
         let micros = samples.get(after).map_or(0, |(_, time)| now.saturating_sub(*time).max(0));
         Duration::from_micros(micros as u64)
     }

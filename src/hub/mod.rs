@@ -27,7 +27,6 @@ mod testing;
 #[cfg(test)]
 mod tests;
 
-
 pub use control::SessionHandle;
 pub use error::Error;
 pub use session::Session;
@@ -189,4 +188,3 @@ impl Hub {
         self.inner.record_lags();
     }
 }
-

@@ -38,11 +38,9 @@ impl Inner {
             return Err(Error::starting());
         }
         let known = key.as_ref().and_then(|key| self.checkpoints.get(key));
-        if let (Some(_), None) = (&key, &known) {
-            if self.checkpoints.list().len() >= self.limits.subscribers {
-                let message = format!("{} named subscribers exist, which is the limit", self.limits.subscribers);
-                return Err(Error::new(Reason::TooManyStreams, message));
-            }
+        if key.is_some() && known.is_none() && self.checkpoints.list().len() >= self.limits.subscribers {
+            let message = format!("{} named subscribers exist, which is the limit", self.limits.subscribers);
+            return Err(Error::new(Reason::TooManyStreams, message));
         }
         let start = self.start(request.start.clone(), key.is_some(), known.as_ref())?;
         let cursor = self.locate(start).await?;

@@ -30,7 +30,10 @@ pub(super) struct Item {
 /// What to do next.
 #[derive(Debug)]
 pub(super) enum Next {
-    Frame { frame: Frame, events: u32 },
+    Frame {
+        frame: Frame,
+        events: u32,
+    },
     /// Nothing may be sent before the next grant.
     Starved,
     /// The next event, of this size, can never be sent.

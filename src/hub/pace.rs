@@ -134,7 +134,8 @@ mod tests {
 
     #[test]
     fn a_warning_comes_near_the_end_of_retention() {
-        let window = |rate| Window { earliest: at(1000), tail: at(101_000), expiry_bytes_per_second: rate, ..Window::default() };
+        let window =
+            |rate| Window { earliest: at(1000), tail: at(101_000), expiry_bytes_per_second: rate, ..Window::default() };
         let seconds = |lsn, rate| expires_in(at(lsn), window(rate)).map(|duration| duration.seconds);
         assert_eq!(seconds(50_000, 0), None);
         assert_eq!(seconds(50_000, 1), None);

@@ -118,10 +118,12 @@ pub(super) fn project(
         current: None,
         relations: Vec::new(),
     };
-    if selection.is_everything() && format == RowFormat::Compact && cut == Cut::default() {
-        if let Some(projection) = projector.untouched()? {
-            return Ok(projection);
-        }
+    if selection.is_everything()
+        && format == RowFormat::Compact
+        && cut == Cut::default()
+        && let Some(projection) = projector.untouched()?
+    {
+        return Ok(projection);
     }
     projector.select(cut)
 }
@@ -159,10 +161,10 @@ impl<'a> Projector<'a> {
     }
 
     fn plan(&mut self, id: RelationId) -> Result<Arc<Plan>, Error> {
-        if let Some((current, plan)) = &self.current {
-            if *current == id {
-                return Ok(plan.clone());
-            }
+        if let Some((current, plan)) = &self.current
+            && *current == id
+        {
+            return Ok(plan.clone());
         }
         let plan = self.plans.plan(id)?;
         self.current = Some((id, plan.clone()));
@@ -271,14 +273,7 @@ impl<'a> Projector<'a> {
             }
         }
         let body = Part { message: body.finish(), events, counted };
-        Ok(Projection {
-            block: self.block.number,
-            untouched: false,
-            head,
-            body,
-            tail,
-            relations: self.relations,
-        })
+        Ok(Projection { block: self.block.number, untouched: false, head, body, tail, relations: self.relations })
     }
 
     fn head(&mut self, span: &Span, skipped: bool) -> Result<Head, Error> {

@@ -42,12 +42,8 @@ impl Registry {
                 live.end(Error::fenced(live.session));
             }
         }
-        let entry = Entry {
-            session: stream.session,
-            live: Some(stream.clone()),
-            trail: Trail::default(),
-            pass_over: None,
-        };
+        let entry =
+            Entry { session: stream.session, live: Some(stream.clone()), trail: Trail::default(), pass_over: None };
         entries.insert(key.clone(), entry);
         Ok(())
     }

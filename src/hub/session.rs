@@ -31,6 +31,8 @@ const MAX_MESSAGE: usize = 4 << 20;
 const IDLE_CHECK: Duration = Duration::from_secs(1);
 /// How often a stream that is to end at the tail asks the source to move it.
 const NUDGE: Duration = Duration::from_millis(100);
+/// Blocks of which a stream may see nothing before it lets others run.
+const BLOCKS_PER_STEP: usize = 16;
 const TOUCH: Duration = Duration::from_secs(30);
 
 /// What opening a stream found out.
@@ -73,6 +75,7 @@ pub struct Session {
     /// The resume point behind the block in the outbox.
     pub(super) behind: Option<Position>,
     pub(super) open: Open,
+    pub(super) start: Position,
     /// Transactions up to here are left out; `None` once nothing like that can come any more.
     pub(super) skip: Option<Position>,
     /// Whether the transaction that is open at the end of the incoming block comes after `skip`, once that is known.
@@ -96,6 +99,8 @@ pub struct Session {
 
 /// What a step comes to.
 pub(super) enum Step {
+    /// Others want the thread too.
+    Yield,
     Frame(Frame),
     /// Ended with OK.
     Finished,
@@ -119,11 +124,8 @@ impl Session {
         let Opening { hub, group, shared, cursor, stop_at, .. } = opening;
         let marks = hub.feed.marks();
         let now = Instant::now();
-        let standing = Standing {
-            position: cursor.after,
-            checkpoint: shared.checkpoint(),
-            connected: hub.source.connected(),
-        };
+        let standing =
+            Standing { position: cursor.after, checkpoint: shared.checkpoint(), connected: hub.source.connected() };
         let opened = pb::Opened {
             after: Some(position_to_pb(cursor.after)),
             earliest: Some(position_to_pb(hub.feed.window().earliest)),
@@ -134,6 +136,7 @@ impl Session {
         };
         Session {
             passed: cursor.after,
+            start: cursor.after,
             skip: Some(cursor.after),
             next_touch: shared.key.as_ref().map(|_| now + TOUCH),
             hub,
@@ -145,7 +148,8 @@ impl Session {
             incoming: None,
             outbox: Outbox::default(),
             behind: None,
-            open: Open::default(),
+            // The first block may begin inside a transaction, but only in one that ends at or before the start.
+            open: Open { dropped: true, ..Open::default() },
             wanted: None,
             relations_sent: HashSet::new(),
             caught_up: false,
@@ -175,6 +179,10 @@ impl Session {
                 Ok(Step::Finished) => {
                     self.ended = Some("OK");
                     return None;
+                }
+                Ok(Step::Yield) => {
+                    tokio::task::yield_now().await;
+                    Ok(())
                 }
                 Ok(Step::Wait { until, at_tail }) => self.wait(until, at_tail).await,
                 Ok(Step::Read) => self.read().await,
@@ -210,6 +218,7 @@ impl Session {
             self.next_touch = Some(now + TOUCH);
             self.shared.key.iter().for_each(|key| self.hub.touch(key));
         }
+        let mut taken_in = 0;
         loop {
             if !self.outbox.is_empty() {
                 match self.send() {
@@ -228,12 +237,16 @@ impl Session {
             if let Some(behind) = self.behind.take() {
                 self.pass(behind);
             }
-            if self.pace.may_be_due(now) || self.at_stop() {
-                if let Some(frame) = self.progress(now) {
-                    return Ok(Step::Frame(frame));
-                }
+            if (self.pace.may_be_due(now) || self.at_stop())
+                && let Some(frame) = self.progress(now)
+            {
+                return Ok(Step::Frame(frame));
             }
             if let Some(block) = &self.incoming {
+                if taken_in == BLOCKS_PER_STEP {
+                    return Ok(Step::Yield);
+                }
+                taken_in += 1;
                 let block = block.clone();
                 match self.missing(&block)? {
                     Some(step) => return Ok(step),
@@ -298,11 +311,7 @@ impl Session {
     }
 
     fn standing(&self) -> Standing {
-        Standing {
-            position: self.passed,
-            checkpoint: self.shared.checkpoint(),
-            connected: self.hub.source.connected(),
-        }
+        Standing { position: self.passed, checkpoint: self.shared.checkpoint(), connected: self.hub.source.connected() }
     }
 
     fn at_stop(&self) -> bool {

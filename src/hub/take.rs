@@ -43,15 +43,25 @@ impl Session {
     /// Fills the outbox with what the stream is to send of the block.
     pub(super) fn take_in(&mut self, block: &Arc<Block>) -> Result<(), Error> {
         let open = std::mem::take(&mut self.open);
-        let mut cut = Cut { head: open.dropped, tail: self.wanted.take() == Some(false), ..Cut::default() };
+        let mut cut = Cut {
+            head: open.dropped && !block.continued_begin().is_empty(),
+            tail: self.wanted.take() == Some(false),
+            ..Cut::default()
+        };
         match self.skip {
             Some(skip) if block.after.order() < skip.order() => cut.after = Some(skip),
             _ => self.skip = None,
         }
-        let mut projection =
-            if cut == Cut::default() { self.group.projection(block)? } else { self.group.own_projection(block, cut)? };
+        let mut projection = if cut == Cut::default() {
+            self.group.projection(block)?
+        } else {
+            self.group.own_projection(block, cut)?
+        };
         if projection.untouched && !agrees(open, &projection) {
             projection = self.group.own_projection(block, Cut { rewrite: true, ..cut })?;
+        }
+        if open.dropped {
+            self.check_dropped(&projection)?;
         }
         self.fill(block, open, &projection)?;
         self.behind = Some(block.up_to);
@@ -63,6 +73,21 @@ impl Session {
             _ => Open::default(),
         };
         Ok(())
+    }
+
+    /// A feed that places a stream inside a transaction behind its start would make it lose the transaction.
+    fn check_dropped(&self, projection: &Projection) -> Result<(), Error> {
+        match projection.head.as_ref().map(|head| head.ending) {
+            Some(SpanEnd::Commit { position, .. })
+                if position.lineage == self.start.lineage && position.order() > self.start.order() =>
+            {
+                let start = self.start;
+                Err(Error::internal(format!(
+                    "a stream after {start} was placed inside the transaction up to {position}"
+                )))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn fill(&mut self, block: &Block, open: Open, projection: &Projection) -> Result<(), Error> {

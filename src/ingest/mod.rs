@@ -15,7 +15,7 @@ mod relations;
 mod resent;
 mod take;
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use tokio::{sync::Notify, time::Instant};
 
@@ -193,7 +193,7 @@ impl Ingest {
     ) -> Result<(), Error> {
         self.settle_last_connection().await?;
         let mut marks = self.journal.marks();
-        let mut told = Lsn::ZERO;
+        let mut told = None;
         let mut status_due = Instant::now();
         loop {
             self.take_buffered(stream, status_interval).await?;
@@ -202,10 +202,10 @@ impl Ingest {
             }
             let durable = restart_lsn(marks.borrow_and_update().tail);
             let now = Instant::now();
-            if now >= status_due || self.state.reply_requested || durable > told {
+            if now >= status_due || self.state.reply_requested || told < Some(durable) {
+                crate::failpoint::hit("after_fsync_before_status");
                 stream.send_status(durable, durable, durable, false).await?;
-                crate::failpoint::hit("after_status");
-                told = durable;
+                told = Some(durable);
                 self.state.reply_requested = false;
                 status_due = now + status_interval;
             }
@@ -279,38 +279,39 @@ impl Ingest {
         !self.state.builder.is_empty() || self.state.mark().is_some() || !self.state.described.is_empty()
     }
 
-    /// Hands everything taken so far to the journal: relation versions, the block, the position passed.
+    /// Hands everything taken so far to the journal: relation versions, the block, the position passed. Cancel-safe:
+    /// it waits for room first and then hands over all of it at once.
     async fn append(&mut self) -> Result<(), Error> {
+        self.appender.room().await?;
         for record in std::mem::take(&mut self.state.described) {
-            self.appender.append(record).await?;
+            self.appender.push(record)?;
         }
         if !self.state.builder.is_empty() {
             let block = self.state.builder.seal();
             let begins_here = block.continued_begin().is_empty();
             let ends_open = block.ends_open;
-            let only_span = block.index().is_ok_and(|index| index.spans.len() == 1);
-            let number = self.appender.append(Record::Block(block)).await?;
-            if ends_open {
-                if self.open_since.is_none() || begins_here || !only_span {
-                    self.open_since = Some(number);
-                }
-                crate::failpoint::hit("mid_transaction");
-            } else {
+            let one_span = !begins_here && ends_open && block.index().is_ok_and(|index| index.spans.len() == 1);
+            let number = self.appender.push(Record::Block(block))?;
+            if !ends_open {
                 self.open_since = None;
+            } else if !one_span || self.open_since.is_none() {
+                self.open_since = Some(number);
+            }
+            if ends_open {
+                crate::failpoint::hit("mid_transaction");
             }
         }
         if let Some(position) = self.state.mark() {
-            self.appender.append(Record::Mark(position)).await?;
+            self.appender.push(Record::Mark(position))?;
             self.state.builder.advance(position);
         }
         Ok(())
     }
 
-    /// Ends the writer after what was appended is durable.
-    pub async fn close(mut self) -> Result<(), Error> {
-        self.append().await?;
-        self.appender.flush().await?;
-        Ok(())
+    /// Makes everything durable and stops the journal's writer. What no longer fits on a full disk is given up: it has
+    /// not been acknowledged and comes again.
+    pub async fn close(self) -> Result<(), Error> {
+        Ok(self.appender.shutdown().await?)
     }
 }
 

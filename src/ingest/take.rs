@@ -114,7 +114,9 @@ impl State {
                 self.event(*lsn, |builder, scratch, ordinal| {
                     match scratch {
                         Some(out) => encode::message(out, prefix, content, ordinal, *lsn, None),
-                        None => builder.message(prefix, content, *lsn),
+                        None => {
+                            builder.message(prefix, content, *lsn).map_err(|error| undecodable(*lsn, bytes, error))?
+                        }
                     }
                     Ok(())
                 })
@@ -123,7 +125,8 @@ impl State {
                 let position = Position::new(self.builder.up_to().lineage, Lsn(lsn.0 + 1));
                 if position.lsn > self.builder.up_to().lsn {
                     self.discard_resent("the source sends something else in its place");
-                    self.builder.message_outside(prefix, content, *lsn, position);
+                    let added = self.builder.message_outside(prefix, content, *lsn, position);
+                    added.map_err(|error| undecodable(*lsn, bytes, error))?;
                     self.events += 1;
                 }
                 Ok(())
@@ -191,11 +194,7 @@ impl State {
     fn event(
         &mut self,
         lsn: Lsn,
-        add: impl FnOnce(
-            &mut BlockBuilder,
-            Option<&mut BytesMut>,
-            u64,
-        ) -> Result<(), Error>,
+        add: impl FnOnce(&mut BlockBuilder, Option<&mut BytesMut>, u64) -> Result<(), Error>,
     ) -> Result<(), Error> {
         if let Some(begun) = self.begun.take() {
             match &self.resent {
@@ -211,16 +210,16 @@ impl State {
                 }
             }
         }
-        if let Some(resent) = &mut self.resent {
-            if !resent.finished() {
-                let ordinal = resent.compared() + 1;
-                self.scratch.clear();
-                add(&mut self.builder, Some(&mut self.scratch), ordinal)?;
-                if resent.matches(lsn, &self.scratch) {
-                    return Ok(());
-                }
-                return Err(Error::Resent { xid: resent.open.transaction.xid, compared: resent.compared() });
+        if let Some(resent) = &mut self.resent
+            && !resent.finished()
+        {
+            let ordinal = resent.compared() + 1;
+            self.scratch.clear();
+            add(&mut self.builder, Some(&mut self.scratch), ordinal)?;
+            if resent.matches(lsn, &self.scratch) {
+                return Ok(());
             }
+            return Err(Error::Resent { xid: resent.open.transaction.xid, compared: resent.compared() });
         }
         self.continue_resent();
         self.events += 1;
@@ -245,10 +244,10 @@ impl State {
             self.pass(end_lsn);
             return Ok(());
         }
-        if let Some(resent) = &self.resent {
-            if !resent.finished() {
-                return Err(Error::Resent { xid: resent.open.transaction.xid, compared: resent.compared() });
-            }
+        if let Some(resent) = &self.resent
+            && !resent.finished()
+        {
+            return Err(Error::Resent { xid: resent.open.transaction.xid, compared: resent.compared() });
         }
         self.continue_resent();
         let position = Position::new(self.builder.up_to().lineage, end_lsn);

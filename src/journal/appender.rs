@@ -86,8 +86,9 @@ impl Queue {
         state.stop
     }
 
-    fn stop(&self) {
-        self.state.lock().stop = true;
+    /// Whether the writer is to stop, and until then not to wait for disk space.
+    pub fn set_stop(&self, stop: bool) {
+        self.state.lock().stop = stop;
         self.work.notify_one();
     }
 }
@@ -268,7 +269,7 @@ impl Appender {
     /// Makes everything appended durable, stops the writer and writes the catalogue. While the disk is full it does not
     /// wait: what is queued is then lost, as after a crash, and the error says so.
     pub async fn shutdown(mut self) -> Result<(), Error> {
-        self.queue.stop();
+        self.queue.set_stop(true);
         if let Some(thread) = self.thread.take() {
             tokio::task::spawn_blocking(move || thread.join()).await.ok();
         }
@@ -282,6 +283,6 @@ impl Appender {
 
 impl Drop for Appender {
     fn drop(&mut self) {
-        self.queue.stop();
+        self.queue.set_stop(true);
     }
 }

@@ -35,6 +35,8 @@ pub(super) struct Segment {
     pub after: Position,
     pub created: i64,
     pub salt: u64,
+    /// Where the records that it begins with end.
+    pub preamble: u64,
     /// Durable bytes. Of the active segment: behind the last synced record.
     pub len: u64,
     /// Why none of it can be read.
@@ -168,12 +170,13 @@ impl Map {
         let place = segment.places.get(p);
         let next = segment.places.get(p + 1);
         let next_segment = self.segments.get(s + 1);
+        let from = place.map_or(super::segment::RECORDS, |place| place.offset);
         Chunk {
             segment: segment.number,
             path: segment.path.clone(),
             salt: segment.salt,
-            from: place.map_or(super::segment::RECORDS, |place| place.offset),
-            to: next.map_or(segment.len, |next| next.offset),
+            from,
+            to: next.map_or(segment.len, |next| next.offset).max(from), // the file may have been cut short
             first_block: place.map_or(segment.first_block, |place| place.block),
             next_block: next
                 .map(|next| next.block)

@@ -18,6 +18,8 @@
 mod appender;
 mod chunk;
 mod disk;
+#[doc(hidden)]
+pub mod fuzzing;
 mod history;
 pub mod inspect;
 mod keeper;
@@ -227,7 +229,7 @@ pub struct Recovered {
 }
 
 /// What readers, writer and keeper share.
-pub(self) struct Shared {
+struct Shared {
     options: Options,
     segments_dir: PathBuf,
     map: RwLock<Map>,

@@ -106,6 +106,7 @@ fn writer(
         after,
         created: now(),
         salt: fastrand::u64(..),
+        preamble: 0,
     };
     let path = last.as_ref().map_or_else(|| shared.segments_dir.clone(), |last| last.path.clone());
     let open = |path| fs::File::options().read(true).write(true).open(path);
@@ -129,9 +130,14 @@ fn writer(
     };
     match (last, resume) {
         (Some(last), Some((offset, place, has_blocks))) => {
-            let (first_block, after) = (last.first_block, last.after);
-            writer.header =
-                FileHeader { number: last.number, first_block, after, created: last.created, salt: last.salt };
+            writer.header = FileHeader {
+                number: last.number,
+                first_block: last.first_block,
+                after: last.after,
+                created: last.created,
+                salt: last.salt,
+                preamble: last.preamble,
+            };
             (writer.offset, writer.synced, writer.place, writer.has_blocks) = (offset, offset, place, has_blocks);
             writer.file.set_len(offset).map_err(Error::io(&path))?;
             writer.preallocated = preallocate(&writer.file, shared.options.segment_bytes).unwrap_or(false);
@@ -141,10 +147,12 @@ fn writer(
             if last.is_some() {
                 writer.file.sync_all().map_err(Error::io(&path))?;
             }
+            queue.set_stop(true);
             writer.begin(next).map_err(|stop| match stop {
-                Stop::Asked => Error::Failed("stopped".into()),
+                Stop::Asked => Error::Failed("there is no room on disk for a segment".into()),
                 Stop::Fatal(reason) => Error::Failed(reason.into()),
             })?;
+            queue.set_stop(false);
         }
     }
     Ok(writer)

@@ -266,10 +266,10 @@ impl Shared {
             let mut open_since = chunk.open_since;
             let mut expected = chunk.first_block;
             for block in &decoded.blocks {
-                if block.number != expected {
-                    if let Some(Err(error)) = decoded.block(expected) {
-                        return Err(error);
-                    }
+                if block.number != expected
+                    && let Some(Err(error)) = decoded.block(expected)
+                {
+                    return Err(error);
                 }
                 expected = block.number + 1;
                 let fresh = block.continued_begin().is_empty();
@@ -309,10 +309,7 @@ pub(super) fn find_earliest(map: &Map) -> io::Result<Option<(Position, u64, Opti
     let chunk = map.chunk_of_block(segment.first_block);
     let opens_inside = segment.places.first().is_some_and(|place| place.open_since.is_some());
     if segment.after.lineage != LineageId::default() && !opens_inside {
-        let time = match &chunk {
-            Some(chunk) => first_commit_time(&chunk::read(chunk)?, 0, chunk),
-            None => None,
-        };
+        let time = chunk.map_or(Ok(None), |chunk| first_commit_time(map, chunk, 0))?;
         return Ok(Some((segment.after, segment.first_block, time)));
     }
     let Some(mut chunk) = chunk else { return Ok(None) };
@@ -324,7 +321,8 @@ pub(super) fn find_earliest(map: &Map) -> io::Result<Option<(Position, u64, Opti
                 false => block.index().ok().and_then(|index| index.spans.iter().find_map(|s| s.ending.position())),
             };
             if let Some(position) = start {
-                return Ok(Some((position, block.number, first_commit_time(&decoded, block.number, &chunk))));
+                let (number, chunk) = (block.number, chunk.clone());
+                return Ok(Some((position, number, first_commit_time(map, chunk, number)?)));
             }
         }
         match map.chunk_after(&chunk) {
@@ -334,7 +332,19 @@ pub(super) fn find_earliest(map: &Map) -> io::Result<Option<(Position, u64, Opti
     }
 }
 
-fn first_commit_time(decoded: &Decoded, from: u64, chunk: &Chunk) -> Option<i64> {
-    let first = decoded.blocks.iter().find(|block| block.number >= from && block.commit_time != 0);
-    first.map(|block| block.commit_time).or(Some(chunk.commit_time).filter(|time| *time != 0))
+/// The first commit time at or after a block.
+fn first_commit_time(map: &Map, mut chunk: Chunk, from: u64) -> io::Result<Option<i64>> {
+    loop {
+        if chunk.commit_time != 0 {
+            let decoded = chunk::read(&chunk)?;
+            let first = decoded.blocks.iter().find(|block| block.number >= from && block.commit_time != 0);
+            if let Some(block) = first {
+                return Ok(Some(block.commit_time));
+            }
+        }
+        match map.chunk_after(&chunk) {
+            After::Chunk(next) => chunk = next,
+            After::Tail | After::Gone => return Ok(None),
+        }
+    }
 }

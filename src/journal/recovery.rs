@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     feed::{Checkpoint, Marks, SubscriberKey},
-    model::{Position, Relation, RelationId},
+    model::{LineageId, Position, Relation, RelationId},
     wire::block::Block,
 };
 
@@ -103,10 +103,10 @@ pub(super) fn find(dir: &Path, known: &Known) -> Result<Option<Found>, Error> {
     let salt_of = |number: u64| segments.iter().find(|s| s.number == number).map(|s| s.salt);
     let covered = known.covered.filter(|covered| salt_of(covered.at.segment) == Some(covered.salt));
     let mut finder = Finder { covered, ..Finder::default() };
-    if let Some(covered) = covered {
-        if !finder.follow_pointers(known, &segments, covered.at).map_err(Error::io(dir))? {
-            finder = Finder::default();
-        }
+    if let Some(covered) = covered
+        && !finder.follow_pointers(known, &segments, covered.at).map_err(Error::io(dir))?
+    {
+        finder = Finder::default();
     }
     drop_unreadable_front(&mut segments, &mut finder.damage);
     let sealed = segments.len() - 1;
@@ -150,6 +150,7 @@ fn read_headers(dir: &Path) -> Result<Vec<Segment>, Error> {
             path,
             created: i64::MAX,
             salt: 0,
+            preamble: RECORDS,
             len,
             unreadable: None,
             places: Vec::new(),
@@ -160,6 +161,7 @@ fn read_headers(dir: &Path) -> Result<Vec<Segment>, Error> {
                 segment.after = header.after;
                 segment.created = header.created;
                 segment.salt = header.salt;
+                segment.preamble = header.preamble;
             }
             Ok(header) => segment.unreadable = Some(format!("its header says segment {}", header.number).into()),
             Err(BadHeader::Version(found)) => return Err(Error::Version { path: segment.path, found }),
@@ -292,7 +294,16 @@ impl Finder {
                                 place.commit_time = place.commit_time.max(header.commit_time);
                             }
                         }
-                        Some(Kind::Lineage | Kind::Mark) => {}
+                        Some(Kind::Lineage) => {
+                            if let Ok(start) = get_lineage(&payload) {
+                                let known = self.lineages.values().any(|known| known.id == start.id);
+                                let rank = self.lineages.len() as u32;
+                                if !known {
+                                    self.lineages.insert(rank, start);
+                                }
+                            }
+                        }
+                        Some(Kind::Mark) => {}
                     }
                 }
             }
@@ -326,9 +337,12 @@ impl Finder {
                 tail.restore(covered.next_block, covered.tail, State::default());
                 covered.at.offset
             }
-            None => RECORDS,
+            None => {
+                self.seed(tail, segment.number);
+                RECORDS
+            }
         };
-        let mut proven = here.map_or(RECORDS, |covered| covered.at.offset + 1);
+        let mut proven = here.map_or(segment.preamble, |covered| covered.at.offset + 1);
         let mut bad: Vec<u64> = Vec::new();
         let mut scanner = scanner(&file, segment, from)?;
         let end = loop {
@@ -360,6 +374,11 @@ impl Finder {
             tail.restore(covered.next_block, covered.tail, State::default());
             segment.len = segment.len.min(cut);
             return Ok(None);
+        }
+        let known = tail.lineages.iter().any(|start| start.id == tail.position.lineage);
+        if cut < segment.preamble || !known && tail.position.lineage != LineageId::default() {
+            let detail = format!("{}: its first records are gone", segment.path.display());
+            return Err(Error::Corrupt(Damage { after: tail.position, up_to: None, detail }));
         }
         segment.len = cut;
         let place = segment.places.last().map_or(RECORDS, |place| place.offset);
@@ -415,7 +434,10 @@ impl Finder {
             let unreadable = match kind {
                 Some(Kind::Block) => self.block(segment, &header, payload, tail),
                 Some(Kind::Relation) => self.relation(&payload, at).map(|relation| {
-                    tail.relation(&relation);
+                    match repeated {
+                        true => drop(tail.current.insert(relation.oid, relation.clone())),
+                        false => tail.relation(&relation),
+                    }
                     self.rows.push(rows::put_relation(relation.id, at));
                 }),
                 Some(Kind::Lineage) => get_lineage(&payload).map(|start| {

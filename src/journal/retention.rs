@@ -65,10 +65,10 @@ pub(super) fn run(shared: &Shared, desk: &Desk) {
         let map = shared.map.read();
         removable(&map, &needed, shared.options.retain_bytes, shared.options.retain_age, now())
     };
-    if count > 0 {
-        if let Err(error) = remove(shared, desk, count) {
-            tracing::error!(%error, "retention cannot remove segments");
-        }
+    if count > 0
+        && let Err(error) = remove(shared, desk, count)
+    {
+        tracing::error!(%error, "retention cannot remove segments");
     }
 }
 
@@ -87,7 +87,8 @@ fn removable(map: &Map, needed: &[Position], retain_bytes: u64, retain_age: Dura
         }
         let over = bytes > retain_bytes;
         let old = next.created < now.saturating_sub(micros(retain_age));
-        if !over && !(old && needed.iter().all(|position| !needs(map, *position, next))) {
+        let unneeded = || needed.iter().all(|position| !needs(map, *position, next));
+        if !over && (!old || !unneeded()) {
             break;
         }
         bytes -= segment.len;

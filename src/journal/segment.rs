@@ -15,7 +15,7 @@
 //! | 32 | 20 | position in front: lineage `u64`, LSN `u64`, sequence `u32` |
 //! | 52 | 8 | creation by the hub's clock, microseconds since 2000-01-01 UTC, `i64` |
 //! | 60 | 8 | salt, random |
-//! | 68 | 8 | zero |
+//! | 68 | 8 | where the repeated records end: everything in front was synced before the file got its name |
 //! | 76 | 4 | CRC32C of the 76 bytes before |
 //!
 //! # Record: 88 bytes, payload, zeros up to a multiple of 8
@@ -124,6 +124,8 @@ pub struct FileHeader {
     pub created: i64,
     /// Goes into every record's checksum.
     pub salt: u64,
+    /// Where the records that the segment begins with end: everything in front was synced before the file got its name.
+    pub preamble: u64,
 }
 
 /// Why the head of a file is not a header that can be used.
@@ -158,7 +160,7 @@ impl FileHeader {
         put_position(out, self.after);
         out.put_i64_le(self.created);
         out.put_u64_le(self.salt);
-        out.put_u64_le(0);
+        out.put_u64_le(self.preamble);
         let crc = crc32c::crc32c(&out[start..]);
         out.put_u32_le(crc);
     }
@@ -185,6 +187,7 @@ impl FileHeader {
                 after: get_position(&mut copy),
                 created: copy.get_i64_le(),
                 salt: copy.get_u64_le(),
+                preamble: copy.get_u64_le(),
             });
         }
         Err(version.map_or(BadHeader::Damaged, BadHeader::Version))

@@ -24,6 +24,7 @@ use std::{
 };
 
 use super::disk::sync_dir;
+use crate::failpoint;
 
 /// Largest value.
 pub(super) const VALUE_LIMIT: usize = 4096;
@@ -59,10 +60,13 @@ pub(super) struct Write {
     pub value: Option<Vec<u8>>,
 }
 
+/// Table, key and value.
+pub(super) type StoredRow = (Table, Vec<u8>, Vec<u8>);
+
 /// Everything that was stored.
 #[derive(Debug, Default)]
 pub(super) struct Loaded {
-    pub rows: Vec<(Table, Vec<u8>, Vec<u8>)>,
+    pub rows: Vec<StoredRow>,
     /// Where a database that did not open was moved, and why it did not.
     pub broken: Option<(PathBuf, String)>,
 }
@@ -99,7 +103,7 @@ impl Store {
         Ok((store, loaded))
     }
 
-    fn open_and_load(&mut self) -> Result<Vec<(Table, Vec<u8>, Vec<u8>)>, String> {
+    fn open_and_load(&mut self) -> Result<Vec<StoredRow>, String> {
         let load = || {
             let opened = Opened::new(&self.dir)?;
             let mut rows = Vec::new();
@@ -175,6 +179,9 @@ impl Opened {
                 None => tree.remove(&write.key),
             };
             done.map_err(|error| error.to_string())?;
+        }
+        if writes.iter().any(|write| matches!(write.table, Table::Checkpoints)) {
+            failpoint::hit("checkpoint_write");
         }
         self.sync()?;
         Ok(self)

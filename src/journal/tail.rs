@@ -123,10 +123,10 @@ impl Tail {
 
     /// Follows a relation version.
     pub fn relation(&mut self, relation: &Arc<Relation>) {
-        if let Some(before) = self.current.insert(relation.oid, relation.clone()) {
-            if before.id != relation.id {
-                self.superseded.push(before);
-            }
+        if let Some(before) = self.current.insert(relation.oid, relation.clone())
+            && before.id != relation.id
+        {
+            self.superseded.push(before);
         }
     }
 
@@ -138,10 +138,10 @@ impl Tail {
 
     /// Transaction id of the newest transaction, widened, 0 included as none.
     pub fn last_xid(&mut self) -> Option<u64> {
-        if let Some(block) = self.last_transaction.take() {
-            if let Some(transaction) = last_begin(&block).and_then(|begin| read_begin(&begin)) {
-                self.last_xid = Some(transaction.xid);
-            }
+        if let Some(block) = self.last_transaction.take()
+            && let Some(transaction) = last_begin(&block).and_then(|begin| read_begin(&begin))
+        {
+            self.last_xid = Some(transaction.xid);
         }
         self.last_xid
     }

@@ -23,6 +23,7 @@ use super::{
     tail::{LineageStart, Tail, put_lineage, put_relation, put_state},
 };
 use crate::{
+    failpoint,
     feed::Marks,
     metrics,
     model::{Position, Relation},
@@ -148,13 +149,11 @@ impl Writer {
             self.commit()?;
             self.roll()?;
         }
+        if self.offset - self.place >= self.shared.options.index_bytes {
+            self.add_state();
+        }
         match entry {
-            Entry::Block(block) => {
-                if self.offset - self.place >= self.shared.options.index_bytes {
-                    self.add_state();
-                }
-                self.add_block(&block)?;
-            }
+            Entry::Block(block) => self.add_block(&block)?,
             Entry::Relation(relation) => {
                 self.tail.relation(&relation);
                 self.add_relation(&relation, false);
@@ -389,7 +388,7 @@ impl Writer {
             rows.push(rows::put_covered(&covered));
         }
         self.shared.ring.push(self.batch.blocks.drain(..));
-        self.shared.marks.send_replace(marks);
+        self.shared.marks.send_if_modified(|now| std::mem::replace(now, marks) != marks);
         metrics::set(metrics::JOURNAL_BYTES, bytes as f64);
         if !rows.is_empty() {
             self.desk.catalogue(rows);
@@ -428,7 +427,9 @@ impl Writer {
             after: self.tail.position,
             created: now(),
             salt: fastrand::u64(..),
+            preamble: 0,
         };
+        failpoint::hit("segment_roll");
         self.file.set_len(self.offset)?;
         self.file.sync_all().map_err(|error| Stop::Fatal(format!("fsync: {error}")))?;
         let last = self.shared.map.read().segments.last().and_then(|active| active.places.last().copied());
@@ -453,7 +454,7 @@ impl Writer {
         (self.file, self.header, self.preallocated) = (file, header, preallocated);
         (self.offset, self.synced, self.has_blocks) = (RECORDS, 0, false);
         self.batch.clear();
-        self.batch.scratch.extend_from_slice(&header.encode());
+        self.batch.scratch.put_bytes(0, RECORDS as usize);
         for (rank, start) in self.tail.lineages.clone().into_iter().enumerate() {
             self.add_lineage(&start, rank as u32, self.tail.position, true);
         }
@@ -462,6 +463,8 @@ impl Writer {
             self.add_relation(relation, true);
         }
         self.add_state();
+        self.header.preamble = self.offset;
+        self.batch.scratch[..RECORDS as usize].copy_from_slice(&self.header.encode());
         self.batch.close_part();
         self.write_batch()?;
         self.file.sync_all().map_err(|error| Stop::Fatal(format!("fsync: {error}")))?;
@@ -475,6 +478,7 @@ impl Writer {
             after: header.after,
             created: header.created,
             salt: header.salt,
+            preamble: self.offset,
             len: self.offset,
             unreadable: None,
             places: Vec::new(),

@@ -32,10 +32,11 @@ impl FromStr for LineageId {
     type Err = ParseLineageError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        if text.len() == 16 && text.bytes().all(|b| b.is_ascii_hexdigit()) {
-            if let Ok(id) = u64::from_str_radix(text, 16) {
-                return Ok(LineageId(id));
-            }
+        if text.len() == 16
+            && text.bytes().all(|b| b.is_ascii_hexdigit())
+            && let Ok(id) = u64::from_str_radix(text, 16)
+        {
+            return Ok(LineageId(id));
         }
         Err(ParseLineageError(text.to_owned()))
     }

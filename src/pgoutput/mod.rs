@@ -21,7 +21,7 @@ mod tuple;
 
 use std::borrow::Cow;
 
-pub use decode::decode;
+pub use decode::{Columns, Oids, decode};
 pub use tuple::Tuple;
 
 use crate::{
@@ -146,8 +146,6 @@ pub struct ColumnMessage<'a> {
     /// `pg_attribute.atttypmod`, -1 for none.
     pub modifier: i32,
 }
-
-pub use decode::{Columns, Oids};
 
 /// The bytes are not a message of protocol 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

@@ -97,6 +97,13 @@ pub(super) fn lsn(text: &str) -> Result<Lsn> {
     text.parse().map_err(|error| Error::Protocol(format!("{error}")))
 }
 
+/// `wal_sender_timeout`: without a status update for this long the server ends the connection; `None` when it never does.
+pub async fn wal_sender_timeout(sql: &Sql) -> Result<Option<Duration>> {
+    let statement = "SELECT setting::int8 FROM pg_catalog.pg_settings WHERE name = 'wal_sender_timeout'";
+    let millis: i64 = get(&sql.one(statement, &[]).await?, 0)?;
+    Ok(u64::try_from(millis).ok().filter(|millis| *millis > 0).map(Duration::from_millis))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -138,11 +145,4 @@ mod tests {
         assert!(parse_history("x y z").is_err());
         assert_eq!(parse_history("").unwrap(), []);
     }
-}
-
-/// `wal_sender_timeout`: without a status update for this long the server ends the connection; `None` when it never does.
-pub async fn wal_sender_timeout(sql: &Sql) -> Result<Option<Duration>> {
-    let statement = "SELECT setting::int8 FROM pg_catalog.pg_settings WHERE name = 'wal_sender_timeout'";
-    let millis: i64 = get(&sql.one(statement, &[]).await?, 0)?;
-    Ok(u64::try_from(millis).ok().filter(|millis| *millis > 0).map(Duration::from_millis))
 }

@@ -50,12 +50,7 @@ const CONNECTION_WINDOW: u32 = 1024 * 1024;
 /// to them.
 const FRAME: u32 = 16 * 1024;
 
-/// Bytes of request headers.
-const HEADER_LIST: u32 = 16 * 1024;
-
-/// Streams that a peer may open and reset before anybody has looked at them (rapid reset), and streams that it may
-/// make the server reset (MadeYouReset), before the connection is closed.
-const PENDING_RESETS: usize = 20;
+/// Streams that a peer may make the server reset (MadeYouReset) before the connection is closed.
 const LOCAL_RESETS: usize = 256;
 
 /// How often token and TLS files are looked at.
@@ -87,6 +82,10 @@ pub struct Options {
     pub ping_limit: Duration,
     /// Bytes of the largest request message.
     pub request_bytes: usize,
+    /// Bytes of request headers.
+    pub header_bytes: u32,
+    /// Streams that a peer may open and reset before anybody has looked at them (rapid reset).
+    pub pending_resets: usize,
     /// From the drain token to the end, whatever clients do.
     pub drain_limit: Duration,
 }
@@ -104,6 +103,8 @@ impl Default for Options {
             ping_interval: Duration::from_secs(30),
             ping_limit: Duration::from_secs(20),
             request_bytes: 256 * 1024,
+            header_bytes: 16 * 1024,
+            pending_resets: 20,
             drain_limit: Duration::from_secs(20),
         }
     }
@@ -236,8 +237,8 @@ fn protocol(options: &Options) -> http2::Builder<TokioExecutor> {
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_frame_size(FRAME)
-        .max_header_list_size(HEADER_LIST)
-        .max_pending_accept_reset_streams(PENDING_RESETS)
+        .max_header_list_size(options.header_bytes)
+        .max_pending_accept_reset_streams(options.pending_resets)
         .max_local_error_reset_streams(LOCAL_RESETS)
         .keep_alive_interval(options.ping_interval)
         .keep_alive_timeout(options.ping_limit);

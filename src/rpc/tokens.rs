@@ -205,14 +205,32 @@ fn globs(text: &str) -> Result<Option<Arc<Vec<String>>>, String> {
     if text == "*" {
         return Ok(None);
     }
-    let globs: Vec<String> = text.split(',').map(str::to_owned).collect();
+    let globs = split(text);
     for glob in &globs {
-        if !glob.contains('.') {
+        if !glob.contains(['.', '*', '?', '[', '{']) || glob.is_empty() {
             return Err(format!("{glob:?} is not a glob over schema.table"));
         }
         Glob::new(glob).map_err(|error| error.to_string())?;
     }
     Ok(Some(Arc::new(globs)))
+}
+
+/// At the commas outside of `{a,b}`.
+fn split(text: &str) -> Vec<String> {
+    let mut parts = vec![String::new()];
+    let mut depth = 0_u32;
+    for letter in text.chars() {
+        match letter {
+            '{' => depth += 1,
+            '}' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        match parts.last_mut() {
+            Some(part) if letter != ',' || depth > 0 => part.push(letter),
+            _ => parts.push(String::new()),
+        }
+    }
+    parts
 }
 
 #[cfg(test)]
@@ -269,6 +287,16 @@ c2a7e4d90f1b4c7e8a6d5b3f2e1c0d9a   operator    *     admin
         fs::remove_file(&path).unwrap();
         assert!(tokens.reload().is_err());
         assert!(tokens.caller("aaaaaaaaaaaaaaaaaaaaaaaa").is_some());
+    }
+
+    #[test]
+    fn globs_may_hold_commas_in_braces() {
+        assert_eq!(split("public.{a,b},audit.*,*_log"), ["public.{a,b}", "audit.*", "*_log"]);
+        assert_eq!(globs("public.{a,b}").unwrap().unwrap().len(), 1);
+        assert_eq!(globs("*").unwrap(), None);
+        for wrong in ["", "a.b,", ",a.b", "orders", "a.{b"] {
+            assert!(globs(wrong).is_err(), "{wrong:?}");
+        }
     }
 
     #[test]

@@ -76,7 +76,7 @@ fn refused(reason: Reason, message: impl Into<String>) -> Error {
 
 /// First pause after a failure; doubles up to [`LONGEST_PAUSE`], with full jitter.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// Runs until draining starts, then leaves the journal flushed and PostgreSQL told.
 pub async fn run(

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use super::{Error, Options, SourceState, refused};
 use crate::{
+    feed::Feed,
     ingest::{Ingest, restart_lsn},
     journal::Journal,
-    feed::Feed,
     lsn::Lsn,
     model::Lineage,
     postgres::{preflight, publication, replication::Replication, server, slot, sql::Sql},
@@ -85,11 +85,10 @@ pub(super) async fn prepare(
             ));
         }
     };
-    if start > identity.xlogpos {
-        return Err(refused(
-            Reason::SourceStalePrimary,
-            format!("the journal ends at {start}, the server's WAL at {}: it has lost WAL", identity.xlogpos),
-        ));
+    let end = server::wal_positions(sql).await?.insert;
+    if start > end {
+        let message = format!("the journal ends at {start}, the server's WAL at {end}: it has lost WAL");
+        return Err(refused(Reason::SourceStalePrimary, message));
     }
     let timeout = server::wal_sender_timeout(sql).await?;
     let status_interval = timeout.map_or(STATUS_INTERVAL, |timeout| STATUS_INTERVAL.min(timeout / 3));
@@ -145,7 +144,8 @@ async fn existing_slot(
     slot: &slot::SlotState,
 ) -> Result<Lsn, Error> {
     if slot.plugin.as_deref() != Some("pgoutput") {
-        let plugin = slot.plugin.as_deref().map_or("is physical".to_owned(), |plugin| format!("uses the plugin {plugin:?}"));
+        let plugin =
+            slot.plugin.as_deref().map_or("is physical".to_owned(), |plugin| format!("uses the plugin {plugin:?}"));
         let message = format!("slot {:?} {plugin}; give another name with --slot", options.slot);
         return Err(refused(Reason::PreflightFailed, message));
     }

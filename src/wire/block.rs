@@ -128,7 +128,7 @@ pub struct Span {
     /// Length of the framed `begin` at `start`; 0 when the block continues the transaction (see
     /// [`Block::continued_begin`]) or the span is a message.
     pub begin_len: u32,
-    /// Its entries, as a range of [`Block::entries`].
+    /// Its entries, as a range of [`Index::entries`].
     pub entries: (u32, u32),
     /// Payload offset of the framed `commit` or `discard`; equals `end` when there is none.
     pub end_offset: u32,

@@ -205,7 +205,8 @@ const AFTER_ROW: u8 = 5;
 /// as it was.
 ///
 /// Rows are written first, behind a gap for their headers; when their lengths are known, headers and rows move
-/// together. That parses each value once, and is faster than a pass for the lengths and one for the bytes.
+/// together. Each value is parsed once. Measured against a pass for the lengths and one for the bytes: the same time
+/// for short rows, less for long ones and for updates with both images.
 pub fn change<'a, O, N>(
     out: &mut BytesMut,
     relation: &Relation,

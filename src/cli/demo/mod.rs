@@ -42,8 +42,8 @@ pub async fn run(args: &DemoArgs) -> Result<(), Error> {
     let mut cluster = Cluster::start(args.bin_dir.as_deref()).await?;
     let outcome = with_cluster(args, &mut cluster, &output, &stop).await;
     output.status(|| "stopping".to_owned());
-    cluster.stop().await;
-    outcome
+    let stopped = cluster.stop().await;
+    outcome.and(stopped)
 }
 
 async fn with_cluster(args: &DemoArgs, cluster: &mut Cluster, output: &Output, stop: &Drain) -> Result<(), Error> {

@@ -23,6 +23,10 @@ use tokio::{
 use crate::cli::error::Error;
 
 /// Words: directory, directory of the binaries, port, then the prefix that changes the user, if any.
+///
+/// The server gets two signals because a shell starts background processes with
+/// [SIGQUIT ignored](https://pubs.opengroup.org/onlinepubs/9799919799/utilities/V3_chap02.html#tag_19_12): until it
+/// has installed its own handlers, which make SIGQUIT the immediate shutdown, only SIGTERM ends it.
 const GUARD: &str = r#"
 dir=$1; bin=$2; port=$3; shift 3
 "$@" "$bin/initdb" --pgdata "$dir/data" --pwfile "$dir/password" --username=postgres --auth-local=trust \
@@ -37,6 +41,7 @@ dir=$1; bin=$2; port=$3; shift 3
 server=$!
 trap '' HUP INT TERM
 read -r _
+kill -TERM $server 2>/dev/null
 kill -QUIT $server 2>/dev/null
 wait $server
 rm -rf "$dir"
@@ -44,6 +49,9 @@ rm -rf "$dir"
 
 /// Time for the server to accept connections.
 const STARTUP: Duration = Duration::from_secs(60);
+
+/// Time for the server to stop and its directory to go.
+const SHUTDOWN: Duration = Duration::from_secs(20);
 
 /// A running server.
 pub struct Cluster {
@@ -143,11 +151,13 @@ impl Cluster {
     }
 
     /// Stops the server at once and removes everything.
-    pub async fn stop(mut self) {
+    pub async fn stop(mut self) -> Result<(), Error> {
         drop(self.guard.stdin.take());
-        if timeout(Duration::from_secs(20), self.guard.wait()).await.is_err() {
-            tracing::warn!(dir = %self.dir.display(), "PostgreSQL has not stopped in 20 s");
+        if timeout(SHUTDOWN, self.guard.wait()).await.is_err() {
+            let dir = self.dir.display();
+            return Err(Error::Failed(format!("PostgreSQL in {dir} has not stopped in {} s", SHUTDOWN.as_secs())));
         }
+        Ok(())
     }
 }
 
@@ -284,7 +294,7 @@ mod tests {
         assert!(version.starts_with(|c: char| c.is_ascii_digit()), "{version}");
         let (dir, port) = (cluster.dir.clone(), cluster.port);
         assert!(dir.join("data/PG_VERSION").exists());
-        cluster.stop().await;
+        cluster.stop().await.expect("stopped");
         assert!(!dir.exists());
         TcpListener::bind(("127.0.0.1", port)).expect("the server is gone");
     }
@@ -300,10 +310,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nothing_is_left_when_the_demo_is_killed_before_the_server_runs() {
-        let cluster = Cluster::start(None).await.expect("PostgreSQL is installed");
-        let dir = cluster.dir.clone();
-        drop(cluster);
-        until("the directory goes", || !dir.exists()).await;
+    async fn nothing_is_left_when_the_demo_is_killed_while_it_starts() {
+        for moment in ["", "data/PG_VERSION", "data/postmaster.pid"] {
+            let cluster = Cluster::start(None).await.expect("PostgreSQL is installed");
+            let dir = cluster.dir.clone();
+            until(moment, || dir.join(moment).exists()).await;
+            drop(cluster);
+            until("the directory goes", || !dir.exists()).await;
+        }
     }
 }

@@ -130,7 +130,8 @@ pub async fn run(hub: &Hub, options: &Options, output: &Output, stop: &Drain) ->
         }
         let Some(wait) = retry_after(&status, backoff) else { return Err(hub.error(status)) };
         backoff = (backoff * 2).min(LONGEST_BACKOFF);
-        if !is_absent {
+        let is_awaited = !opened_before && started.elapsed() < options.patience;
+        if !is_awaited {
             tail.tell_reconnect(&status, wait);
         }
         tokio::select! {

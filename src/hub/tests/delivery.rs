@@ -108,12 +108,7 @@ async fn a_transaction_is_begun_where_something_is_selected_first() {
     world.publish(&["shop.items", "shop.orders"]);
     assert_eq!(
         world.open(filter(&["shop.items"])).await.until(end).await,
-        [
-            "begin 0/6E",
-            "3 OPERATION_INSERT shop.items [3 c]",
-            "5 OPERATION_INSERT shop.items [5 e]",
-            "commit 0/73 2/5"
-        ]
+        ["begin 0/6E", "3 OPERATION_INSERT shop.items [3 c]", "5 OPERATION_INSERT shop.items [5 e]", "commit 0/73 2/5"]
     );
     assert_eq!(
         world.open(filter(&["shop.orders"])).await.until(end).await,

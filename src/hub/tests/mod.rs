@@ -3,5 +3,7 @@
 mod checkpoints;
 mod delivery;
 mod limits;
+mod live;
 mod model;
+mod shared;
 mod starts;

@@ -220,6 +220,17 @@ impl Scribe {
     }
 }
 
+/// Without discarded transactions at the beginning: a feed may place a stream behind them.
+fn happened(mut lines: &[String]) -> &[String] {
+    while lines.first().is_some_and(|line| line.starts_with("begin")) {
+        match lines.iter().position(|line| line.starts_with("commit") || line == "discard") {
+            Some(end) if lines[end] == "discard" => lines = &lines[end + 1..],
+            _ => break,
+        }
+    }
+    lines
+}
+
 fn positions(history: &[Happened]) -> Vec<Position> {
     let ends = history.iter().filter_map(|happened| match happened {
         Happened::Transaction { end, .. } => *end,
@@ -265,7 +276,8 @@ async fn history_of(seed: u64) {
         });
         let lines = client.until(end).await;
         granting.abort();
-        assert_eq!(lines, asked.stream(&history, start), "seed {seed}, after {start}, {request:#?}");
+        let expected = asked.stream(&history, start);
+        assert_eq!(happened(&lines), happened(&expected), "seed {seed}, after {start}, {request:#?}");
     }
 }
 

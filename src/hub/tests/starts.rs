@@ -158,14 +158,10 @@ async fn rights_bound_what_arrives() {
     world.insert(&secret, &["2"]);
     let end = world.commit();
     world.seal();
-    let principal =
-        Principal { name: "reader".to_owned(), tables: Some(Arc::new(vec!["shop.orders".to_owned()])) };
+    let principal = Principal { name: "reader".to_owned(), tables: Some(Arc::new(vec!["shop.orders".to_owned()])) };
     let open = async |hub: &Hub, request| hub.subscribe(&principal, request).await;
     let mut client = Client::new(open(&world.hub, earliest()).await.expect("a stream"));
-    assert_eq!(
-        client.until(end).await,
-        ["begin 0/6E", "1 OPERATION_INSERT shop.orders [1]", "commit 0/73 1/2"]
-    );
+    assert_eq!(client.until(end).await, ["begin 0/6E", "1 OPERATION_INSERT shop.orders [1]", "commit 0/73 1/2"]);
     let request = Subscription { filter: Some(tables(&["shop.*"])), ..earliest() };
     let error = open(&world.hub, request).await.err().expect("refused");
     assert_eq!(error.reason(), Reason::PermissionDenied);

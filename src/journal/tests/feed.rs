@@ -177,6 +177,8 @@ async fn positions_after_a_switch() {
             assert_eq!(rest.len(), second.units.iter().filter(|u| u.position.order() > unit.position.order()).count());
         }
     }
+    let report = journal::inspect::verify(dir.path(), &mut |_, _| {}).expect("verified");
+    assert_eq!(report.problems, []);
     let again = opened.appender.append(Record::Lineage(lineage(1, 0))).await;
     assert!(matches!(again, Err(journal::Error::Order { .. })));
     opened.close().await;

@@ -84,15 +84,19 @@ pub(super) async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-/// Copies a directory, without the lock.
+/// Copies a directory as a crash would leave it: what is listed last was created last, so it is copied first, and what
+/// is created or renamed meanwhile does not count.
 pub(super) fn copy_dir(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).expect("a directory");
-    for entry in std::fs::read_dir(from).expect("a directory") {
-        let path = entry.expect("an entry").path();
+    let entries = std::fs::read_dir(from).expect("a directory").map(|entry| entry.expect("an entry").path());
+    let mut paths: Vec<_> = entries.collect();
+    paths.sort();
+    for path in paths.iter().rev() {
         let Some(name) = path.file_name() else { continue };
-        match path.is_dir() {
-            true => copy_dir(&path, &to.join(name)),
-            false => drop(std::fs::copy(&path, to.join(name)).expect("a copy")),
+        if path.is_dir() {
+            copy_dir(path, &to.join(name));
+        } else if let Err(error) = std::fs::copy(path, to.join(name)) {
+            assert_eq!(error.kind(), std::io::ErrorKind::NotFound, "{}: {error}", path.display());
         }
     }
 }

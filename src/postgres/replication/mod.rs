@@ -34,7 +34,7 @@ pub use self::{command::CreatedSlot, frame::Frame};
 const EPOCH: Duration = Duration::from_secs(946_684_800);
 /// How long [`ReplicationStream::stop`] waits for the server's farewell. A walsender inside a large transaction does not
 /// answer before its end, and closing the connection is then the only way.
-const FAREWELL: Duration = Duration::from_secs(2);
+const FAREWELL: Duration = Duration::from_secs(5);
 
 /// A replication session that waits for commands.
 pub struct Replication {
@@ -138,7 +138,7 @@ impl ReplicationStream {
     }
 
     /// Ends the stream and the session in an orderly way, so that the slot is free when this returns, unless the server
-    /// does not answer within 2 s. What it still sends is thrown away.
+    /// does not answer within 5 s. What it still sends is thrown away.
     pub async fn stop(mut self) -> Result<()> {
         let orderly = async {
             self.channel.queue(|out| out.extend([b'c', 0, 0, 0, 4]));

@@ -103,7 +103,12 @@ async fn slots_are_listed_and_only_idle_ones_dropped() {
     assert_eq!(own.confirmed_flush, Some(created.consistent_point));
     assert_eq!((own.wal_status.as_deref(), own.is_lost()), (Some("reserved"), false));
     assert!(own.safe_wal_size.unwrap() > 0 && own.restart_lsn.is_some());
-    assert_eq!(own.failover.is_some(), sql.version() >= 170_000);
+    let since_17 = |value: bool| (sql.version() >= 170_000).then_some(value);
+    assert_eq!(own.failover, since_17(false));
+    let mut second = Replication::connect(&cluster.options(""), sql.server()).await.unwrap();
+    second.create_slot("f", true).await.unwrap();
+    assert_eq!(slot::state(&sql, "f").await.unwrap().unwrap().failover, since_17(true));
+    assert!(slot::drop(&sql, "f").await.unwrap());
 
     let stream = session.start("s", Lsn::ZERO, "p").await.unwrap();
     let error = slot::drop(&sql, "s").await.unwrap_err();
@@ -190,4 +195,32 @@ async fn publications_as_far_as_the_rights_go() {
     assert_eq!(gaps, ["a.part1", "b.not_owned", "walcast.log"], "partitions are looked at under their root too");
     let checks = preflight::checks(&sql, &cluster.options(""), "s", "q").await.unwrap();
     assert_eq!(named(&checks, "other publications").outcome, Outcome::Warning, "p publishes the log tables");
+}
+
+#[tokio::test]
+async fn generated_columns_under_full_identity_are_a_trap_from_18_on() {
+    let cluster = Cluster::start("", "").await;
+    let sql = cluster.sql().await;
+    sql.batch(
+        "CREATE TABLE g (id int, twice int GENERATED ALWAYS AS (id * 2) STORED);
+         ALTER TABLE g REPLICA IDENTITY FULL; INSERT INTO g VALUES (1)",
+    )
+    .await
+    .unwrap();
+    let trap = sql.version() >= 180_000;
+    for scope in [Scope::AllTables, Scope::Publication("p")] {
+        if let Scope::Publication(name) = scope {
+            let sentence = publication::create(&sql, name, &[]).await.unwrap();
+            assert_eq!(sentence.contains("UPDATE and DELETE fail"), trap, "{sentence}");
+        }
+        let gaps = publication::identity_gaps(&sql, scope).await.unwrap();
+        assert_eq!(gaps.iter().any(|gap| gap.table == "public.g"), trap, "{gaps:?}");
+    }
+    assert_eq!(sql.batch("UPDATE g SET id = 2").await.is_err(), trap, "the check says what PostgreSQL does");
+    if trap {
+        sql.batch("ALTER PUBLICATION p SET (publish_generated_columns = stored)").await.unwrap();
+        assert_eq!(publication::identity_gaps(&sql, Scope::Publication("p")).await.unwrap(), []);
+        sql.batch("UPDATE g SET id = 2").await.unwrap();
+        assert!(publication::find(&sql, "p").await.unwrap().unwrap().generated_columns);
+    }
 }

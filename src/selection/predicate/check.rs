@@ -8,7 +8,7 @@ use super::{
     class::{Class, Constant},
     like::Pattern,
     literal::{Reduced, Typed, reduce, typed},
-    node::{Node, Source, Test, Truth},
+    node::{Items, Node, Source, Test, Truth},
 };
 use crate::model::{Column, Relation};
 
@@ -73,7 +73,7 @@ impl<'a> Checker<'a> {
         };
         let column = &relation.columns[index];
         let class = Class::of(column);
-        let source = Source { column: index, side: reference.side, in_identity: column.in_identity, class };
+        let source = Source { column: index as u32, side: reference.side, in_identity: column.in_identity, class };
         self.seen.push((source, reference.offset));
         Ok((source, column))
     }
@@ -89,7 +89,7 @@ impl<'a> Checker<'a> {
                     );
                     return Err(CheckError::new(message, reference.offset));
                 }
-                let test = Test::Compare(Op::EQUAL, Constant::Int(1));
+                let test = Test::Compare(Op::EQUAL, Constant::Bool(true));
                 Ok(Node::Test { source, test, on_null: Truth::NULL })
             }
             Operand::Literal(Literal { spelling: Spelling::Null, .. }) => Ok(Node::Constant(Truth::NULL)),
@@ -157,10 +157,9 @@ impl<'a> Checker<'a> {
                 Typed::Between(_) => {}
             }
         }
-        constants.sort_by(|left, right| left.scalar().order(&right.scalar()).unwrap_or(Ordering::Equal));
         let test = match (constants.pop(), has_null) {
             (Some(only), false) if constants.is_empty() => Test::Compare(Op::EQUAL, only),
-            (last, _) => Test::In(constants.into_iter().chain(last).collect(), has_null),
+            (last, _) => Test::In { items: Items::new(constants.into_iter().chain(last).collect()), has_null },
         };
         Ok(Node::Test { source, test, on_null: Truth::NULL })
     }

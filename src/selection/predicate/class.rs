@@ -162,21 +162,43 @@ fn order_floats(left: f64, right: f64) -> Ordering {
 /// A literal in the form of its column's class.
 #[derive(Clone, Debug)]
 pub(super) enum Constant {
+    Bool(bool),
     Int(i64),
+    /// A date, time or timestamp.
+    Instant(i64),
     Float(f64),
     Decimal(decimal::Owned),
     Span(i128),
+    /// Of text, uuid and the types without a class, whose values need no preparation.
+    Text(Box<[u8]>),
+    /// Of `char(n)`, without spaces at the end.
+    Padded(Box<[u8]>),
     Bytes(Box<[u8]>),
 }
 
 impl Constant {
+    /// Whether `value op self` holds, `value` not being null; `None` where it is not of this class. The frequent
+    /// classes compare without a [`Scalar`].
+    #[inline]
+    pub fn compare(&self, class: Class, value: Value<'_>, op: Op) -> Option<bool> {
+        match (self, value) {
+            (Constant::Int(constant), Value::Int(int)) => Some(op.holds(int.cmp(constant))),
+            (Constant::Bool(constant), Value::Bool(truth)) => Some(op.holds(truth.cmp(constant))),
+            (Constant::Text(constant), Value::Text(text)) if op.is_equality() => {
+                Some((*text.as_bytes() == **constant) == (op == Op::EQUAL))
+            }
+            _ => class.read(value)?.satisfies(op, &self.scalar()),
+        }
+    }
+
     pub fn scalar(&self) -> Scalar<'_> {
         match self {
-            Constant::Int(int) => Scalar::Int(*int),
+            Constant::Bool(truth) => Scalar::Int((*truth).into()),
+            Constant::Int(int) | Constant::Instant(int) => Scalar::Int(*int),
             Constant::Float(float) => Scalar::Float(*float),
             Constant::Decimal(number) => Scalar::Decimal(number.view()),
             Constant::Span(span) => Scalar::Span(*span),
-            Constant::Bytes(bytes) => Scalar::Bytes(bytes),
+            Constant::Text(bytes) | Constant::Padded(bytes) | Constant::Bytes(bytes) => Scalar::Bytes(bytes),
         }
     }
 }

@@ -102,7 +102,7 @@ impl Compiled {
 
     #[cold]
     fn undecidable<R: RowAccess + ?Sized>(&self, scope: &Scope<'_, R>) -> Undecidable {
-        let column = self.root.undecided(scope).map_or(0, |source| source.column);
+        let column = self.root.undecided(scope).map_or(0, |source| source.column as usize);
         let column_name = self.names.get(column).cloned().unwrap_or_default();
         Undecidable { column, column_name, operation: scope.operation }
     }
@@ -146,7 +146,8 @@ impl Compiled {
         }
         let missing =
             |source: Source| needs(source) && !source.in_identity && relation.replica_identity != ReplicaIdentity::Full;
-        let mut columns: Vec<usize> = self.seen.iter().filter(|(s, _)| missing(*s)).map(|(s, _)| s.column).collect();
+        let mut columns: Vec<usize> =
+            self.seen.iter().filter(|(s, _)| missing(*s)).map(|(s, _)| s.column as usize).collect();
         let Some(offset) = self.seen.iter().filter(|(s, _)| missing(*s)).map(|(_, offset)| *offset).min() else {
             return Ok(());
         };

@@ -67,6 +67,10 @@ impl<'a> Decimal<'a> {
 
     /// The order of `numeric`: total, NaN last.
     pub fn order(&self, other: &Decimal<'_>) -> Ordering {
+        let magnitude = || self.exponent.cmp(&other.exponent).then_with(|| self.order_digits(other));
+        if (self.kind, other.kind) == (Kind::Finite, Kind::Finite) && self.negative == other.negative {
+            return if self.negative { magnitude().reverse() } else { magnitude() };
+        }
         let rank = |decimal: &Decimal<'_>| match (decimal.kind, decimal.negative) {
             (Kind::Infinite, true) => -2,
             (Kind::Finite, true) => -1,
@@ -75,12 +79,7 @@ impl<'a> Decimal<'a> {
             (Kind::Infinite, false) => 2,
             (Kind::NaN, _) => 3,
         };
-        let (left, right) = (rank(self), rank(other));
-        if left != right || self.kind != Kind::Finite {
-            return left.cmp(&right);
-        }
-        let magnitude = self.exponent.cmp(&other.exponent).then_with(|| self.order_digits(other));
-        if self.negative { magnitude.reverse() } else { magnitude }
+        rank(self).cmp(&rank(other))
     }
 
     fn order_digits(&self, other: &Decimal<'_>) -> Ordering {

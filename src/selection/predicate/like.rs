@@ -2,14 +2,16 @@
 //! ([pattern matching](https://www.postgresql.org/docs/current/functions-matching.html#FUNCTIONS-LIKE)).
 //! Letter case folds one character at a time by Unicode, whatever the collation of the column.
 
+use memchr::memmem::Finder;
+
 /// A compiled pattern.
 #[derive(Clone, Debug)]
 pub(super) enum Pattern {
     /// No `%`.
-    Exact(Box<str>),
+    Exact(Box<[u8]>),
     /// Literal pieces between `%`: the first at the beginning, the last at the end, the others anywhere between in
     /// this order. Linear in the text.
-    Pieces { first: Box<str>, middle: Box<[Box<str>]>, last: Box<str> },
+    Pieces { first: Box<[u8]>, middle: Box<[Finder<'static>]>, last: Box<[u8]> },
     /// With `_`, or ILIKE.
     General { tokens: Box<[Token]>, fold: bool },
 }
@@ -50,15 +52,27 @@ impl Pattern {
                 _ => pieces.push(String::new()),
             }
         }
-        let last = pieces.pop()?.into();
+        let last = pieces.pop()?.into_bytes().into();
         if pieces.is_empty() {
             return Some(Pattern::Exact(last));
         }
-        let first = pieces.remove(0).into();
-        Some(Pattern::Pieces { first, middle: pieces.into_iter().map(Into::into).collect(), last })
+        let first = pieces.remove(0).into_bytes().into();
+        Some(Pattern::Pieces {
+            first,
+            middle: pieces.iter().map(|piece| Finder::new(piece).into_owned()).collect(),
+            last,
+        })
     }
 
     pub fn matches(&self, text: &str) -> bool {
+        match self {
+            Pattern::General { tokens, fold } => general(tokens, text, *fold),
+            pattern => pattern.matches_raw(text.as_bytes()),
+        }
+    }
+
+    /// For text that is not UTF-8: where single characters count, what is none counts as U+FFFD.
+    pub fn matches_raw(&self, text: &[u8]) -> bool {
         match self {
             Pattern::Exact(piece) => **piece == *text,
             Pattern::Pieces { first, middle, last } => {
@@ -66,14 +80,14 @@ impl Pattern {
                     return false;
                 };
                 for piece in middle {
-                    match rest.find(&**piece) {
-                        Some(at) => rest = &rest[at + piece.len()..],
+                    match piece.find(rest) {
+                        Some(at) => rest = &rest[at + piece.needle().len()..],
                         None => return false,
                     }
                 }
                 true
             }
-            Pattern::General { tokens, fold } => general(tokens, text, *fold),
+            Pattern::General { tokens, fold } => general(tokens, &String::from_utf8_lossy(text), *fold),
         }
     }
 }

@@ -48,14 +48,14 @@ pub(super) fn typed(literal: &Literal, column: &Column, class: Class) -> Result<
     };
     let text = match &literal.spelling {
         Spelling::Null => return Ok(Typed::Null),
-        Spelling::Bool(truth) if class == Class::Bool => return Ok(Typed::Constant(Constant::Int((*truth).into()))),
+        Spelling::Bool(truth) if class == Class::Bool => return Ok(Typed::Constant(Constant::Bool(*truth))),
         Spelling::Bool(_) => return refuse(expected(class)),
         Spelling::Number(digits) => return number(digits, class).map_or_else(|| refuse(expected(class)), Ok),
         Spelling::Text(text) => text.as_str(),
     };
     let constant = match class {
-        Class::Text | Class::Other => Some(Constant::Bytes(text.as_bytes().into())),
-        Class::Padded => Some(Constant::Bytes(trim(text.as_bytes()).into())),
+        Class::Text | Class::Other => Some(Constant::Text(text.as_bytes().into())),
+        Class::Padded => Some(Constant::Padded(trim(text.as_bytes()).into())),
         _ => quoted(text.trim_matches(|c: char| c.is_ascii_whitespace()), class),
     };
     constant.map_or_else(|| refuse(expected(class)), |constant| Ok(Typed::Constant(constant)))
@@ -82,17 +82,17 @@ fn quoted(text: &str, class: Class) -> Option<Constant> {
         return text.parse().ok().filter(|int| (low..=high).contains(int)).map(Constant::Int);
     }
     match class {
-        Class::Bool => boolean(text).map(|truth| Constant::Int(truth.into())),
+        Class::Bool => boolean(text).map(Constant::Bool),
         Class::Float4 => float(text, |text| text.parse::<f32>().ok().map(f64::from)),
         Class::Float8 => float(text, |text| text.parse().ok()),
         Class::Numeric => decimal::Owned::read(text).map(Constant::Decimal),
-        Class::Uuid => uuid(text).map(|text| Constant::Bytes(text.into_bytes().into())),
+        Class::Uuid => uuid(text).map(|text| Constant::Text(text.into_bytes().into())),
         Class::Bytes => bytea(text).map(|bytes| Constant::Bytes(bytes.into())),
-        Class::Date => temporal::date(text.as_bytes()).map(Constant::Int),
-        Class::Time => temporal::time(text.as_bytes()).map(Constant::Int),
-        Class::TimeTz => temporal::timetz(text.as_bytes()).map(Constant::Int),
-        Class::Timestamp => temporal::timestamp(text.as_bytes()).map(Constant::Int),
-        Class::TimestampTz => temporal::timestamptz(text.as_bytes()).map(Constant::Int),
+        Class::Date => temporal::date(text.as_bytes()).map(Constant::Instant),
+        Class::Time => temporal::time(text.as_bytes()).map(Constant::Instant),
+        Class::TimeTz => temporal::timetz(text.as_bytes()).map(Constant::Instant),
+        Class::Timestamp => temporal::timestamp(text.as_bytes()).map(Constant::Instant),
+        Class::TimestampTz => temporal::timestamptz(text.as_bytes()).map(Constant::Instant),
         Class::Interval => temporal::interval(text.as_bytes()).map(Constant::Span),
         _ => None,
     }

@@ -38,12 +38,12 @@
 //! a class of their own (domains, enums, arrays, json, ...) have `=`, `<>`, IN and IS DISTINCT FROM on their text form.
 //!
 //! # Why not an expression library
-//! `cel` has 64-bit integers and doubles and no NULL logic: neither numeric nor `infinity` nor three values, and
-//! type-checking against a relation would be ours anyway. `evalexpr` is AGPL-3.0 since version 12 and as narrow.
-//! `sqlparser` parses all of SQL (an AST of hundreds of types to refuse, a parser larger than this whole crate), its
-//! [source spans](https://github.com/apache/datafusion-sqlparser-rs/issues/1548) are still incomplete and its parse
-//! errors carry their place in prose. The grammar above takes two small files; types, unknown values and transitions,
-//! the larger part, no library has.
+//! `cel` has 64-bit integers and doubles and no three-valued logic: neither numeric nor `infinity` nor SQL's NULL, and
+//! type-checking against a relation would be ours anyway. `evalexpr` is as narrow, and AGPL-3.0. `sqlparser` parses all
+//! of SQL, nearly all of which would have to be refused here; its
+//! [source spans](https://github.com/apache/datafusion-sqlparser-rs/issues/1548) are still incomplete and its errors
+//! carry their place in prose, while a place at the character is half of what a parser is for here. The grammar above
+//! takes two small files; types, unknown values and transitions, the larger part, no library has.
 
 mod ast;
 mod check;
@@ -150,7 +150,8 @@ impl fmt::Display for Predicate {
     }
 }
 
-/// A predicate for one relation version. Evaluation allocates nothing, save for ILIKE and LIKE on text that is not UTF-8.
+/// A predicate for one relation version. Evaluation allocates nothing, save for ILIKE and `_` on text
+/// that is not UTF-8.
 #[derive(Clone, Debug)]
 pub struct Compiled {
     root: node::Node,
@@ -165,7 +166,7 @@ pub struct Compiled {
 impl Compiled {
     /// The columns that the predicate reads: indices in [`Relation::columns`], ascending.
     pub fn columns(&self) -> Vec<usize> {
-        let mut columns: Vec<usize> = self.seen.iter().map(|(source, _)| source.column).collect();
+        let mut columns: Vec<usize> = self.seen.iter().map(|(source, _)| source.column as usize).collect();
         columns.sort_unstable();
         columns.dedup();
         columns

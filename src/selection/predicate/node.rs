@@ -5,7 +5,7 @@ use std::cmp::Ordering;
 
 use super::{
     ast::{Op, Side},
-    class::{Class, Constant},
+    class::{Class, Constant, Scalar},
     like::Pattern,
 };
 use crate::model::{Operation, RowAccess, Value};
@@ -89,7 +89,7 @@ const fn pairwise(least: bool) -> [[u8; 8]; 8] {
 /// Where a value is read from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Source {
-    pub column: usize,
+    pub column: u32,
     pub side: Side,
     /// Part of the replica identity: an UPDATE without the old value has left it as it is.
     pub in_identity: bool,
@@ -101,9 +101,60 @@ pub(super) enum Test {
     /// The same for all values that are not null.
     Always(bool),
     Compare(Op, Constant),
-    /// Sorted.
-    In(Box<[Constant]>, /* NULL among the items */ bool),
+    In {
+        items: Items,
+        has_null: bool,
+    },
     Like(Pattern),
+}
+
+/// What IN looks through, sorted.
+#[derive(Clone, Debug)]
+pub(super) enum Items {
+    Ints(Box<[i64]>),
+    /// By length, then by bytes: a search compares lengths mostly.
+    Bytes(Box<[Box<[u8]>]>),
+    Others(Box<[Constant]>),
+}
+
+impl Items {
+    pub fn new(mut constants: Vec<Constant>) -> Items {
+        let ints = constants.iter().map(|constant| match constant.scalar() {
+            Scalar::Int(int) => Some(int),
+            _ => None,
+        });
+        if let Some(mut ints) = ints.collect::<Option<Box<[i64]>>>() {
+            ints.sort_unstable();
+            return Items::Ints(ints);
+        }
+        let bytes = constants.iter().map(|constant| match constant.scalar() {
+            Scalar::Bytes(bytes) => Some(Box::from(bytes)),
+            _ => None,
+        });
+        if let Some(mut bytes) = bytes.collect::<Option<Box<[Box<[u8]>]>>>() {
+            bytes.sort_unstable_by(|left, right| by_length(left, right));
+            return Items::Bytes(bytes);
+        }
+        constants.sort_by(|left, right| left.scalar().order(&right.scalar()).unwrap_or(Ordering::Equal));
+        Items::Others(constants.into())
+    }
+
+    fn contain(&self, scalar: Scalar<'_>) -> bool {
+        match (self, scalar) {
+            (Items::Ints(items), Scalar::Int(int)) => items.binary_search(&int).is_ok(),
+            (Items::Bytes(items), Scalar::Bytes(bytes)) => {
+                items.binary_search_by(|item| by_length(item, bytes)).is_ok()
+            }
+            (Items::Others(items), scalar) => {
+                items.binary_search_by(|item| item.scalar().order(&scalar).unwrap_or(Ordering::Less)).is_ok()
+            }
+            _ => false,
+        }
+    }
+}
+
+fn by_length(left: &[u8], right: &[u8]) -> Ordering {
+    left.len().cmp(&right.len()).then_with(|| left.cmp(right))
 }
 
 #[derive(Clone, Debug)]
@@ -145,13 +196,14 @@ pub(super) struct Scope<'r, R: ?Sized> {
 impl<'r, R: RowAccess + ?Sized> Scope<'r, R> {
     /// [`Value::Absent`] where the change does not tell; [`Value::Unchanged`] where it tells only that the value is
     /// not null, since NULL is never TOASTed.
+    #[inline]
     pub fn value(&self, source: Source) -> Value<'r> {
         let image = match source.side {
             Side::Row => self.bare,
             Side::Before => Image::Old,
             Side::After => Image::New,
         };
-        let column = source.column;
+        let column = source.column as usize;
         match (image, self.operation) {
             (Image::New, Operation::Insert | Operation::Read) => self.row.after(column),
             (Image::Old, Operation::Delete) => self.row.before(column),
@@ -242,34 +294,29 @@ impl Node {
 }
 
 impl Test {
+    #[inline]
     fn evaluate(&self, class: Class, value: Value<'_>) -> Truth {
-        if let Test::Like(pattern) = self {
-            return match value {
-                Value::Text(text) => pattern.matches(text).into(),
-                Value::RawText(raw) => pattern.matches(&String::from_utf8_lossy(raw)).into(),
-                _ => Truth::ANY,
-            };
-        }
-        let Some(scalar) = class.read(value) else { return Truth::ANY };
-        match self {
-            Test::Compare(op, constant) => scalar.satisfies(*op, &constant.scalar()).map_or(Truth::ANY, Truth::from),
-            Test::In(items, has_null) => {
-                match items.binary_search_by(|item| item.scalar().order(&scalar).unwrap_or(Ordering::Less)) {
-                    Ok(_) => Truth::TRUE,
-                    Err(_) if *has_null => Truth::NULL,
-                    Err(_) => Truth::FALSE,
-                }
-            }
-            Test::Always(truth) => (*truth).into(),
-            Test::Like(_) => Truth::ANY,
-        }
+        let truth = match self {
+            Test::Compare(op, constant) => constant.compare(class, value, *op),
+            Test::In { items, has_null } => match class.read(value).map(|scalar| items.contain(scalar)) {
+                Some(false) if *has_null => return Truth::NULL,
+                found => found,
+            },
+            Test::Like(pattern) => match value {
+                Value::Text(text) => Some(pattern.matches(text)),
+                Value::RawText(raw) => Some(pattern.matches_raw(raw)),
+                _ => None,
+            },
+            Test::Always(truth) => class.read(value).map(|_| *truth),
+        };
+        truth.map_or(Truth::ANY, Truth::from)
     }
 
     /// Over all values that are not null.
     fn over_unknown(&self) -> Truth {
         match self {
             Test::Always(truth) => (*truth).into(),
-            Test::In(_, true) => Truth::NULL.union(Truth::TRUE),
+            Test::In { has_null: true, .. } => Truth::NULL.union(Truth::TRUE),
             _ => Truth::FALSE_OR_TRUE,
         }
     }

@@ -269,10 +269,11 @@ impl Parser {
             "changed" if matches!(self.peek(), Token::Symbol("(")) => {
                 self.take();
                 let at = self.offset();
-                let inner = self.primary()?;
-                self.expect_symbol(")")?;
-                match inner {
-                    Expr::Operand(Operand::Column(column)) if column.side == Side::Row => Ok(Expr::Changed(column)),
+                let (token, _) = self.take();
+                match token {
+                    Token::Quoted(name) | Token::Word(name) if self.symbol(")") => {
+                        Ok(Expr::Changed(ColumnRef { side: Side::Row, name, offset: at }))
+                    }
                     _ => Err(ParseError::new("changed() takes the name of one column", at)),
                 }
             }

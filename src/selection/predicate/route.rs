@@ -34,7 +34,7 @@ impl Compiled {
 impl KeyColumn {
     /// Index in [`Relation::columns`](crate::model::Relation::columns).
     pub fn column(&self) -> usize {
-        self.0.column
+        self.0.column as usize
     }
 
     /// Calls `visit` with each key under which a predicate can be concerned by the change: none for NULL, two

@@ -57,39 +57,46 @@ pub(super) fn interval(text: &[u8]) -> Option<i128> {
         None => {}
     }
     let (mut months, mut days, mut micros) = (0_i64, 0_i64, 0_i64);
-    let mut words = text.split(|byte| *byte == b' ').filter(|word| !word.is_empty()).peekable();
-    words.peek()?;
-    while let Some(word) = words.next() {
-        if word.contains(&b':') {
-            micros = micros.checked_add(span(word)?)?;
-            continue;
+    let mut rest = text;
+    while !rest.is_empty() {
+        let word = next_word(&mut rest);
+        let negative = word.starts_with(b"-");
+        let signed = |magnitude: i64| if negative { -magnitude } else { magnitude };
+        let mut reader = Reader(if negative || word.starts_with(b"+") { &word[1..] } else { word });
+        let count = reader.number(1, 12)?;
+        if reader.byte(b':').is_some() {
+            let minutes = reader.two(59)?;
+            let seconds = if reader.byte(b':').is_some() { reader.seconds()? } else { 0 };
+            let span = count.checked_mul(3_600_000_000)?.checked_add(minutes * 60_000_000 + seconds)?;
+            micros = micros.checked_add(signed(span))?;
+        } else {
+            let unit = next_word(&mut rest);
+            let (sum, unit) = match unit.strip_suffix(b"s").unwrap_or(unit) {
+                b"year" => (&mut months, 12),
+                b"mon" | b"month" => (&mut months, 1),
+                b"week" => (&mut days, 7),
+                b"day" => (&mut days, 1),
+                b"hour" => (&mut micros, 3_600_000_000),
+                b"min" | b"minute" => (&mut micros, 60_000_000),
+                b"sec" | b"second" => (&mut micros, 1_000_000),
+                _ => return None,
+            };
+            *sum = sum.checked_add(signed(count).checked_mul(unit)?)?;
         }
-        let count: i64 = std::str::from_utf8(word).ok()?.parse().ok()?;
-        let add = |sum: &mut i64, unit: i64| sum.checked_add(count.checked_mul(unit)?).map(|total| *sum = total);
-        match words.next()? {
-            b"year" | b"years" => add(&mut months, 12)?,
-            b"mon" | b"mons" | b"month" | b"months" => add(&mut months, 1)?,
-            b"week" | b"weeks" => add(&mut days, 7)?,
-            b"day" | b"days" => add(&mut days, 1)?,
-            b"hour" | b"hours" => add(&mut micros, 3_600_000_000)?,
-            b"min" | b"mins" | b"minute" | b"minutes" => add(&mut micros, 60_000_000)?,
-            b"sec" | b"secs" | b"second" | b"seconds" => add(&mut micros, 1_000_000)?,
-            _ => return None,
+        if !reader.0.is_empty() {
+            return None;
         }
     }
-    Some((i128::from(months) * 30 + i128::from(days)) * i128::from(DAY) + i128::from(micros))
+    let days = i128::from(months) * 30 + i128::from(days);
+    (!text.is_empty()).then_some(days * i128::from(DAY) + i128::from(micros))
 }
 
-/// `[+-]HH:MM[:SS[.ffffff]]` with any number of hours.
-fn span(word: &[u8]) -> Option<i64> {
-    let negative = word.starts_with(b"-");
-    let mut reader = Reader(word.strip_prefix(b"-").or(word.strip_prefix(b"+")).unwrap_or(word));
-    let hours = reader.number(1, 12)?;
-    reader.byte(b':')?;
-    let minutes = reader.two(59)?;
-    let seconds = if reader.byte(b':').is_some() { reader.seconds()? } else { 0 };
-    let micros = hours.checked_mul(3_600_000_000)?.checked_add(minutes * 60_000_000 + seconds)?;
-    reader.0.is_empty().then_some(if negative { -micros } else { micros })
+/// Up to the next space, which is skipped.
+fn next_word<'a>(rest: &mut &'a [u8]) -> &'a [u8] {
+    let end = rest.iter().position(|byte| *byte == b' ').unwrap_or(rest.len());
+    let (word, behind) = rest.split_at(end);
+    *rest = behind.get(1..).unwrap_or_default();
+    word
 }
 
 fn instant(text: &[u8]) -> Option<(i64, Option<i64>)> {
@@ -97,6 +104,15 @@ fn instant(text: &[u8]) -> Option<(i64, Option<i64>)> {
         return Some((infinite, None));
     }
     let mut reader = Reader(text);
+    if let Some((days, seconds)) = text.first_chunk().and_then(usual_head) {
+        reader.0 = &text[19..];
+        let micros = seconds * 1_000_000 + if reader.byte(b'.').is_some() { reader.fraction()? } else { 0 };
+        let zone = if reader.0 == b"+00" { Some(0) } else { None };
+        if zone.is_some() || reader.0.is_empty() {
+            return Some((days * DAY + micros, zone));
+        }
+        reader.0 = text;
+    }
     let date = reader.date()?;
     let (mut micros, mut zone) = (0, None);
     if reader.byte(b'T').is_some() || (reader.0.get(1).is_some_and(u8::is_ascii_digit) && reader.byte(b' ').is_some()) {
@@ -104,6 +120,25 @@ fn instant(text: &[u8]) -> Option<(i64, Option<i64>)> {
         zone = reader.zone()?;
     }
     Some((reader.end(date)?.checked_mul(DAY)?.checked_add(micros)?, zone))
+}
+
+/// Days since 2000-01-01 and seconds of `YYYY-MM-DD HH:MM:SS`, the head of nearly every timestamp. Leaves what is not
+/// certainly right to the long way.
+fn usual_head(head: &[u8; 19]) -> Option<(i64, i64)> {
+    if [head[4], head[7], head[10], head[13], head[16]] != *b"-- ::" {
+        return None;
+    }
+    let mut digits = true;
+    let mut two = |at: usize| {
+        let (tens, ones) = (head[at].wrapping_sub(b'0'), head[at + 1].wrapping_sub(b'0'));
+        digits &= tens <= 9 && ones <= 9;
+        i64::from(tens) * 10 + i64::from(ones)
+    };
+    let (century, year, month, day) = (two(0), two(2), two(5), two(8));
+    let (hours, minutes, seconds) = (two(11), two(14), two(17));
+    let sure = century > 0 && (1..=12).contains(&month) && (1..=28).contains(&day);
+    (digits && sure && hours < 24 && minutes < 60 && seconds < 60)
+        .then(|| (days(century * 100 + year, month, day), hours * 3600 + minutes * 60 + seconds))
 }
 
 fn infinity(text: &[u8]) -> Option<i64> {
@@ -185,11 +220,16 @@ impl Reader<'_> {
     fn seconds(&mut self) -> Option<i64> {
         let mut micros = self.two(59)? * 1_000_000;
         if self.byte(b'.').is_some() {
-            let before = self.0.len();
-            let fraction = self.number(1, 6)?;
-            micros += fraction * 10_i64.pow(6 - (before - self.0.len()) as u32);
+            micros += self.fraction()?;
         }
         Some(micros)
+    }
+
+    /// One to six digits behind the point.
+    fn fraction(&mut self) -> Option<i64> {
+        let before = self.0.len();
+        let fraction = self.number(1, 6)?;
+        Some(fraction * 10_i64.pow(6 - (before - self.0.len()) as u32))
     }
 
     /// `Z`, `+HH`, `+HH:MM`, `+HH:MM:SS` in seconds east of UTC; the outer `None` is a broken one.
@@ -272,6 +312,25 @@ mod tests {
             "2026-01-01 00:00:60",
         ] {
             assert_eq!(timestamptz(bad.as_bytes()), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_short_way_and_the_long_way_agree() {
+        for date in ["2026-01-01", "2000-02-28", "2000-02-29", "1900-12-31", "9999-06-15", "0100-03-01"] {
+            for time in ["00:00:00", "23:59:59", "12:34:56.7", "12:34:56.789012"] {
+                let short = format!("{date} {time}");
+                let long = format!("{date}T{time}");
+                assert_eq!(timestamp(short.as_bytes()), timestamp(long.as_bytes()), "{short}");
+                assert!(timestamp(short.as_bytes()).is_some(), "{short}");
+                let (short, long) = (format!("{short}+00"), format!("{short}+00:00"));
+                assert_eq!(timestamptz(short.as_bytes()), timestamptz(long.as_bytes()), "{short}");
+            }
+        }
+        for bad in
+            ["2026-01-01 00:00:00.", "2026-01-01 00:00:00.+00", "2026-01-01 00:00:00.1234567", "2026-01-01 2x:00:00"]
+        {
+            assert_eq!(instant(bad.as_bytes()), None, "{bad}");
         }
     }
 

@@ -1,7 +1,7 @@
 //! Blocks against a model: whatever is added, in whatever blocks it is cut, comes out again in the same order and is
 //! found through the index.
 
-use bytes::{BufMut, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use proptest::{collection::vec, prelude::*};
 
 use super::*;
@@ -316,6 +316,31 @@ fn a_continued_transaction_has_the_right_totals_and_one_begin() {
     assert_eq!((change.ordinal, commit.changes, commit.total_changes), (3, 3, 3));
     assert_eq!(second.index().unwrap().spans[0].ending, SpanEnd::Commit { position: at(1110), total: 3 });
     assert_eq!((second.after, second.up_to), (at(1000), at(1110)));
+}
+
+#[test]
+fn an_index_that_contradicts_its_block_is_refused() {
+    let block = || {
+        let mut builder = BlockBuilder::new(at(1000));
+        builder.begin(transaction(1100), 2);
+        insert(&mut builder, "3", 1030).unwrap();
+        builder.commit(at(1110));
+        builder.seal()
+    };
+    assert!(block().index().is_ok());
+    let contradictions = [
+        Block { continued_begin: Bytes::new(), ..block() },
+        Block { events: 3, ..block() },
+        Block { ends_open: true, ..block() },
+        Block { up_to: at(1111), ..block() },
+        Block { framed: block().framed.slice(..10), ..block() },
+    ];
+    for block in contradictions {
+        assert!(block.index().is_err(), "{block:?}");
+    }
+    let mut bytes = stored(&block());
+    bytes.put_u8(0);
+    assert_eq!(Block::decode(bytes.freeze()).map(drop), Err(InvalidBlock("message length")));
 }
 
 #[test]

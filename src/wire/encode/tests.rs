@@ -139,6 +139,7 @@ fn what_a_type_cannot_be_is_an_error_and_leaves_no_trace() {
         (oid::FLOAT4, "1e39"),
         (oid::BYTEA, "\\x0"),
         (oid::BYTEA, "\\x0g"),
+        (oid::BYTEA, "\\xg0"),
         (oid::BYTEA, "\\9"),
     ];
     for (type_oid, text) in bad {

@@ -154,6 +154,19 @@ fn other_events_are_not_changes() {
 }
 
 #[test]
+fn a_value_is_one_field() {
+    let row = |value: &[u8]| {
+        let row = [&[0x0a, value.len() as u8], value].concat();
+        let change = [&[0x08, 1, 0x2a, row.len() as u8], &row[..]].concat();
+        [&[0x0a, change.len() as u8 + 2, 0x1a, change.len() as u8], &change[..]].concat()
+    };
+    assert!(ChangeView::parse(&row(&[0x10, 1])).is_ok());
+    for bad in [&[][..], &[0x10, 1, 0x10, 0], &[0x10], &[0x08, 4], &[0x32, 2, b'x'], &[0x21, 0, 0], &[0x42, 0]] {
+        assert_eq!(ChangeView::parse(&row(bad)), Err(InvalidEvent("value")), "{bad:?}");
+    }
+}
+
+#[test]
 fn truncates_keep_what_is_selected() {
     let truncate = pb::Truncate { relation_ids: vec![3, 500, 4], cascade: true, ordinal: 9, ..Default::default() };
     let bytes = framed(EventKind::Truncate(truncate.clone()));

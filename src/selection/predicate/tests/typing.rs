@@ -138,6 +138,8 @@ fn null_selects_nothing() {
         ("i4 NOT IN (1, 2)", false),
         ("i4 IS NULL", true),
         ("i4 = 1 OR TRUE", true),
+        ("NOT (i4 = 1 AND FALSE)", true),
+        ("NOT (i4 = 1 OR FALSE)", false),
         ("i4 = 1 IS UNKNOWN", true),
         ("(i4 = 1) IS NOT TRUE", true),
         ("i4 IS DISTINCT FROM 1", true),
