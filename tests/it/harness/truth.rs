@@ -146,7 +146,7 @@ impl Truth {
         };
         let keep = |entry: &Entry| {
             let items: Vec<Expected> = entry.items.iter().filter(|item| selects(item)).cloned().collect();
-            (!items.is_empty()).then(|| Entry { items, ..*entry })
+            (!items.is_empty()).then_some(Entry { items, ..*entry })
         };
         Truth { entries: self.entries.iter().filter_map(keep).collect() }
     }
