@@ -250,7 +250,9 @@ async fn consume_sends_nothing_without_credit_and_counts_it_exactly() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn byte_credit_may_be_overdrawn_by_one_event_only() {
     let stage = with_table().await;
-    stage.db.run("INSERT INTO items SELECT i, repeat('y', 5000) FROM generate_series(1, 20) i").await;
+    for id in 1..=20 {
+        stage.db.run(&format!("INSERT INTO items VALUES ({id}, repeat('y', 5000))")).await;
+    }
     let request = Request::new().earliest().progress_every(Duration::from_millis(100));
     let mut stream = stage.client().consume(&request).await;
     // Two rows of 5,000 bytes fit with what comes before them, the third overdraws.

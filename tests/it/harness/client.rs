@@ -372,12 +372,7 @@ impl Stream {
     }
 
     fn describe(&self) -> String {
-        let skip = self.log.events.len().saturating_sub(12);
-        let mut text = format!("end: {:?}; last of {} events:\n", self.log.end, self.log.events.len());
-        for record in &self.log.events[skip..] {
-            text += &format!("  {}\n", super::history::Brief(&record.kind));
-        }
-        text
+        format!("end: {:?}; last of {} events:\n{}", self.log.end, self.log.events.len(), self.log.last_lines(12))
     }
 }
 

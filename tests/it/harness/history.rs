@@ -131,6 +131,12 @@ impl StreamLog {
         self.events.iter().map(|record| &record.kind)
     }
 
+    /// The last events, a line each.
+    pub fn last_lines(&self, lines: usize) -> String {
+        let skip = self.events.len().saturating_sub(lines);
+        self.events[skip..].iter().map(|record| format!("  {}\n", Brief(&record.kind))).collect()
+    }
+
     /// Changes, truncates and messages.
     pub fn changes(&self) -> usize {
         self.kinds().filter(|kind| matches!(kind, Kind::Change(_) | Kind::Truncate(_) | Kind::Message(_))).count()

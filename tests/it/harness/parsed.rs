@@ -18,11 +18,13 @@ pub struct Violation {
     pub text: String,
     /// The events around it.
     pub context: String,
+    /// Number of the stream.
+    pub stream: Option<usize>,
 }
 
 impl Violation {
     pub fn new(guarantee: &'static str, text: impl Into<String>) -> Self {
-        Violation { guarantee, text: text.into(), context: String::new() }
+        Violation { guarantee, text: text.into(), context: String::new(), stream: None }
     }
 
     /// With the events around `event` of a stream.
@@ -34,7 +36,7 @@ impl Violation {
             context += &format!("{mark} {index:>6} {}\n", Brief(&record.kind));
         }
         let text = format!("stream {}, event {event}: {}", stream.number, text.into());
-        Violation { guarantee, text, context }
+        Violation { guarantee, text, context, stream: Some(stream.number) }
     }
 }
 

@@ -221,7 +221,12 @@ pub fn held<T>(history: &History, checked: Result<T, validators::Broken>) -> T {
     match checked {
         Ok(value) => value,
         Err(violation) => {
-            panic!("subscriber {:?} ({}): {violation}", history.subscriber, history.note)
+            let before = violation.stream.and_then(|number| number.checked_sub(1));
+            let before = before.and_then(|number| history.streams.iter().find(|stream| stream.number == number));
+            let before = before.map_or_else(String::new, |stream| {
+                format!("the stream before it ended so ({:?}):\n{}", stream.end, stream.last_lines(12))
+            });
+            panic!("subscriber {:?} ({}): {violation}{before}", history.subscriber, history.note)
         }
     }
 }

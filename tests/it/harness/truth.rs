@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use globset::Glob;
+use globset::{Glob, GlobSet, GlobSetBuilder};
 use walcast::{lsn::Lsn, wire::pb};
 
 use super::{Cluster, Db};
@@ -124,25 +124,36 @@ impl Truth {
     /// What a filter leaves, judged by tables, operations and message prefixes. Columns do not change which events
     /// come; `where`, rules and origins are the scenario's to check.
     pub fn selected(&self, filter: Option<&pb::Filter>) -> Truth {
-        let selects = |item: &Expected| match &item.what {
-            Op::Message(prefix, _) => filter.is_none_or(|f| matches(&f.message_prefixes, prefix)),
-            Op::Row(operation, table) => {
-                ours(table) && filter.is_none_or(|f| has_table(f, table) && has_operation(f, *operation))
+        let selector = filter.map(Selector::new);
+        let mut known: HashMap<String, bool> = HashMap::new();
+        let mut has_table = |table: &str| match known.get(table) {
+            Some(selected) => *selected,
+            None => {
+                let selected = ours(table) && selector.as_ref().is_none_or(|selector| selector.has_table(table));
+                known.insert(table.to_owned(), selected);
+                selected
             }
-            Op::Truncate(tables) => tables.iter().any(|table| {
-                ours(table) && filter.is_none_or(|f| has_table(f, table) && has_operation(f, pb::Operation::Truncate))
-            }),
+        };
+        let has_operation = |operation: pb::Operation| {
+            filter.is_none_or(|f| f.operations.is_empty() || f.operations.contains(&(operation as i32)))
+        };
+        let mut selects = |item: &Expected| match &item.what {
+            Op::Message(prefix, _) => selector.as_ref().is_none_or(|s| s.prefixes.is_match(prefix)),
+            Op::Row(operation, table) => has_operation(*operation) && has_table(table),
+            Op::Truncate(tables) => {
+                has_operation(pb::Operation::Truncate) && tables.iter().any(|table| has_table(table))
+            }
         };
         let keep = |entry: &Entry| {
             let items: Vec<Expected> = entry.items.iter().filter(|item| selects(item)).cloned().collect();
-            (!items.is_empty()).then(|| Entry { items, ..entry.clone() })
+            (!items.is_empty()).then_some(Entry { items, ..*entry })
         };
         Truth { entries: self.entries.iter().filter_map(keep).collect() }
     }
 
     /// The first entry after a position.
     pub fn successor(&self, after: Lsn) -> Option<&Entry> {
-        self.entries.iter().find(|entry| entry.end_lsn > after)
+        self.entries.get(self.entries.partition_point(|entry| entry.end_lsn <= after))
     }
 
     /// The resume point of the last entry.
@@ -160,16 +171,32 @@ fn ours(table: &str) -> bool {
     !table.starts_with("walcast.")
 }
 
-fn has_table(filter: &pb::Filter, table: &str) -> bool {
-    (filter.tables.is_empty() || matches(&filter.tables, table)) && !matches(&filter.exclude_tables, table)
+/// The globs of a filter.
+struct Selector {
+    tables: Option<GlobSet>,
+    excluded: GlobSet,
+    prefixes: GlobSet,
 }
 
-fn has_operation(filter: &pb::Filter, operation: pb::Operation) -> bool {
-    filter.operations.is_empty() || filter.operations.contains(&(operation as i32))
-}
+impl Selector {
+    fn new(filter: &pb::Filter) -> Self {
+        let set = |globs: &[String]| {
+            let mut builder = GlobSetBuilder::new();
+            for glob in globs {
+                builder.add(Glob::new(glob).expect("glob"));
+            }
+            builder.build().expect("globs")
+        };
+        Selector {
+            tables: (!filter.tables.is_empty()).then(|| set(&filter.tables)),
+            excluded: set(&filter.exclude_tables),
+            prefixes: set(&filter.message_prefixes),
+        }
+    }
 
-fn matches(globs: &[String], text: &str) -> bool {
-    globs.iter().any(|glob| Glob::new(glob).expect("glob").compile_matcher().is_match(text))
+    fn has_table(&self, table: &str) -> bool {
+        self.tables.as_ref().is_none_or(|tables| tables.is_match(table)) && !self.excluded.is_match(table)
+    }
 }
 
 /// Big-endian fields.

@@ -1,3 +1,5 @@
+use walcast::lsn::Lsn;
+
 use super::super::{
     history::lsn,
     parsed::{Parsed, Unit, Violation},
@@ -6,13 +8,16 @@ use super::super::{
 const ORDERED: &str = "Ordered";
 
 /// Transactions and messages of one stream have strictly increasing resume points, and a transaction's commit record
-/// lies at or after the end of the one before. A switch of the timeline starts anew at the switch point.
+/// lies at or after the end of what came before: the resume point, or one less for a message outside transactions,
+/// whose position is its LSN + 1. A switch of the timeline starts anew at the switch point.
 pub fn ordered(parsed: &Parsed<'_>) -> Result<(), Violation> {
     for (stream, units) in parsed.iter() {
+        let mut floor = Lsn::ZERO;
         let mut last = stream.opened().and_then(|opened| opened.after.as_ref()).map(super::super::history::order);
         for unit in units {
             if let Unit::Timeline { changed, .. } = unit {
                 last = Some((lsn(&changed.switch_lsn), 0));
+                floor = lsn(&changed.switch_lsn);
                 continue;
             }
             let Some((after, event)) = unit.committed() else { continue };
@@ -22,13 +27,17 @@ pub fn ordered(parsed: &Parsed<'_>) -> Result<(), Violation> {
                 let text = format!("{after:?} comes after {before:?}");
                 return Err(Violation::at(ORDERED, stream, event, text));
             }
-            if let Unit::Transaction(span) = unit
-                && (span.identity.1 >= after.0
-                    || span.identity.2 == 0 && last.is_some_and(|(end, _)| span.identity.1 < end))
-            {
-                let text = format!("commit record at {} does not lie between {last:?} and {after:?}", span.identity.1);
-                return Err(Violation::at(ORDERED, stream, event, text));
-            }
+            floor = match unit {
+                Unit::Transaction(span) => {
+                    let commit_lsn = span.identity.1;
+                    if commit_lsn >= after.0 || span.identity.2 == 0 && commit_lsn < floor {
+                        let text = format!("the commit record at {commit_lsn} is not between {floor} and {}", after.0);
+                        return Err(Violation::at(ORDERED, stream, event, text));
+                    }
+                    after.0
+                }
+                _ => Lsn(after.0.0 - 1),
+            };
             last = Some(after);
         }
     }
