@@ -17,7 +17,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let dir = PathBuf::from(args.next().ok_or("a directory")?);
     let mib: u64 = args.next().map_or(Ok(2048), |text| text.parse())?;
     let lineage = Lineage { system_identifier: 1, timeline: 1, history: String::new(), epoch: 0, switch_lsn: Lsn(0) };
+    let opening = Instant::now();
     let (journal, mut appender, _) = Journal::open(Options::new(&dir))?;
+    println!("open: {:.1} ms, {} bytes", opening.elapsed().as_secs_f64() * 1e3, journal.window().bytes);
     appender.append(Record::Lineage(lineage.clone())).await?;
     let start = Position::new(lineage.id(), Lsn(1 << 20));
     appender.append(Record::Mark(start)).await?;

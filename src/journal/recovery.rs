@@ -408,7 +408,7 @@ impl Finder {
         let mut pending: Option<String> = None;
         let mut started = from == RECORDS;
         let mut reached = from;
-        loop {
+        while scanner.offset() < cut {
             let (offset, header, payload) = match scanner.step().map_err(Error::io(&segment.path))? {
                 Step::End { .. } => break,
                 Step::Damage { from, .. } if from >= cut => break,
@@ -416,7 +416,6 @@ impl Finder {
                     pending.get_or_insert(format!("{}: {detail} at {from}..{to}", segment.path.display()));
                     continue;
                 }
-                Step::Record { offset, .. } if offset >= cut => break,
                 Step::Record { offset, header, payload } => (offset, header, payload),
             };
             let at = Pointer { segment: segment.number, offset };

@@ -374,6 +374,11 @@ impl<P: Pieces> Scanner<P> {
         Scanner { pieces, salt, offset, blocks }
     }
 
+    /// Where the next step looks.
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
+
     /// The next step. After [`Step::End`] the same again.
     pub fn step(&mut self) -> std::io::Result<Step> {
         let offset = self.offset;
@@ -403,6 +408,8 @@ impl<P: Pieces> Scanner<P> {
     /// Looks for the next intact record header behind `from`.
     fn resync(&mut self, from: u64, detail: &'static str) -> std::io::Result<Step> {
         const AHEAD: usize = 1 << 20;
+        const PAGE: usize = 4096;
+        static ZEROS: [u8; PAGE] = [0; PAGE];
         let mut at = (from + 8).next_multiple_of(8);
         let mut dirty = detail != "zeros";
         loop {
@@ -414,13 +421,11 @@ impl<P: Pieces> Scanner<P> {
             if piece.is_empty() {
                 break;
             }
-            for (i, word) in piece.chunks(8).enumerate() {
-                if word.iter().all(|byte| *byte == 0) {
-                    continue;
-                }
+            for (page, bytes) in piece.chunks(PAGE).enumerate().filter(|(_, bytes)| *bytes != &ZEROS[..bytes.len()]) {
                 dirty = true;
-                if word.len() == 8 && word[..4] == RECORD_MAGIC {
-                    let found = at + 8 * i as u64;
+                let magic = |word: &[u8]| word.len() == 8 && word[..4] == RECORD_MAGIC;
+                for word in bytes.chunks(8).enumerate().filter_map(|(word, bytes)| magic(bytes).then_some(word)) {
+                    let found = at + (page * PAGE + 8 * word) as u64;
                     let head = self.pieces.piece(found, RECORD_LEN)?;
                     if RecordHeader::decode(self.salt, found, &head).is_some() {
                         self.offset = found;

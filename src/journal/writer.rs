@@ -126,6 +126,8 @@ impl Writer {
                 }
             }
         }
+        // Spares the next open the search for records behind the last one. Reserved space is reserved again then.
+        self.file.set_len(self.offset).ok();
     }
 
     fn write_all(&mut self, entries: &mut Vec<Entry>) -> Result<(), Stop> {
