@@ -33,16 +33,19 @@ const CACHE_SHARE_MIN: usize = 64 << 10;
 pub(super) struct Plan {
     pub relation: Arc<Relation>,
     pub rules: RelationPlan,
+    /// One flag for each column, in order: the selected ones.
+    pub columns: Vec<bool>,
     /// The framed `relation` event with the selected columns.
     pub event: Bytes,
 }
 
 impl Plan {
-    fn new(relation: Arc<Relation>, selection: &Selection) -> Self {
-        let rules = selection.relation(&relation);
+    pub fn new(relation: Arc<Relation>, selection: &Selection) -> Result<Self, Error> {
+        let rules = selection.relation(&relation)?;
+        let columns = rules.columns.clone().unwrap_or_else(|| vec![true; relation.columns.len()]);
         let mut event = BytesMut::new();
         encode::relation_encode(&mut event, &relation, rules.columns.as_deref());
-        Plan { relation, rules, event: event.freeze() }
+        Ok(Plan { relation, rules, columns, event: event.freeze() })
     }
 }
 
@@ -127,7 +130,7 @@ impl Plans for Group {
         }
         let relation =
             self.feed.relation(id).ok_or_else(|| Error::internal(format!("relation version {} is not known", id.0)))?;
-        let plan = Arc::new(Plan::new(relation, &self.selection));
+        let plan = Arc::new(Plan::new(relation, &self.selection)?);
         Ok(self.plans.write().entry(id).or_insert(plan).clone())
     }
 }

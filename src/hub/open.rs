@@ -1,6 +1,9 @@
 //! Opening a stream: everything that can be wrong is found before the first message.
 
-use std::sync::Arc;
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use super::{
     Error, Principal, Session, StartAt, Subscription,
@@ -12,7 +15,7 @@ use super::{
 use crate::{
     feed::{Checkpoint, Cursor, Start, SubscriberKey},
     lsn::Lsn,
-    model::Position,
+    model::{Position, Relation},
     reason::Reason,
     selection::Selection,
 };
@@ -23,6 +26,26 @@ struct Registered {
     created: bool,
     filter_changed: bool,
     checkpoint: Option<Position>,
+}
+
+/// The newest version of each table that is published now, of those that the feed has seen.
+fn current(versions: Vec<Arc<Relation>>, published: Option<&[(String, String)]>) -> Vec<Arc<Relation>> {
+    let by_oid: HashMap<u32, Arc<Relation>> = versions.into_iter().map(|relation| (relation.oid, relation)).collect();
+    let mut by_name: HashMap<(String, String), Arc<Relation>> = HashMap::new();
+    for relation in by_oid.into_values() {
+        let known =
+            by_name.entry((relation.schema.clone(), relation.table.clone())).or_insert_with(|| relation.clone());
+        if known.id < relation.id {
+            *known = relation;
+        }
+    }
+    if let Some(published) = published {
+        let published: HashSet<&(String, String)> = published.iter().collect();
+        by_name.retain(|name, _| published.contains(name));
+    }
+    let mut current: Vec<_> = by_name.into_values().collect();
+    current.sort_unstable_by_key(|relation| relation.id);
+    current
 }
 
 impl Inner {
@@ -84,7 +107,12 @@ impl Inner {
         let selection = Selection::compile(request.filter.as_ref(), rights)?;
         let published = self.source.published();
         let known = |table: &str| self.feed.relations().iter().any(|relation| relation.qualified_name() == table);
-        selection.check(published.as_ref().map(|tables| tables.as_slice()), known)?;
+        let published = published.as_ref().map(|tables| tables.as_slice());
+        selection.check(published, known)?;
+        if selection.has_predicates() {
+            let current = current(self.feed.relations(), published);
+            selection.check_relations(current.iter().map(Arc::as_ref))?;
+        }
         Ok(selection)
     }
 

@@ -13,11 +13,12 @@ use super::{
     Error, RowFormat,
     frames::{self, Message},
     group::Plan,
-    rows,
+    rows::{self, Unwritable},
 };
 use crate::{
     feed::Frame,
     model::{Operation, Position, RelationId},
+    reason::{Classified, Reason},
     selection::Selection,
     wire::{
         block::{Block, Entry, EntryKind, Index, Span, SpanEnd},
@@ -71,6 +72,16 @@ pub(super) struct Projection {
     pub tail: Option<Tail>,
     /// Relation versions in order of their first use.
     pub relations: Vec<RelationId>,
+    /// The filter cannot be applied to the rest of the block.
+    pub failed: Option<Failed>,
+}
+
+/// Where a filter stops being applicable. Everything before is in the projection, nothing behind is.
+#[derive(Clone, Debug)]
+pub(super) struct Failed {
+    pub error: Error,
+    /// The last resume point before it.
+    pub up_to: Position,
 }
 
 impl Projection {
@@ -78,6 +89,13 @@ impl Projection {
     pub fn footprint(&self) -> usize {
         let head = self.head.as_ref().map_or(0, |head| head.part.message.len() + head.discard.len());
         size_of::<Self>() + self.body.message.len() + head + self.relations.len() * size_of::<RelationId>()
+    }
+}
+
+impl Failed {
+    /// Filters fail somewhere; everything else fails the whole block.
+    fn at(up_to: Position, error: Error) -> Result<Self, Error> {
+        if error.reason() == Reason::FilterInvalid { Ok(Failed { error, up_to }) } else { Err(error) }
     }
 }
 
@@ -235,6 +253,7 @@ impl<'a> Projector<'a> {
             body: Part { message: Frame::new(), events: self.block.events, counted },
             tail: tail.map(|span| Tail { begun: true, counted: size(span) }),
             relations: std::mem::take(&mut self.relations),
+            failed: None,
         }))
     }
 
@@ -247,11 +266,18 @@ impl<'a> Projector<'a> {
         let mut resume = self.block.after;
         let index = self.index;
         let continued = head_of(index).is_some();
+        let mut failed = None;
         for (number, span) in index.spans.iter().enumerate() {
             let before = resume;
             resume = span.ending.position().unwrap_or(resume);
             if number == 0 && continued {
-                head = Some(self.head(span, cut.head)?);
+                match self.head(span, cut.head) {
+                    Ok(written) => head = Some(written),
+                    Err(error) => {
+                        failed = Some(Failed::at(before, error)?);
+                        break;
+                    }
+                }
                 continue;
             }
             let opens = span.ending == SpanEnd::Open;
@@ -262,7 +288,14 @@ impl<'a> Projector<'a> {
                 (None, _) => false,
             };
             let mark = body.0.len();
-            let (n, own) = if skipped { (0, 0) } else { self.span(&mut body, span)? };
+            let (n, own) = match if skipped { Ok((0, 0)) } else { self.span(&mut body, span) } {
+                Ok(written) => written,
+                Err(error) => {
+                    body.0.truncate(mark);
+                    failed = Some(Failed::at(before, error)?);
+                    break;
+                }
+            };
             if n == 0 {
                 body.0.truncate(mark);
             }
@@ -273,7 +306,8 @@ impl<'a> Projector<'a> {
             }
         }
         let body = Part { message: body.finish(), events, counted };
-        Ok(Projection { block: self.block.number, untouched: false, head, body, tail, relations: self.relations })
+        let relations = self.relations;
+        Ok(Projection { block: self.block.number, untouched: false, head, body, tail, relations, failed })
     }
 
     fn head(&mut self, span: &Span, skipped: bool) -> Result<Head, Error> {
@@ -389,7 +423,10 @@ impl<'a> Projector<'a> {
             Ok(!named.is_empty())
         } else {
             let plan = self.plan(entry.relation)?;
-            let selected = rows::change(out, framed, &plan, self.format, entry.lsn).map_err(|_| self.malformed())?;
+            let selected = rows::change(out, framed, &plan, self.format, entry.lsn).map_err(|error| match error {
+                Unwritable::Malformed => self.malformed(),
+                Unwritable::Undecided(error) => Error::from(error).at(entry.lsn),
+            })?;
             if selected {
                 self.used(entry.relation);
             }

@@ -74,6 +74,8 @@ pub struct Session {
     pub(super) outbox: Outbox,
     /// The resume point behind the block in the outbox.
     pub(super) behind: Option<Position>,
+    /// What ends the stream once the outbox is empty.
+    pub(super) failed: Option<Error>,
     pub(super) open: Open,
     pub(super) start: Position,
     /// Transactions up to here are left out; `None` once nothing like that can come any more.
@@ -148,6 +150,7 @@ impl Session {
             incoming: None,
             outbox: Outbox::default(),
             behind: None,
+            failed: None,
             // The first block may begin inside a transaction, but only in one that ends at or before the start.
             open: Open { dropped: true, ..Open::default() },
             wanted: None,
@@ -236,6 +239,10 @@ impl Session {
             }
             if let Some(behind) = self.behind.take() {
                 self.pass(behind);
+            }
+            if let Some(error) = self.failed.take() {
+                self.shared.sent(self.passed);
+                return Err(error);
             }
             if (self.pace.may_be_due(now) || self.at_stop())
                 && let Some(frame) = self.progress(now)
