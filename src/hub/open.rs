@@ -10,6 +10,7 @@ use super::{
     control::Shared,
     inner::{self, Inner},
     lag,
+    router::Router,
     session::Opening,
 };
 use crate::{
@@ -88,6 +89,7 @@ impl Inner {
         if let Some(key) = &shared.key {
             self.registry.open(key, &shared)?;
         }
+        Router::start(&self.groups, &self.feed);
         Ok(Session::new(Opening {
             group: self.groups.join(&self.feed, selection, request.row_format),
             hub: self.clone(),

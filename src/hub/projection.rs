@@ -117,13 +117,15 @@ pub(super) trait Plans {
     fn plan(&self, id: RelationId) -> Result<Arc<Plan>, Error>;
 }
 
-/// Computes a projection.
+/// Computes a projection. `hits`: the only entries that can be selected, ascending, where that is known; then nothing
+/// outside of transactions can be.
 pub(super) fn project(
     block: &Block,
     selection: &Selection,
     format: RowFormat,
     plans: &dyn Plans,
     cut: Cut,
+    hits: Option<&[u32]>,
 ) -> Result<Projection, Error> {
     let index = block.index().map_err(|error| Error::corrupt(block.number, &error.to_string()))?;
     let mut projector = Projector {
@@ -133,6 +135,7 @@ pub(super) fn project(
         selection,
         format,
         plans,
+        hits,
         current: None,
         relations: Vec::new(),
     };
@@ -160,6 +163,7 @@ struct Projector<'a> {
     selection: &'a Selection,
     format: RowFormat,
     plans: &'a dyn Plans,
+    hits: Option<&'a [u32]>,
     current: Option<(RelationId, Arc<Plan>)>,
     relations: Vec<RelationId>,
 }
@@ -263,13 +267,14 @@ impl<'a> Projector<'a> {
         let mut tail = None;
         let mut body = Message::new();
         let (mut events, mut counted) = (0, 0);
-        let mut resume = self.block.after;
         let index = self.index;
         let continued = head_of(index).is_some();
         let mut failed = None;
-        for (number, span) in index.spans.iter().enumerate() {
-            let before = resume;
-            resume = span.ending.position().unwrap_or(resume);
+        let mut numbers = Numbers { index, next: 0, hits: self.hits };
+        while let Some(number) = numbers.next() {
+            let span = &index.spans[number];
+            let before = self.resume_point(number);
+            let resume = span.ending.position().unwrap_or(before);
             if number == 0 && continued {
                 match self.head(span, cut.head) {
                     Ok(written) => head = Some(written),
@@ -308,6 +313,12 @@ impl<'a> Projector<'a> {
         let body = Part { message: body.finish(), events, counted };
         let relations = self.relations;
         Ok(Projection { block: self.block.number, untouched: false, head, body, tail, relations, failed })
+    }
+
+    /// The last one before a span.
+    fn resume_point(&self, span: usize) -> Position {
+        let before = self.index.spans.iter().take(span).rev();
+        before.filter_map(|span| span.ending.position()).next().unwrap_or(self.block.after)
     }
 
     fn head(&mut self, span: &Span, skipped: bool) -> Result<Head, Error> {
@@ -361,10 +372,18 @@ impl<'a> Projector<'a> {
     /// Writes the selected entries of a span; how many.
     fn entries(&mut self, out: &mut BytesMut, span: &Span) -> Result<u64, Error> {
         let index = self.index;
-        let entries = &index.entries[span.entries.0 as usize..span.entries.1 as usize];
+        let (from, to) = span.entries;
+        let within = |hits: &'a [u32]| {
+            let hits = &hits[hits.partition_point(|hit| *hit < from)..];
+            &hits[..hits.partition_point(|hit| *hit < to)]
+        };
+        let hits = self.hits.map(within);
+        let count = hits.map_or(to.saturating_sub(from) as usize, <[u32]>::len);
         let mut run = 0..0;
         let mut counted = 0;
-        for entry in entries {
+        for at in 0..count {
+            let number = hits.map_or(from as usize + at, |hits| hits[at] as usize);
+            let Some(entry) = index.entries.get(number) else { return Err(self.malformed()) };
             let end = entry.offset + entry.len;
             let fits = match self.verdict(entry)? {
                 Verdict::Never => false,
@@ -460,6 +479,38 @@ impl<'a> Projector<'a> {
             (None, Ok(_)) => Ok(named),
             (None, Err(_)) => Err(self.malformed()),
         }
+    }
+}
+
+/// Numbers of the spans that a projection looks at.
+struct Numbers<'a> {
+    index: &'a Index,
+    next: usize,
+    hits: Option<&'a [u32]>,
+}
+
+impl Iterator for Numbers<'_> {
+    type Item = usize;
+
+    /// With hits: the first and the last span, since a transaction may go on there, and every span with a hit.
+    fn next(&mut self) -> Option<usize> {
+        let spans = &self.index.spans;
+        if self.next >= spans.len() {
+            return None;
+        }
+        let mut number = self.next;
+        if let Some(hits) = &mut self.hits
+            && number > 0
+        {
+            let from = spans[number].entries.0;
+            *hits = &hits[hits.partition_point(|hit| *hit < from)..];
+            number = match hits.first() {
+                Some(hit) => number + spans[number..].partition_point(|span| span.entries.1 <= *hit),
+                None => spans.len() - 1,
+            };
+        }
+        self.next = number + 1;
+        (number < spans.len()).then_some(number)
     }
 }
 

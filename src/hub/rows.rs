@@ -37,14 +37,15 @@ pub(super) fn change(
     format: RowFormat,
     lsn: Lsn,
 ) -> Result<bool, Unwritable> {
-    let view = ChangeView::parse(framed)?;
     let mut transition = None;
     if let Some(predicate) = &plan.rules.predicate {
-        match predicate.decide(view.operation, &view).map_err(Unwritable::Undecided)? {
+        let row = plan.pick.read(framed)?;
+        match predicate.decide(row.operation, &row).map_err(Unwritable::Undecided)? {
             Decision::Skip => return Ok(false),
             Decision::Send(told) => transition = told.map(transition_to_pb),
         }
     }
+    let view = ChangeView::parse(framed)?;
     match format {
         RowFormat::Struct => {
             rows::struct_change(out, &view, &plan.relation, plan.rules.columns.as_deref(), lsn, transition)?;

@@ -135,6 +135,11 @@ impl Selection {
             && self.message_prefixes.as_ref().is_none_or(|patterns| patterns.matches(prefix))
     }
 
+    /// Whether [`Selection::messages`] can say yes.
+    pub fn selects_messages(&self) -> bool {
+        self.message_prefixes.as_ref().is_none_or(|patterns| !patterns.is_empty())
+    }
+
     /// Whether transactions of this replication origin are selected; empty = local, as are messages outside transactions,
     /// which carry no origin.
     pub fn origin(&self, name: &str) -> bool {

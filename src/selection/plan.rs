@@ -9,10 +9,13 @@ use super::{
 use crate::model::{Operation, Relation, RowAccess};
 
 /// A set of operations.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Operations(u8);
 
 impl Operations {
+    /// No operation.
+    pub const NONE: Operations = Operations(0);
+
     /// Every operation.
     pub const ALL: Operations = Operations(u8::MAX);
 
@@ -22,6 +25,11 @@ impl Operations {
             return Operations::ALL;
         }
         Operations(operations.iter().fold(0, |mask, operation| mask | 1 << *operation as u8))
+    }
+
+    /// These and those.
+    pub fn or(self, other: Operations) -> Self {
+        Operations(self.0 | other.0)
     }
 
     /// Whether it is one of them.
@@ -94,7 +102,7 @@ impl RowPredicate {
 pub struct RelationPlan {
     /// Whether anything of this table is selected at all.
     pub selected: bool,
-    operations: Option<Operations>,
+    operations: Operations,
     /// One flag for each column, in order; `None`: all.
     pub columns: Option<Vec<bool>>,
     /// Decides row by row, TRUNCATE aside, which always passes; `None`: every row.
@@ -107,11 +115,16 @@ impl RelationPlan {
         columns: Option<Vec<bool>>,
         predicate: Option<Arc<RowPredicate>>,
     ) -> Self {
-        RelationPlan { selected: true, operations: Some(operations), columns, predicate }
+        RelationPlan { selected: true, operations, columns, predicate }
     }
 
     /// Whether changes of this kind pass, rows aside.
     pub fn passes(&self, operation: Operation) -> bool {
-        self.selected && self.operations.is_some_and(|operations| operations.contains(operation))
+        self.selected && self.operations.contains(operation)
+    }
+
+    /// Which operations may pass.
+    pub fn operations(&self) -> Operations {
+        if self.selected { self.operations } else { Operations::NONE }
     }
 }
