@@ -32,7 +32,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         let transaction =
             Transaction { commit_lsn: Lsn(lsn), xid: lsn >> 16, commit_time: lsn as i64, ..Default::default() };
         builder.begin(transaction, 0);
-        builder.message("m", &content, Lsn(lsn)).expect("small");
+        builder.message("m", &content, Lsn(lsn))?;
         builder.commit(Position::new(lineage.id(), Lsn(lsn + 8)));
         let block = builder.seal();
         bytes += block.message().len() as u64;

@@ -99,7 +99,7 @@ pub async fn serve(config: Config, drain: Drain) -> Result<(), Error> {
         data_dir = %config.journal.data_dir.display(),
         "journal open"
     );
-    let state = SourceState::new(&config.source.slot);
+    let state = SourceState::new(&config.source.slot, &config.source.publication);
     let ingest = Ingest::new(journal.clone(), appender, &recovered);
     let source = source::Options {
         connect,
@@ -120,7 +120,7 @@ pub async fn serve(config: Config, drain: Drain) -> Result<(), Error> {
     };
     let hub = Hub::new(feed.clone(), Arc::new(state.clone()), Arc::new(journal.clone()), limits, drain.clone());
     let health = Health::new().await;
-    let serving = tell_health(health.clone(), &state);
+    let serving = (tell_health(health.clone(), &state), tell_disk_full(&journal, state.clone()));
     let stop_pages = CancellationToken::new();
     let readiness = readiness(journal.clone(), state.clone(), drain.clone(), fresh);
     let pages = pages.map(|listener| {
@@ -239,6 +239,19 @@ fn tell_health(health: Health, state: &SourceState) -> AbortOnDropHandle<()> {
         if streamed.wait_for(|streamed| *streamed).await.is_ok() {
             health.serving(true).await;
             std::future::pending().await
+        }
+    }))
+}
+
+/// Status says that reading waits for disk space.
+fn tell_disk_full(journal: &Journal, state: SourceState) -> AbortOnDropHandle<()> {
+    let mut full = journal.disk_full();
+    AbortOnDropHandle::new(tokio::spawn(async move {
+        loop {
+            state.journal_full(*full.borrow_and_update());
+            if full.changed().await.is_err() {
+                return;
+            }
         }
     }))
 }

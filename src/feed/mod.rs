@@ -178,6 +178,11 @@ pub trait Source: Send + Sync + 'static {
     /// `schema.table` of every published table, as last read; `None` before the first connection.
     fn published(&self) -> Option<Arc<Vec<(String, String)>>>;
 
+    /// Reads the published tables again: a table may have been created a moment ago. Changes nothing while it is away.
+    fn refresh(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {})
+    }
+
     /// Asks the source for a keepalive now, so that the tail moves although nothing commits.
     fn nudge(&self);
 
@@ -254,8 +259,20 @@ pub struct Checkpoint {
 
 /// The checkpoint could not be made durable.
 #[derive(Clone, Debug, thiserror::Error)]
-#[error("checkpoints cannot be written: {0}")]
-pub struct CheckpointError(pub String);
+#[error("checkpoints cannot be written: {detail}")]
+pub struct CheckpointError {
+    /// What failed.
+    pub detail: String,
+    /// For lack of room.
+    pub disk_full: bool,
+}
+
+impl CheckpointError {
+    /// A failure that is not for lack of room.
+    pub fn new(detail: impl Into<String>) -> Self {
+        CheckpointError { detail: detail.into(), disk_full: false }
+    }
+}
 
 /// From a subscriber's present state (`None`: there is none) to the next, or `None` to leave it.
 pub type Change<'a> = Box<dyn FnOnce(Option<&Checkpoint>) -> Option<Checkpoint> + Send + 'a>;

@@ -138,7 +138,8 @@ impl From<selection::Error> for Error {
 
 impl From<CheckpointError> for Error {
     fn from(error: CheckpointError) -> Self {
-        Error::new(Reason::Internal, error.to_string())
+        let reason = if error.disk_full { Reason::DiskFull } else { Reason::Internal };
+        Error::new(reason, error.to_string())
     }
 }
 

@@ -57,7 +57,7 @@ impl Inner {
         }
         let permit = self.permit()?;
         let key = request.subscriber.as_deref().map(|name| inner::key(principal, name)).transpose()?;
-        let selection = self.selection(principal, &request)?;
+        let selection = self.selection(principal, &request).await?;
         if self.feed.lineage().is_none() {
             return Err(Error::starting());
         }
@@ -104,18 +104,25 @@ impl Inner {
         }))
     }
 
-    fn selection(&self, principal: &Principal, request: &Subscription) -> Result<Selection, Error> {
+    async fn selection(&self, principal: &Principal, request: &Subscription) -> Result<Selection, Error> {
         let rights = principal.tables.as_ref().map(|tables| tables.as_slice());
         let selection = Selection::compile(request.filter.as_ref(), rights)?;
-        let published = self.source.published();
-        let known = |table: &str| self.feed.relations().iter().any(|relation| relation.qualified_name() == table);
-        let published = published.as_ref().map(|tables| tables.as_slice());
-        selection.check(published, known)?;
+        if self.check_published(&selection).is_err() {
+            self.source.refresh().await;
+            self.check_published(&selection)?;
+        }
         if selection.has_predicates() {
-            let current = current(self.feed.relations(), published);
+            let published = self.source.published();
+            let current = current(self.feed.relations(), published.as_ref().map(|tables| tables.as_slice()));
             selection.check_relations(current.iter().map(Arc::as_ref))?;
         }
         Ok(selection)
+    }
+
+    fn check_published(&self, selection: &Selection) -> Result<(), Error> {
+        let published = self.source.published();
+        let known = |table: &str| self.feed.relations().iter().any(|relation| relation.qualified_name() == table);
+        Ok(selection.check(published.as_ref().map(|tables| tables.as_slice()), known)?)
     }
 
     fn start(&self, start: Option<StartAt>, named: bool, known: Option<&Checkpoint>) -> Result<Start, Error> {

@@ -219,7 +219,7 @@ impl Checkpoints for MemoryCheckpoints {
         Box::pin(async move {
             tokio::task::yield_now().await;
             if self.broken.load(Ordering::Relaxed) {
-                return Err(CheckpointError("broken by the test".to_owned()));
+                return Err(CheckpointError::new("broken by the test"));
             }
             let mut map = self.map.lock();
             if let Some(next) = change(map.get(key)) {

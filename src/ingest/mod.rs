@@ -14,9 +14,12 @@
 mod relations;
 mod resent;
 mod take;
+#[cfg(test)]
+mod tests;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
+use bytes::BytesMut;
 use tokio::{sync::Notify, time::Instant};
 
 use crate::{
@@ -24,7 +27,7 @@ use crate::{
     journal::{self, Appender, Journal, OpenTransaction, Record, Recovered},
     lsn::Lsn,
     metrics,
-    model::{Lineage, Position},
+    model::{Lineage, Position, Relation, Transaction},
     pgoutput,
     postgres::{self, replication::ReplicationStream},
     reason::{Classified, Reason},
@@ -109,10 +112,10 @@ struct State {
     /// Relation versions to be journaled before the next block.
     described: Vec<Record>,
     /// BEGIN has been received, no event of it yet.
-    begun: Option<crate::model::Transaction>,
+    begun: Option<Transaction>,
     in_transaction: bool,
     resent: Option<Resent>,
-    scratch: bytes::BytesMut,
+    scratch: BytesMut,
     /// End of WAL by the last keepalive or skipped transaction, not yet journaled.
     passed: Lsn,
     reply_requested: bool,
@@ -121,23 +124,30 @@ struct State {
     events: u64,
 }
 
-impl Ingest {
-    /// Takes over where the journal ended.
-    pub fn new(journal: Journal, appender: Appender, recovered: &Recovered) -> Self {
-        let mut state = State {
-            builder: BlockBuilder::new(recovered.complete),
-            versions: Versions::new(&recovered.relations),
+impl State {
+    fn new(after: Position, known: &[Arc<Relation>]) -> Self {
+        State {
+            builder: BlockBuilder::new(after),
+            versions: Versions::new(known),
             described: Vec::new(),
             begun: None,
             in_transaction: false,
             resent: None,
-            scratch: bytes::BytesMut::new(),
+            scratch: BytesMut::new(),
             passed: Lsn::ZERO,
             reply_requested: false,
-            last_xid: recovered.last_xid.unwrap_or(0),
+            last_xid: 0,
             transactions: 0,
             events: 0,
-        };
+        }
+    }
+}
+
+impl Ingest {
+    /// Takes over where the journal ended.
+    pub fn new(journal: Journal, appender: Appender, recovered: &Recovered) -> Self {
+        let mut state = State::new(recovered.complete, &recovered.relations);
+        state.last_xid = recovered.last_xid.unwrap_or(0);
         state.resent = recovered.open.clone().map(|open| Resent::new(open, recovered.complete));
         let open_since = recovered.open.as_ref().map(|open| open.first_block);
         Ingest { journal, appender, state, open_since }

@@ -79,7 +79,7 @@ impl Script {
     pub fn change(&mut self, relation: u32, size: usize) {
         let content: Vec<u8> = (0..size).map(|i| (i as u64 * self.xid) as u8).collect();
         self.builder.truncate(&[relation], false, false, Lsn(self.lsn - 1));
-        self.builder.message("m", &content, Lsn(self.lsn - 1)).expect("small");
+        self.builder.message("m", &content, Lsn(self.lsn - 1)).expect("encoded");
     }
 
     pub fn commit(&mut self) -> Position {
@@ -92,7 +92,7 @@ impl Script {
     pub fn message(&mut self) {
         self.lsn += 8;
         let position = Position::new(self.lineage, Lsn(self.lsn));
-        self.builder.message_outside("out", b"side", Lsn(self.lsn - 1), position).expect("small");
+        self.builder.message_outside("out", b"side", Lsn(self.lsn - 1), position).expect("encoded");
     }
 
     /// Seals a block and notes what it completes.

@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 
 use super::{Shared, retention, rows, store::Store, store::Write};
 use crate::{
-    feed::{BoxFuture, Checkpoint, CheckpointError, Checkpoints, SubscriberKey},
+    feed::{BoxFuture, Change, Checkpoint, CheckpointError, Checkpoints, SubscriberKey},
     metrics,
 };
 
@@ -107,7 +107,7 @@ impl Desk {
 }
 
 fn stopped() -> CheckpointError {
-    CheckpointError("the journal is closed".into())
+    CheckpointError::new("the journal is closed")
 }
 
 impl Checkpoints for super::Journal {
@@ -118,12 +118,12 @@ impl Checkpoints for super::Journal {
     fn update<'a>(
         &'a self,
         key: &'a SubscriberKey,
-        change: Box<dyn FnOnce(Option<&Checkpoint>) -> Option<Checkpoint> + Send + 'a>,
+        change: Change<'a>,
     ) -> BoxFuture<'a, Result<Option<Checkpoint>, CheckpointError>> {
         Box::pin(async move {
             let (durable, state) = self.desk().change(key, |present| match change(present) {
                 Some(next) if rows::checkpoint_fits(key, &next) => (Some(Some(next.clone())), Ok(Some(next))),
-                Some(_) => (None, Err(CheckpointError("name and filter are too long to be stored".into()))),
+                Some(_) => (None, Err(CheckpointError::new("name and filter are too long to be stored"))),
                 None => (None, Ok(present.cloned())),
             });
             durable.await.unwrap_or_else(|_| Err(stopped()))?;
@@ -200,7 +200,8 @@ fn run(desk: &Desk, mut store: Store, shared: &Shared) {
         drop(queue);
 
         if !changes.is_empty() || !unwritten.is_empty() {
-            let result = write(&mut store, &changes, &mut unwritten);
+            let result = write(&mut store, &changes, &mut unwritten)
+                .map_err(|detail| CheckpointError { detail, disk_full: no_room(shared) });
             last_sync = Some(Instant::now());
             settle(desk, changes, answers, result);
         } else {
@@ -221,7 +222,7 @@ fn write(
     store: &mut Store,
     changes: &[(SubscriberKey, Option<Checkpoint>)],
     unwritten: &mut Vec<Write>,
-) -> Result<(), CheckpointError> {
+) -> Result<(), String> {
     let checkpoint = |(key, change): &(SubscriberKey, Option<Checkpoint>)| match change {
         Some(checkpoint) => rows::put_checkpoint(key, checkpoint),
         None => rows::drop_checkpoint(key),
@@ -233,7 +234,13 @@ fn write(
         Ok(()) => unwritten.clear(),
         Err(_) => unwritten.truncate(catalogue),
     }
-    result.map_err(CheckpointError)
+    result
+}
+
+/// Whether a write can have failed for lack of room; the database's own error does not always say.
+fn no_room(shared: &Shared) -> bool {
+    let options = &shared.options;
+    options.disk.available(&options.dir).is_ok_and(|available| available < 1 << 20)
 }
 
 fn settle(

@@ -220,6 +220,7 @@ fn routes<B: Backend>(services: Services<B>, options: &Options, closing: &Cancel
             tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+                .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
         };
         routes = routes
             .add_service(reflection().build_v1()?.max_decoding_message_size(options.request_bytes))

@@ -12,7 +12,8 @@ use tokio::sync::{Notify, watch};
 use crate::{
     feed::{BoxFuture, Source, SourceAway, SourceStatus, WalPositions},
     metrics,
-    postgres::{server, sql::Sql},
+    postgres::{publication, server, sql::Sql},
+    reason::Reason,
 };
 
 /// Shared between the source's loop and everybody who asks. Cheap to clone.
@@ -20,7 +21,9 @@ use crate::{
 pub struct SourceState(Arc<Inner>);
 
 struct Inner {
+    publication: String,
     connected: AtomicBool,
+    journal_full: AtomicBool,
     begun: AtomicU64,
     streamed: watch::Sender<bool>,
     sql: ArcSwapOption<Sql>,
@@ -31,10 +34,12 @@ struct Inner {
 
 impl SourceState {
     /// Away, and never seen.
-    pub fn new(slot: &str) -> Self {
+    pub fn new(slot: &str, publication: &str) -> Self {
         let status = SourceStatus { slot: slot.to_owned(), ..SourceStatus::default() };
         SourceState(Arc::new(Inner {
+            publication: publication.to_owned(),
             connected: AtomicBool::new(false),
+            journal_full: AtomicBool::new(false),
             begun: AtomicU64::new(0),
             streamed: watch::channel(false).0,
             sql: ArcSwapOption::empty(),
@@ -47,6 +52,11 @@ impl SourceState {
     /// Becomes true when the slot first streams and stays so.
     pub fn streamed(&self) -> watch::Receiver<bool> {
         self.0.streamed.subscribe()
+    }
+
+    /// Whether reading waits for the journal to have room.
+    pub fn journal_full(&self, full: bool) {
+        self.0.journal_full.store(full, Ordering::Release);
     }
 
     pub(super) fn nudged(&self) -> &Notify {
@@ -113,11 +123,26 @@ impl Source for SourceState {
         self.0.published.load_full()
     }
 
+    fn refresh(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {
+            let Some(sql) = self.0.sql.load_full() else { return };
+            match publication::published_tables(&sql, &self.0.publication).await {
+                Ok(tables) => self.publishes(tables),
+                Err(error) => tracing::debug!(%error, "published tables cannot be read"),
+            }
+        })
+    }
+
     fn nudge(&self) {
         self.0.nudge.notify_one();
     }
 
     fn status(&self) -> SourceStatus {
-        self.0.status.lock().clone()
+        let mut status = self.0.status.lock().clone();
+        if self.0.journal_full.load(Ordering::Acquire) && status.last_error.is_empty() {
+            let reason = Reason::DiskFull;
+            status.last_error = format!("{}: {} {}", reason.as_str(), reason.meaning(), reason.action());
+        }
+        status
     }
 }

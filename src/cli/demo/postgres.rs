@@ -283,7 +283,7 @@ mod tests {
         let started = Instant::now();
         while !holds() {
             assert!(started.elapsed() < Duration::from_secs(30), "{what}");
-            sleep(Duration::from_millis(20)).await;
+            sleep(Duration::from_millis(1)).await;
         }
     }
 
@@ -311,10 +311,19 @@ mod tests {
 
     #[tokio::test]
     async fn nothing_is_left_when_the_demo_is_killed_while_it_starts() {
-        for moment in ["", "data/PG_VERSION", "data/postmaster.pid"] {
+        let log_bytes = |dir: &Path| fs::metadata(dir.join("log")).map_or(0, |log| log.len());
+        for moment in ["at once", "initdb has spoken", "the server has not", "the server runs"] {
             let cluster = Cluster::start(None).await.expect("PostgreSQL is installed");
             let dir = cluster.dir.clone();
-            until(moment, || dir.join(moment).exists()).await;
+            if moment != "at once" {
+                until(moment, || log_bytes(&dir) > 0).await;
+            }
+            if moment == "the server has not" {
+                until(moment, || log_bytes(&dir) == 0).await;
+            }
+            if moment == "the server runs" {
+                until(moment, || dir.join("data/postmaster.pid").exists()).await;
+            }
             drop(cluster);
             until("the directory goes", || !dir.exists()).await;
         }

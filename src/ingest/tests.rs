@@ -1,0 +1,146 @@
+use super::*;
+use crate::{
+    model::LineageId,
+    postgres::{Notice, replication::Frame},
+};
+
+const LINEAGE: LineageId = LineageId(7);
+
+fn state() -> State {
+    State::new(Position::new(LINEAGE, Lsn(0x1000)), &[])
+}
+
+fn begin(commit_lsn: u64, xid: u32) -> Vec<u8> {
+    [b"B".as_slice(), &commit_lsn.to_be_bytes(), &[0; 8], &xid.to_be_bytes()].concat()
+}
+
+fn commit(commit_lsn: u64, end_lsn: u64) -> Vec<u8> {
+    [b"C\0".as_slice(), &commit_lsn.to_be_bytes(), &end_lsn.to_be_bytes(), &[0; 8]].concat()
+}
+
+fn relation(oid: u32, table: &str, column: &str) -> Vec<u8> {
+    let name = format!("{table}\0");
+    let column = format!("{column}\0");
+    let head = [b"R".as_slice(), &oid.to_be_bytes(), b"public\0", name.as_bytes(), b"d", &1u16.to_be_bytes()].concat();
+    [&head, b"\x01".as_slice(), column.as_bytes(), &25u32.to_be_bytes(), &(-1i32).to_be_bytes()].concat()
+}
+
+fn insert(oid: u32, value: &str) -> Vec<u8> {
+    let len = value.len() as u32;
+    let head = [b"I".as_slice(), &oid.to_be_bytes(), b"N", &1u16.to_be_bytes(), b"t", &len.to_be_bytes()].concat();
+    [head.as_slice(), value.as_bytes()].concat()
+}
+
+fn message(transactional: bool, lsn: u64, content: &str) -> Vec<u8> {
+    let len = content.len() as u32;
+    let head = [b"M".as_slice(), &[u8::from(transactional)], &lsn.to_be_bytes(), b"app\0", &len.to_be_bytes()].concat();
+    [head.as_slice(), content.as_bytes()].concat()
+}
+
+fn data(state: &mut State, lsn: u64, bytes: &[u8]) -> Result<(), Error> {
+    state.take(Frame::XLogData { wal_start: Lsn(lsn), wal_end: Lsn(lsn), sent_at: 0, data: bytes })
+}
+
+fn keepalive(state: &mut State, wal_end: u64) {
+    state.take(Frame::Keepalive { wal_end: Lsn(wal_end), sent_at: 0, reply_requested: false }).expect("keepalive");
+}
+
+#[test]
+fn what_cannot_be_decoded_stops_the_source_with_its_bytes() {
+    let mut state = state();
+    data(&mut state, 0x1100, &begin(0x1200, 700)).expect("begin");
+    let Err(Error::Undecodable { lsn, bytes, .. }) = data(&mut state, 0x1100, b"Xnonsense") else {
+        panic!("nonsense was taken");
+    };
+    assert_eq!((lsn, bytes.as_slice()), (Lsn(0x1100), b"Xnonsense".as_slice()));
+    let Err(Error::Undecodable { detail, .. }) = data(&mut state, 0x1108, &insert(9, "x")) else {
+        panic!("a row of a table that was never described was taken");
+    };
+    assert!(detail.contains("relation 9"), "{detail}");
+}
+
+#[test]
+fn a_skipped_publication_stops_the_source_and_other_notices_do_not() {
+    let notice = |severity: &str, code: &str| {
+        Frame::Notice(Notice {
+            severity: severity.to_owned(),
+            code: code.to_owned(),
+            message: "skipped loading publication \"p\"".to_owned(),
+            ..Notice::default()
+        })
+    };
+    let mut state = state();
+    assert!(matches!(state.take(notice("WARNING", "55000")), Err(Error::PublicationSkipped(_))));
+    assert!(state.take(notice("WARNING", "01000")).is_ok());
+    assert!(state.take(notice("LOG", "55000")).is_ok());
+}
+
+#[test]
+fn keepalives_count_only_between_transactions() {
+    let mut state = state();
+    keepalive(&mut state, 0x1080);
+    assert_eq!(state.mark().map(|mark| mark.lsn), Some(Lsn(0x1080)));
+    data(&mut state, 0x1100, &relation(1, "t", "v")).expect("relation");
+    data(&mut state, 0x1100, &begin(0x1200, 700)).expect("begin");
+    data(&mut state, 0x1100, &insert(1, "x")).expect("insert");
+    keepalive(&mut state, 0x1200);
+    assert_eq!(state.mark(), None, "a transaction is open");
+    data(&mut state, 0x1200, &commit(0x1200, 0x1230)).expect("commit");
+    assert_eq!(state.mark(), None, "the commit lies behind every position passed");
+    keepalive(&mut state, 0x1300);
+    assert_eq!(state.mark().map(|mark| mark.lsn), Some(Lsn(0x1300)));
+}
+
+#[test]
+fn an_empty_transaction_is_a_position_and_no_event() {
+    let mut state = state();
+    data(&mut state, 0x1200, &begin(0x1200, 700)).expect("begin");
+    data(&mut state, 0x1200, &commit(0x1200, 0x1230)).expect("commit");
+    assert!(state.builder.is_empty());
+    assert_eq!(state.mark().map(|mark| mark.lsn), Some(Lsn(0x1230)));
+}
+
+#[test]
+fn a_message_outside_transactions_is_told_to_postgresql_by_its_record_end() {
+    let mut state = state();
+    data(&mut state, 0x1108, &message(false, 0x1108, "hello")).expect("message");
+    let position = state.builder.up_to();
+    assert_eq!(position.lsn, Lsn(0x1109));
+    assert_eq!(restart_lsn(position), Lsn(0x1108), "a commit record that starts there must not be skipped");
+    data(&mut state, 0x1108, &message(false, 0x1108, "hello")).expect("message");
+    assert_eq!(state.builder.seal().events, 1, "sent again after a restart, it is the same message");
+}
+
+#[test]
+fn a_description_that_repeats_a_version_is_no_new_one() {
+    let mut state = state();
+    let describe = |state: &mut State, column: &str| {
+        data(state, 0, &relation(1, "t", column)).expect("relation");
+        state
+            .described
+            .drain(..)
+            .map(|record| match record {
+                Record::Relation(relation) => relation.id.0,
+                _ => panic!("another record"),
+            })
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(describe(&mut state, "a"), [1]);
+    assert_eq!(describe(&mut state, "a"), [0u32; 0]);
+    assert_eq!(describe(&mut state, "b"), [2]);
+    assert_eq!(describe(&mut state, "a"), [1], "current again, under its old number");
+}
+
+#[test]
+fn the_hubs_own_schema_is_left_out_and_takes_no_ordinal() {
+    let mut state = state();
+    let own = relation(2, "log", "v").windows(6).position(|window| window == b"public").expect("schema");
+    let mut described = relation(2, "log", "v");
+    described.splice(own..own + 6, *b"walcast");
+    data(&mut state, 0, &described).expect("relation");
+    data(&mut state, 0, &relation(1, "t", "v")).expect("relation");
+    data(&mut state, 0x1100, &begin(0x1200, 700)).expect("begin");
+    data(&mut state, 0x1100, &insert(2, "hidden")).expect("insert");
+    data(&mut state, 0x1110, &insert(1, "shown")).expect("insert");
+    assert_eq!(state.builder.open_transaction().map(|(_, ordinals)| ordinals), Some(1));
+}
