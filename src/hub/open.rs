@@ -112,11 +112,31 @@ impl Inner {
             self.check_published(&selection)?;
         }
         if selection.has_predicates() {
-            let published = self.source.published();
-            let current = current(self.feed.relations(), published.as_ref().map(|tables| tables.as_slice()));
-            selection.check_relations(current.iter().map(Arc::as_ref))?;
+            self.check_predicates(&selection).await?;
         }
         Ok(selection)
+    }
+
+    /// Holds the predicates against every table that the feed has seen. The feed learns of ALTER TABLE with the table's
+    /// next change; so where a predicate does not fit, and for tables by name that were never seen, the source tells
+    /// how the table is now.
+    async fn check_predicates(&self, selection: &Selection) -> Result<(), Error> {
+        let published = self.source.published();
+        let published = published.as_ref().map(|tables| tables.as_slice());
+        let mut current = current(self.feed.relations(), published);
+        let is = |relation: &Relation, schema: &str, table: &str| relation.schema == schema && relation.table == table;
+        let unclear = |(schema, table): &&(String, String)| match current.iter().find(|known| is(known, schema, table))
+        {
+            Some(known) => selection.relation(known).is_err(),
+            None => selection.names(schema, table),
+        };
+        let asked: Vec<_> = published.unwrap_or_default().iter().filter(unclear).cloned().collect();
+        if !asked.is_empty() {
+            let now = self.source.relations(&asked).await;
+            current.retain(|known| !now.iter().any(|now| is(known, &now.schema, &now.table)));
+            current.extend(now.into_iter().map(Arc::new));
+        }
+        Ok(selection.check_relations(current.iter().map(Arc::as_ref))?)
     }
 
     fn check_published(&self, selection: &Selection) -> Result<(), Error> {

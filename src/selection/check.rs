@@ -39,6 +39,16 @@ impl Selection {
         Ok(())
     }
 
+    /// Whether the filter names this table, not by a glob.
+    pub fn names(&self, schema: &str, table: &str) -> bool {
+        self.tables.0.iter().any(|pattern| match pattern {
+            Pattern::Exact(name) => {
+                name.split_once('.') == Some((schema, table)) || *name == format!("{schema}.{table}")
+            }
+            Pattern::Glob(_) => false,
+        })
+    }
+
     /// Whether there is a predicate that [`Selection::check_relations`] would check.
     pub fn has_predicates(&self) -> bool {
         self.rows.predicate.is_some() || self.rules.iter().any(|(_, rule)| rule.predicate.is_some())

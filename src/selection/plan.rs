@@ -51,7 +51,10 @@ impl Where {
     /// The predicate for one relation version, of which the filter selects these operations.
     pub fn bind(&self, relation: &Relation, operations: Operations) -> Result<RowPredicate, Error> {
         let table = relation.qualified_name();
-        let compiled = self.predicate.check(relation).map_err(|error| self.wrong(format!("table {table}: {error}")))?;
+        let compiled = self.predicate.check(relation).map_err(|error| match error.message.starts_with("table ") {
+            true => self.wrong(error.to_string()),
+            false => self.wrong(format!("table {table}: {error}")),
+        })?;
         if operations.contains(Operation::Update) {
             compiled.transition_support(relation).map_err(|error| self.wrong(error.to_string()))?;
         }

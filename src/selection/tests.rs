@@ -228,7 +228,10 @@ fn predicates_are_checked_against_each_relation() {
     let Err(Error::Invalid(violations)) = selection.check_relations([&orders, &items]) else { panic!("fits") };
     assert_eq!(violations.len(), 1);
     assert_eq!(violations[0].0, "filter.where");
-    assert!(violations[0].1.starts_with("table shop.items:") && violations[0].1.contains("offset 0"), "{violations:?}");
+    assert!(
+        violations[0].1.starts_with("table shop.items has") && violations[0].1.contains("offset 0"),
+        "{violations:?}"
+    );
 
     let rule =
         TableRule { tables: "shop.items".to_owned(), predicate: "size IS NULL".to_owned(), ..Default::default() };
