@@ -270,8 +270,7 @@ impl<'a> Projector<'a> {
         let index = self.index;
         let continued = head_of(index).is_some();
         let mut failed = None;
-        let mut numbers = Numbers { index, next: 0, hits: self.hits };
-        while let Some(number) = numbers.next() {
+        for number in (Numbers { index, next: 0, hits: self.hits }) {
             let span = &index.spans[number];
             let before = self.resume_point(number);
             let resume = span.ending.position().unwrap_or(before);

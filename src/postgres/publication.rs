@@ -75,9 +75,9 @@ pub async fn published_tables(sql: &Sql, name: &str) -> Result<Vec<(String, Stri
 /// would describe them now, their `id` being 0. Those that are not published are left out.
 pub async fn relations(sql: &Sql, name: &str, tables: &[(String, String)]) -> Result<Vec<Relation>> {
     let published = match sql.version() {
-        ..150_000 => "a.attgenerated = ''",
+        ..=149_999 => "a.attgenerated = ''",
         // It lists generated columns, which are never sent.
-        ..180_000 => "a.attgenerated = '' AND a.attname = ANY (t.attnames)",
+        150_000..=179_999 => "a.attgenerated = '' AND a.attname = ANY (t.attnames)",
         _ => "a.attname = ANY (t.attnames)",
     };
     let statement = format!(

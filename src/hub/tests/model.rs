@@ -105,7 +105,7 @@ fn asked(random: &mut fastrand::Rng) -> Asked {
         asked.predicates = [Some(everywhere); 3];
         filter.predicate = everywhere.0.to_owned();
     }
-    for table in 0..3 {
+    for (table, name) in TABLES.iter().enumerate().take(3) {
         if random.bool() {
             let predicate = match table {
                 FULL => ON_ROW[random.usize(0..5)],
@@ -113,7 +113,7 @@ fn asked(random: &mut fastrand::Rng) -> Asked {
             };
             asked.predicates[table] = Some(predicate);
             filter.rules.push(TableRule {
-                tables: TABLES[table].to_owned(),
+                tables: (*name).to_owned(),
                 columns: filter.columns.clone(),
                 predicate: predicate.0.to_owned(),
                 operations: filter.operations.clone(),

@@ -178,12 +178,14 @@ fn groups_that_are_gone_cost_nothing() {
 fn the_cost_of_a_pass() {
     let measure = |name: &str, filters: usize, predicate: &dyn Fn(usize) -> String| {
         let (world, groups, _joined) = joined(filters, predicate, 10_000);
-        let time = routed(&world, &groups);
-        let evaluated = groups.router.evaluated();
-        println!(
-            "{name}: {filters} filters, {} ns per block of 500 changes, {evaluated} evaluations",
-            time.as_nanos() / 20
-        );
+        let mut marks: Marks = *world.feed.marks().borrow();
+        marks.next_block = 10;
+        // The first pass over a table learns the filters.
+        groups.router.advance(&*world.feed, marks, &groups.timeline);
+        let before = groups.router.evaluated();
+        let time = routed(&world, &groups).as_nanos() / 10;
+        let evaluated = (groups.router.evaluated() - before) / 10;
+        println!("{name}: {filters} filters, {time} ns per block of 500 changes, {evaluated} evaluations in it");
     };
     for filters in [1, 10, 100, 1000, 10_000] {
         measure("equality", filters, &|number| format!("state = 's{number}'"));
