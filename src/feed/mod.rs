@@ -183,6 +183,13 @@ pub trait Source: Send + Sync + 'static {
         Box::pin(async {})
     }
 
+    /// These published tables, by `(schema, table)`, in the shape in which the next change would describe them; their `id`
+    /// is 0. Those that it does not publish are left out, and all of them while it is away.
+    fn relations<'a>(&'a self, tables: &'a [(String, String)]) -> BoxFuture<'a, Vec<Relation>> {
+        let _ = tables;
+        Box::pin(async { Vec::new() })
+    }
+
     /// Asks the source for a keepalive now, so that the tail moves although nothing commits.
     fn nudge(&self);
 

@@ -46,6 +46,12 @@ impl Error {
         }
     }
 
+    /// The same about the change whose WAL record lies there.
+    pub(super) fn at(mut self, lsn: Lsn) -> Self {
+        self.message = format!("{}; the change is at {lsn}", self.message);
+        self.with("lsn", lsn)
+    }
+
     pub(super) fn checkpoint_missing(detail: &str) -> Self {
         Error::new(Reason::CheckpointMissing, detail)
     }

@@ -14,13 +14,14 @@ use super::{
     Error, RowFormat,
     lag::Timeline,
     projection::{Cut, Plans, Projection, project},
+    router::{Route, Router},
 };
 use crate::{
     feed::Feed,
     metrics,
     model::{Relation, RelationId},
     selection::{RelationPlan, Selection},
-    wire::{block::Block, encode},
+    wire::{block::Block, encode, rows::Pick},
 };
 
 /// Bytes of projections that all groups together keep; each has an equal share.
@@ -33,22 +34,31 @@ const CACHE_SHARE_MIN: usize = 64 << 10;
 pub(super) struct Plan {
     pub relation: Arc<Relation>,
     pub rules: RelationPlan,
+    /// One flag for each column, in order: the selected ones.
+    pub columns: Vec<bool>,
+    /// What the predicate reads.
+    pub pick: Pick,
     /// The framed `relation` event with the selected columns.
     pub event: Bytes,
 }
 
 impl Plan {
-    fn new(relation: Arc<Relation>, selection: &Selection) -> Self {
-        let rules = selection.relation(&relation);
+    pub fn new(relation: Arc<Relation>, selection: &Selection) -> Result<Self, Error> {
+        let rules = selection.relation(&relation)?;
+        let columns = rules.columns.clone().unwrap_or_else(|| vec![true; relation.columns.len()]);
+        let read = rules.predicate.iter().flat_map(|predicate| predicate.compiled().columns());
+        let pick = Pick::of(read);
         let mut event = BytesMut::new();
         encode::relation_encode(&mut event, &relation, rules.columns.as_deref());
-        Plan { relation, rules, event: event.freeze() }
+        Ok(Plan { relation, rules, columns, pick, event: event.freeze() })
     }
 }
 
 /// Everybody who selects the same in the same format.
 pub(super) struct Group {
-    pub selection: Selection,
+    pub selection: Arc<Selection>,
+    /// `None` for groups that every block concerns.
+    pub route: Option<Arc<Route>>,
     format: RowFormat,
     feed: Arc<dyn Feed>,
     groups: Weak<Groups>,
@@ -80,7 +90,8 @@ impl Group {
         if let Some(projection) = &*slot {
             return Ok(projection.clone());
         }
-        match project(block, &self.selection, self.format, self, Cut::default()) {
+        let hits = self.route.as_ref().and_then(|route| route.hits(block.number));
+        match project(block, &self.selection, self.format, self, Cut::default(), hits.as_deref()) {
             Ok(projection) => {
                 metrics::add(metrics::PROJECTIONS, 1);
                 if let Some(groups) = self.groups.upgrade().filter(|_| block.commit_time != 0) {
@@ -100,7 +111,13 @@ impl Group {
 
     /// What one stream sees of a block of which it leaves something out; neither shared nor counted.
     pub fn own_projection(&self, block: &Block, cut: Cut) -> Result<Arc<Projection>, Error> {
-        project(block, &self.selection, self.format, self, cut).map(Arc::new)
+        project(block, &self.selection, self.format, self, cut, None).map(Arc::new)
+    }
+
+    /// Blocks of which the group keeps a projection.
+    #[cfg(test)]
+    pub fn kept(&self) -> usize {
+        self.cache.lock().slots.len()
     }
 
     fn keep(&self, projection: &Arc<Projection>) {
@@ -127,7 +144,7 @@ impl Plans for Group {
         }
         let relation =
             self.feed.relation(id).ok_or_else(|| Error::internal(format!("relation version {} is not known", id.0)))?;
-        let plan = Arc::new(Plan::new(relation, &self.selection));
+        let plan = Arc::new(Plan::new(relation, &self.selection)?);
         Ok(self.plans.write().entry(id).or_insert(plan).clone())
     }
 }
@@ -136,6 +153,7 @@ impl Plans for Group {
 #[derive(Default)]
 pub(super) struct Groups {
     map: Mutex<HashMap<(String, RowFormat), Weak<Group>>>,
+    pub router: Router,
     /// When which position was committed, as far as streams came by.
     pub timeline: Timeline,
 }
@@ -148,7 +166,9 @@ impl Groups {
         if let Some(group) = map.get(&key).and_then(Weak::upgrade) {
             return group;
         }
+        let selection = Arc::new(selection);
         let group = Arc::new(Group {
+            route: (!selection.is_everything()).then(|| self.router.join(&selection)),
             selection,
             format,
             feed: feed.clone(),
@@ -169,6 +189,9 @@ impl Groups {
 impl Drop for Group {
     fn drop(&mut self) {
         let Some(groups) = self.groups.upgrade() else { return };
+        if let Some(route) = &self.route {
+            groups.router.leave(route);
+        }
         let mut map = groups.map.lock();
         let key = (self.selection.canonical().to_owned(), self.format);
         if map.get(&key).is_some_and(|group| group.strong_count() == 0) {

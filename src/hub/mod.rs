@@ -17,6 +17,7 @@ mod outbox;
 mod pace;
 mod projection;
 mod registry;
+mod router;
 mod rows;
 mod session;
 mod take;

@@ -1,18 +1,22 @@
 //! Opening a stream: everything that can be wrong is found before the first message.
 
-use std::sync::Arc;
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use super::{
     Error, Principal, Session, StartAt, Subscription,
     control::Shared,
     inner::{self, Inner},
     lag,
+    router::Router,
     session::Opening,
 };
 use crate::{
     feed::{Checkpoint, Cursor, Start, SubscriberKey},
     lsn::Lsn,
-    model::Position,
+    model::{Position, Relation},
     reason::Reason,
     selection::Selection,
 };
@@ -23,6 +27,26 @@ struct Registered {
     created: bool,
     filter_changed: bool,
     checkpoint: Option<Position>,
+}
+
+/// The newest version of each table that is published now, of those that the feed has seen.
+fn current(versions: Vec<Arc<Relation>>, published: Option<&[(String, String)]>) -> Vec<Arc<Relation>> {
+    let by_oid: HashMap<u32, Arc<Relation>> = versions.into_iter().map(|relation| (relation.oid, relation)).collect();
+    let mut by_name: HashMap<(String, String), Arc<Relation>> = HashMap::new();
+    for relation in by_oid.into_values() {
+        let known =
+            by_name.entry((relation.schema.clone(), relation.table.clone())).or_insert_with(|| relation.clone());
+        if known.id < relation.id {
+            *known = relation;
+        }
+    }
+    if let Some(published) = published {
+        let published: HashSet<&(String, String)> = published.iter().collect();
+        by_name.retain(|name, _| published.contains(name));
+    }
+    let mut current: Vec<_> = by_name.into_values().collect();
+    current.sort_unstable_by_key(|relation| relation.id);
+    current
 }
 
 impl Inner {
@@ -65,6 +89,7 @@ impl Inner {
         if let Some(key) = &shared.key {
             self.registry.open(key, &shared)?;
         }
+        Router::start(&self.groups, &self.feed);
         Ok(Session::new(Opening {
             group: self.groups.join(&self.feed, selection, request.row_format),
             hub: self.clone(),
@@ -86,7 +111,32 @@ impl Inner {
             self.source.refresh().await;
             self.check_published(&selection)?;
         }
+        if selection.has_predicates() {
+            self.check_predicates(&selection).await?;
+        }
         Ok(selection)
+    }
+
+    /// Holds the predicates against every table that the feed has seen. The feed learns of ALTER TABLE with the table's
+    /// next change; so where a predicate does not fit, and for tables by name that were never seen, the source tells
+    /// how the table is now.
+    async fn check_predicates(&self, selection: &Selection) -> Result<(), Error> {
+        let published = self.source.published();
+        let published = published.as_ref().map(|tables| tables.as_slice());
+        let mut current = current(self.feed.relations(), published);
+        let is = |relation: &Relation, schema: &str, table: &str| relation.schema == schema && relation.table == table;
+        let unclear = |(schema, table): &&(String, String)| match current.iter().find(|known| is(known, schema, table))
+        {
+            Some(known) => selection.relation(known).is_err(),
+            None => selection.names(schema, table),
+        };
+        let asked: Vec<_> = published.unwrap_or_default().iter().filter(unclear).cloned().collect();
+        if !asked.is_empty() {
+            let now = self.source.relations(&asked).await;
+            current.retain(|known| !now.iter().any(|now| is(known, &now.schema, &now.table)));
+            current.extend(now.into_iter().map(Arc::new));
+        }
+        Ok(selection.check_relations(current.iter().map(Arc::as_ref))?)
     }
 
     fn check_published(&self, selection: &Selection) -> Result<(), Error> {

@@ -13,11 +13,12 @@ use super::{
     Error, RowFormat,
     frames::{self, Message},
     group::Plan,
-    rows,
+    rows::{self, Unwritable},
 };
 use crate::{
     feed::Frame,
     model::{Operation, Position, RelationId},
+    reason::{Classified, Reason},
     selection::Selection,
     wire::{
         block::{Block, Entry, EntryKind, Index, Span, SpanEnd},
@@ -71,6 +72,16 @@ pub(super) struct Projection {
     pub tail: Option<Tail>,
     /// Relation versions in order of their first use.
     pub relations: Vec<RelationId>,
+    /// The filter cannot be applied to the rest of the block.
+    pub failed: Option<Failed>,
+}
+
+/// Where a filter stops being applicable. Everything before is in the projection, nothing behind is.
+#[derive(Clone, Debug)]
+pub(super) struct Failed {
+    pub error: Error,
+    /// The last resume point before it.
+    pub up_to: Position,
 }
 
 impl Projection {
@@ -78,6 +89,13 @@ impl Projection {
     pub fn footprint(&self) -> usize {
         let head = self.head.as_ref().map_or(0, |head| head.part.message.len() + head.discard.len());
         size_of::<Self>() + self.body.message.len() + head + self.relations.len() * size_of::<RelationId>()
+    }
+}
+
+impl Failed {
+    /// Filters fail somewhere; everything else fails the whole block.
+    fn at(up_to: Position, error: Error) -> Result<Self, Error> {
+        if error.reason() == Reason::FilterInvalid { Ok(Failed { error, up_to }) } else { Err(error) }
     }
 }
 
@@ -99,13 +117,15 @@ pub(super) trait Plans {
     fn plan(&self, id: RelationId) -> Result<Arc<Plan>, Error>;
 }
 
-/// Computes a projection.
+/// Computes a projection. `hits`: the only entries that can be selected, ascending, where that is known; then nothing
+/// outside of transactions can be.
 pub(super) fn project(
     block: &Block,
     selection: &Selection,
     format: RowFormat,
     plans: &dyn Plans,
     cut: Cut,
+    hits: Option<&[u32]>,
 ) -> Result<Projection, Error> {
     let index = block.index().map_err(|error| Error::corrupt(block.number, &error.to_string()))?;
     let mut projector = Projector {
@@ -115,6 +135,7 @@ pub(super) fn project(
         selection,
         format,
         plans,
+        hits,
         current: None,
         relations: Vec::new(),
     };
@@ -142,6 +163,7 @@ struct Projector<'a> {
     selection: &'a Selection,
     format: RowFormat,
     plans: &'a dyn Plans,
+    hits: Option<&'a [u32]>,
     current: Option<(RelationId, Arc<Plan>)>,
     relations: Vec<RelationId>,
 }
@@ -235,6 +257,7 @@ impl<'a> Projector<'a> {
             body: Part { message: Frame::new(), events: self.block.events, counted },
             tail: tail.map(|span| Tail { begun: true, counted: size(span) }),
             relations: std::mem::take(&mut self.relations),
+            failed: None,
         }))
     }
 
@@ -244,14 +267,21 @@ impl<'a> Projector<'a> {
         let mut tail = None;
         let mut body = Message::new();
         let (mut events, mut counted) = (0, 0);
-        let mut resume = self.block.after;
         let index = self.index;
         let continued = head_of(index).is_some();
-        for (number, span) in index.spans.iter().enumerate() {
-            let before = resume;
-            resume = span.ending.position().unwrap_or(resume);
+        let mut failed = None;
+        for number in (Numbers { index, next: 0, hits: self.hits }) {
+            let span = &index.spans[number];
+            let before = self.resume_point(number);
+            let resume = span.ending.position().unwrap_or(before);
             if number == 0 && continued {
-                head = Some(self.head(span, cut.head)?);
+                match self.head(span, cut.head) {
+                    Ok(written) => head = Some(written),
+                    Err(error) => {
+                        failed = Some(Failed::at(before, error)?);
+                        break;
+                    }
+                }
                 continue;
             }
             let opens = span.ending == SpanEnd::Open;
@@ -262,7 +292,14 @@ impl<'a> Projector<'a> {
                 (None, _) => false,
             };
             let mark = body.0.len();
-            let (n, own) = if skipped { (0, 0) } else { self.span(&mut body, span)? };
+            let (n, own) = match if skipped { Ok((0, 0)) } else { self.span(&mut body, span) } {
+                Ok(written) => written,
+                Err(error) => {
+                    body.0.truncate(mark);
+                    failed = Some(Failed::at(before, error)?);
+                    break;
+                }
+            };
             if n == 0 {
                 body.0.truncate(mark);
             }
@@ -273,7 +310,14 @@ impl<'a> Projector<'a> {
             }
         }
         let body = Part { message: body.finish(), events, counted };
-        Ok(Projection { block: self.block.number, untouched: false, head, body, tail, relations: self.relations })
+        let relations = self.relations;
+        Ok(Projection { block: self.block.number, untouched: false, head, body, tail, relations, failed })
+    }
+
+    /// The last one before a span.
+    fn resume_point(&self, span: usize) -> Position {
+        let before = self.index.spans.iter().take(span).rev();
+        before.filter_map(|span| span.ending.position()).next().unwrap_or(self.block.after)
     }
 
     fn head(&mut self, span: &Span, skipped: bool) -> Result<Head, Error> {
@@ -327,10 +371,18 @@ impl<'a> Projector<'a> {
     /// Writes the selected entries of a span; how many.
     fn entries(&mut self, out: &mut BytesMut, span: &Span) -> Result<u64, Error> {
         let index = self.index;
-        let entries = &index.entries[span.entries.0 as usize..span.entries.1 as usize];
+        let (from, to) = span.entries;
+        let within = |hits: &'a [u32]| {
+            let hits = &hits[hits.partition_point(|hit| *hit < from)..];
+            &hits[..hits.partition_point(|hit| *hit < to)]
+        };
+        let hits = self.hits.map(within);
+        let count = hits.map_or(to.saturating_sub(from) as usize, <[u32]>::len);
         let mut run = 0..0;
         let mut counted = 0;
-        for entry in entries {
+        for at in 0..count {
+            let number = hits.map_or(from as usize + at, |hits| hits[at] as usize);
+            let Some(entry) = index.entries.get(number) else { return Err(self.malformed()) };
             let end = entry.offset + entry.len;
             let fits = match self.verdict(entry)? {
                 Verdict::Never => false,
@@ -389,7 +441,10 @@ impl<'a> Projector<'a> {
             Ok(!named.is_empty())
         } else {
             let plan = self.plan(entry.relation)?;
-            let selected = rows::change(out, framed, &plan, self.format, entry.lsn).map_err(|_| self.malformed())?;
+            let selected = rows::change(out, framed, &plan, self.format, entry.lsn).map_err(|error| match error {
+                Unwritable::Malformed => self.malformed(),
+                Unwritable::Undecided(error) => Error::from(error).at(entry.lsn),
+            })?;
             if selected {
                 self.used(entry.relation);
             }
@@ -423,6 +478,38 @@ impl<'a> Projector<'a> {
             (None, Ok(_)) => Ok(named),
             (None, Err(_)) => Err(self.malformed()),
         }
+    }
+}
+
+/// Numbers of the spans that a projection looks at.
+struct Numbers<'a> {
+    index: &'a Index,
+    next: usize,
+    hits: Option<&'a [u32]>,
+}
+
+impl Iterator for Numbers<'_> {
+    type Item = usize;
+
+    /// With hits: the first and the last span, since a transaction may go on there, and every span with a hit.
+    fn next(&mut self) -> Option<usize> {
+        let spans = &self.index.spans;
+        if self.next >= spans.len() {
+            return None;
+        }
+        let mut number = self.next;
+        if let Some(hits) = &mut self.hits
+            && number > 0
+        {
+            let from = spans[number].entries.0;
+            *hits = &hits[hits.partition_point(|hit| *hit < from)..];
+            number = match hits.first() {
+                Some(hit) => number + spans[number..].partition_point(|span| span.entries.1 <= *hit),
+                None => spans.len() - 1,
+            };
+        }
+        self.next = number + 1;
+        (number < spans.len()).then_some(number)
     }
 }
 

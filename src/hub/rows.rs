@@ -6,12 +6,28 @@ use super::{RowFormat, group::Plan};
 use crate::{
     lsn::Lsn,
     model::RelationId,
-    selection,
+    selection::{
+        self,
+        predicate::{Decision, Transition},
+    },
     wire::{
         pb,
         rows::{self, ChangeView, InvalidEvent},
     },
 };
+
+/// Why a change cannot be written.
+pub(super) enum Unwritable {
+    Malformed,
+    /// The predicate cannot tell.
+    Undecided(selection::Error),
+}
+
+impl From<InvalidEvent> for Unwritable {
+    fn from(_: InvalidEvent) -> Self {
+        Unwritable::Malformed
+    }
+}
 
 /// Appends a change as the plan and the format want it; whether its row was selected.
 pub(super) fn change(
@@ -20,25 +36,21 @@ pub(super) fn change(
     plan: &Plan,
     format: RowFormat,
     lsn: Lsn,
-) -> Result<bool, InvalidEvent> {
-    let view = ChangeView::parse(framed)?;
+) -> Result<bool, Unwritable> {
     let mut transition = None;
     if let Some(predicate) = &plan.rules.predicate {
-        transition = predicate.transition(view.operation, &view).map(transition_to_pb);
-        if transition.is_none() {
-            return Ok(false);
+        let row = plan.pick.read(framed)?;
+        match predicate.decide(row.operation, &row).map_err(Unwritable::Undecided)? {
+            Decision::Skip => return Ok(false),
+            Decision::Send(told) => transition = told.map(transition_to_pb),
         }
     }
-    let columns = plan.rules.columns.as_deref();
-    match (format, columns) {
-        (RowFormat::Struct, _) => rows::struct_change(out, &view, &plan.relation, columns, lsn, transition)?,
-        (RowFormat::Compact, Some(columns)) => {
-            rows::project_change(out, &view, &plan.relation, columns, transition)?;
+    let view = ChangeView::parse(framed)?;
+    match format {
+        RowFormat::Struct => {
+            rows::struct_change(out, &view, &plan.relation, plan.rules.columns.as_deref(), lsn, transition)?;
         }
-        (RowFormat::Compact, None) => {
-            let columns = vec![true; plan.relation.columns.len()];
-            rows::project_change(out, &view, &plan.relation, &columns, transition)?;
-        }
+        RowFormat::Compact => rows::project_change(out, &view, &plan.relation, &plan.columns, transition)?,
     }
     Ok(true)
 }
@@ -56,10 +68,10 @@ pub(super) fn truncate(
     }
 }
 
-fn transition_to_pb(transition: selection::Transition) -> pb::Transition {
+fn transition_to_pb(transition: Transition) -> pb::Transition {
     match transition {
-        selection::Transition::Enter => pb::Transition::Enter,
-        selection::Transition::Stay => pb::Transition::Stay,
-        selection::Transition::Leave => pb::Transition::Leave,
+        Transition::Enter => pb::Transition::Enter,
+        Transition::Stay => pb::Transition::Stay,
+        Transition::Leave => pb::Transition::Leave,
     }
 }

@@ -16,6 +16,7 @@ use super::{
     inner::{Inner, StreamPermit},
     outbox::{End, Next, Outbox},
     pace::{self, Pace, Standing},
+    router::{self, Route},
 };
 use crate::{
     feed::{self, Cursor, Fetched, Frame, Marks, Start},
@@ -66,6 +67,10 @@ pub struct Session {
     pub(super) group: Arc<Group>,
     shared: Arc<Shared>,
     marks: watch::Receiver<Marks>,
+    /// How the group's blocks are found while the stream follows the tail.
+    route: Option<(Arc<Route>, watch::Receiver<()>)>,
+    /// The marks up to which the router says that nothing concerns the stream, while it stands there.
+    routed: Option<Marks>,
     /// Behind the last block that was taken in.
     cursor: Cursor,
     reading: Option<JoinHandle<(Cursor, Result<Fetched, feed::Error>)>>,
@@ -74,6 +79,8 @@ pub struct Session {
     pub(super) outbox: Outbox,
     /// The resume point behind the block in the outbox.
     pub(super) behind: Option<Position>,
+    /// What ends the stream once the outbox is empty.
+    pub(super) failed: Option<Error>,
     pub(super) open: Open,
     pub(super) start: Position,
     /// Transactions up to here are left out; `None` once nothing like that can come any more.
@@ -104,10 +111,10 @@ pub(super) enum Step {
     Frame(Frame),
     /// Ended with OK.
     Finished,
-    /// Sleep until then, or until something happens; at the tail until the marks move.
+    /// Sleep until then, or until something happens.
     Wait {
         until: Instant,
-        at_tail: bool,
+        for_what: For,
     },
     /// Get the block at the cursor from disk.
     Read,
@@ -119,10 +126,23 @@ pub(super) enum Step {
     PassOver(usize),
 }
 
+/// What a stream sleeps for, apart from its timer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum For {
+    /// What its client does.
+    Client,
+    /// The marks.
+    Marks,
+    /// A block that concerns its group.
+    Concern,
+}
+
 impl Session {
     pub(super) fn new(opening: Opening) -> Self {
         let Opening { hub, group, shared, cursor, stop_at, .. } = opening;
         let marks = hub.feed.marks();
+        let route = group.route.as_ref().filter(|_| stop_at.is_none());
+        let route = route.map(|route| (route.clone(), route.concerned()));
         let now = Instant::now();
         let standing =
             Standing { position: cursor.after, checkpoint: shared.checkpoint(), connected: hub.source.connected() };
@@ -143,11 +163,14 @@ impl Session {
             group,
             shared,
             marks,
+            route,
+            routed: None,
             cursor,
             reading: None,
             incoming: None,
             outbox: Outbox::default(),
             behind: None,
+            failed: None,
             // The first block may begin inside a transaction, but only in one that ends at or before the start.
             open: Open { dropped: true, ..Open::default() },
             wanted: None,
@@ -184,7 +207,7 @@ impl Session {
                     tokio::task::yield_now().await;
                     Ok(())
                 }
-                Ok(Step::Wait { until, at_tail }) => self.wait(until, at_tail).await,
+                Ok(Step::Wait { until, for_what }) => self.wait(until, for_what).await,
                 Ok(Step::Read) => self.read().await,
                 Ok(Step::Decide) => self.decide().await,
                 Ok(Step::Relocate) => self.relocate().await,
@@ -226,7 +249,7 @@ impl Session {
                     Next::Starved => {
                         return Ok(match self.progress(now) {
                             Some(frame) => Step::Frame(frame),
-                            None => self.pause(now, false),
+                            None => self.pause(now, For::Client),
                         });
                     }
                     Next::TooLarge(bytes) => return Ok(Step::PassOver(bytes)),
@@ -236,6 +259,10 @@ impl Session {
             }
             if let Some(behind) = self.behind.take() {
                 self.pass(behind);
+            }
+            if let Some(error) = self.failed.take() {
+                self.shared.sent(self.passed);
+                return Err(error);
             }
             if (self.pace.may_be_due(now) || self.at_stop())
                 && let Some(frame) = self.progress(now)
@@ -260,6 +287,9 @@ impl Session {
             if self.reading.is_some() {
                 return Ok(Step::Read);
             }
+            if let Some(tail) = self.look_ahead() {
+                return Ok(self.rest(now, tail, For::Concern));
+            }
             match self.hub.feed.hot(&mut self.cursor) {
                 Some(Fetched::Block(block)) => self.incoming = Some(block),
                 Some(Fetched::AtTail) => {
@@ -270,14 +300,58 @@ impl Session {
                     if self.skip.is_some_and(|skip| skip.lineage != marks.tail.lineage) {
                         return Ok(Step::Relocate);
                     }
-                    self.reach_tail(marks.tail);
-                    return Ok(match self.progress(now) {
-                        Some(frame) => Step::Frame(frame),
-                        None => self.pause(now, true),
-                    });
+                    return Ok(self.rest(now, Some(marks.tail), For::Marks));
                 }
                 None => return Ok(Step::Read),
             }
+        }
+    }
+
+    /// Passes over blocks that do not concern the group. `Some`: there is nothing to read before the router wakes the
+    /// stream, and where the tail is, if that is known.
+    fn look_ahead(&mut self) -> Option<Option<Position>> {
+        self.routed = None;
+        if self.skip.is_some() || self.open.dropped {
+            return None;
+        }
+        let (route, concerned) = self.route.as_mut()?;
+        concerned.mark_unchanged();
+        match route.next(self.cursor.block) {
+            router::Next::Unknown => None,
+            router::Next::Block(number) => {
+                self.pass_over_blocks(number);
+                None
+            }
+            router::Next::Tail(marks) => {
+                self.pass_over_blocks(marks.next_block);
+                self.routed = Some(marks);
+                Some(Some(marks.tail))
+            }
+            router::Next::Ahead => {
+                let marks = *self.marks.borrow();
+                Some((marks.next_block <= self.cursor.block).then_some(marks.tail))
+            }
+        }
+    }
+
+    /// The router says that no block before this number concerns the group. So either a transaction of which something was
+    /// sent goes on behind them all, or none ends in them.
+    fn pass_over_blocks(&mut self, next: u64) {
+        if next > self.cursor.block {
+            self.cursor.block = next;
+            if !self.open.begun {
+                self.open = Open::default();
+            }
+        }
+    }
+
+    fn rest(&mut self, now: Instant, tail: Option<Position>, for_what: For) -> Step {
+        if let Some(tail) = tail {
+            self.reach_tail(tail);
+        }
+        match self.progress(now) {
+            Some(frame) => Step::Frame(frame),
+            None => self.pause(now, for_what),
         }
     }
 
@@ -331,26 +405,26 @@ impl Session {
         }
         self.pace.told(now, standing);
         self.shared.sent(standing.position);
-        let marks = *self.marks.borrow();
+        let marks = self.routed.unwrap_or_else(|| *self.marks.borrow());
         let caught_up = self.outbox.is_empty() && self.incoming.is_none() && self.cursor.block >= marks.next_block;
         let credit = self.shared.credits(|credits| credits.map(|credits| credits.left()));
         let event = pace::event(standing, marks, self.hub.feed.window(), caught_up, credit);
         Some(self.hand_out_event(pb::event::Kind::Progress(event)))
     }
 
-    fn pause(&mut self, now: Instant, at_tail: bool) -> Step {
+    fn pause(&mut self, now: Instant, for_what: For) -> Step {
         let mut until = now + IDLE_CHECK;
         if !self.outbox.begun() {
             until = until.min(self.pace.deadline(self.standing()));
         }
-        if at_tail && self.stop_at.is_some() {
+        if for_what == For::Marks && self.stop_at.is_some() {
             if now >= self.next_nudge {
                 self.hub.source.nudge();
                 self.next_nudge = now + NUDGE;
             }
             until = until.min(self.next_nudge);
         }
-        Step::Wait { until, at_tail }
+        Step::Wait { until, for_what }
     }
 
     fn hand_out_event(&self, kind: pb::event::Kind) -> Frame {
@@ -365,12 +439,20 @@ impl Session {
         frame
     }
 
-    async fn wait(&mut self, until: Instant, at_tail: bool) -> Result<(), Error> {
+    async fn wait(&mut self, until: Instant, for_what: For) -> Result<(), Error> {
+        let concerned = async {
+            match &mut self.route {
+                // The sender lives as long as the group, and the group as long as the stream.
+                Some((_, concerned)) if for_what == For::Concern => concerned.changed().await.is_ok(),
+                _ => std::future::pending().await,
+            }
+        };
         tokio::select! {
+            _ = concerned => Ok(()),
             () = self.shared.wake.notified() => Ok(()),
             () = self.hub.drain.wait() => Ok(()),
             () = tokio::time::sleep_until(until) => Ok(()),
-            moved = self.marks.changed(), if at_tail => moved.map_err(|_| Error::draining(self.passed)),
+            moved = self.marks.changed(), if for_what == For::Marks => moved.map_err(|_| Error::draining(self.passed)),
         }
     }
 

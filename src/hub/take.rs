@@ -65,6 +65,10 @@ impl Session {
         }
         self.fill(block, open, &projection)?;
         self.behind = Some(block.up_to);
+        if let Some(failed) = &projection.failed {
+            self.behind = Some(failed.up_to);
+            self.failed = Some(failed.error.clone());
+        }
         self.open = match (&projection.head, projection.tail) {
             (_, Some(tail)) => Open { begun: tail.begun, sent: tail.counted, dropped: cut.tail },
             (Some(Head { part, ending: SpanEnd::Open, .. }), None) => {
@@ -114,12 +118,13 @@ impl Session {
             });
             self.end_head(open, head);
         }
+        let up_to = projection.failed.as_ref().map_or(block.up_to, |failed| failed.up_to);
         self.outbox.push(Item {
             message: projection.body.message.clone(),
             events: projection.body.events,
             counted: projection.body.counted,
             begun: Some(after.unwrap_or(false)),
-            reached: (block.up_to != block.after).then_some(block.up_to),
+            reached: (up_to != block.after).then_some(up_to),
         });
         Ok(())
     }

@@ -282,19 +282,28 @@ impl World {
 
     /// Declares a relation version; every column is text, the first is the key.
     pub fn relation(&self, id: u32, table: &str, columns: &[&str]) -> Arc<Relation> {
+        self.version(id, table, columns, ReplicaIdentity::Default)
+    }
+
+    /// The same with REPLICA IDENTITY FULL.
+    pub fn full_relation(&self, id: u32, table: &str, columns: &[&str]) -> Arc<Relation> {
+        self.version(id, table, columns, ReplicaIdentity::Full)
+    }
+
+    fn version(&self, id: u32, table: &str, columns: &[&str], replica_identity: ReplicaIdentity) -> Arc<Relation> {
         let column = |(index, name): (usize, &&str)| Column {
             name: (*name).to_owned(),
             type_oid: 25,
             type_name: "text".to_owned(),
             type_modifier: -1,
-            in_identity: index == 0,
+            in_identity: index == 0 || replica_identity == ReplicaIdentity::Full,
         };
         let relation = Arc::new(Relation {
             id: RelationId(id),
             oid: 1000 + id,
             schema: table.split('.').next().unwrap_or_default().to_owned(),
             table: table.split('.').nth(1).unwrap_or_default().to_owned(),
-            replica_identity: ReplicaIdentity::Default,
+            replica_identity,
             columns: columns.iter().enumerate().map(column).collect(),
         });
         self.feed.relations.lock().push(relation.clone());
@@ -327,6 +336,14 @@ impl World {
             let key = key.map(|(i, v)| if i == 0 { Datum::Text(v.as_bytes()) } else { Datum::Null });
             (OldImage::Key, key)
         });
+        self.writer.change(relation, operation, Lsn(self.lsn - 5), old, new).expect("a change that can be encoded");
+    }
+
+    /// An update or delete with the whole old row, as of a table with REPLICA IDENTITY FULL.
+    pub fn change_full(&mut self, relation: &Relation, old: &[&str], new: Option<&[&str]>) {
+        let operation = if new.is_some() { Operation::Update } else { Operation::Delete };
+        let old = Some((OldImage::Full, old.iter().map(|v| Datum::Text(v.as_bytes()))));
+        let new = new.map(|new| new.iter().map(|v| Datum::Text(v.as_bytes())));
         self.writer.change(relation, operation, Lsn(self.lsn - 5), old, new).expect("a change that can be encoded");
     }
 

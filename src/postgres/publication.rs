@@ -4,11 +4,15 @@
 //! A publication is looked up by name when changes are decoded, at their place in the WAL; one that was dropped and made
 //! again is another one there. [`Publication::oid`] is what tells the two apart.
 
+use tokio_postgres::types::Type;
+
 use super::{
     error::{Error, Result},
     replication::{identifier, literal},
     sql::{Sql, get, text},
 };
+
+use crate::model::{Column, Relation, RelationId, ReplicaIdentity};
 
 /// The hub's own schema (log tables); its tables are never shown to subscribers.
 pub const OWN_SCHEMA: &str = "walcast";
@@ -65,6 +69,66 @@ pub async fn published_tables(sql: &Sql, name: &str) -> Result<Vec<(String, Stri
                      WHERE t.pubname = $1 AND t.schemaname <> $2 ORDER BY 1, 2";
     let rows = sql.query(statement, &[text(&name), text(&OWN_SCHEMA)]).await?;
     rows.iter().map(|row| Ok((get(row, 0)?, get(row, 1)?))).collect()
+}
+
+/// These published tables as [Relation messages](https://www.postgresql.org/docs/current/protocol-logicalrep-message-formats.html)
+/// would describe them now, their `id` being 0. Those that are not published are left out.
+pub async fn relations(sql: &Sql, name: &str, tables: &[(String, String)]) -> Result<Vec<Relation>> {
+    let published = match sql.version() {
+        ..=149_999 => "a.attgenerated = ''",
+        // It lists generated columns, which are never sent.
+        150_000..=179_999 => "a.attgenerated = '' AND a.attname = ANY (t.attnames)",
+        _ => "a.attname = ANY (t.attnames)",
+    };
+    let statement = format!(
+        "SELECT c.oid, t.schemaname::text, t.tablename::text, c.relreplident::text, a.attname::text, a.atttypid,
+                CASE q.nspname WHEN 'pg_catalog' THEN '' ELSE q.nspname || '.' END || y.typname, a.atttypmod,
+                c.relreplident = 'f'
+                OR coalesce(a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1]), false)
+         FROM pg_catalog.pg_publication_tables t
+         JOIN pg_catalog.pg_namespace n ON n.nspname = t.schemaname
+         JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = t.tablename
+         JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND {published}
+         JOIN pg_catalog.pg_type y ON y.oid = a.atttypid
+         JOIN pg_catalog.pg_namespace q ON q.oid = y.typnamespace
+         LEFT JOIN pg_catalog.pg_index i ON i.indrelid = c.oid
+              AND CASE c.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident END
+         WHERE t.pubname = $1 AND t.schemaname <> $2 AND (t.schemaname::text, t.tablename::text) IN
+               (SELECT * FROM unnest($3::text[], $4::text[]))
+         ORDER BY c.oid, a.attnum"
+    );
+    let (schemas, names): (Vec<&str>, Vec<&str>) = tables.iter().map(|(s, t)| (s.as_str(), t.as_str())).unzip();
+    let params = [text(&name), text(&OWN_SCHEMA), (&schemas, Type::TEXT_ARRAY), (&names, Type::TEXT_ARRAY)];
+    let mut found: Vec<Relation> = Vec::new();
+    for row in sql.query(&statement, &params).await? {
+        let oid = get(&row, 0)?;
+        if found.last().is_none_or(|last| last.oid != oid) {
+            found.push(Relation {
+                id: RelationId(0),
+                oid,
+                schema: get(&row, 1)?,
+                table: get(&row, 2)?,
+                replica_identity: match get(&row, 3)? {
+                    "f" => ReplicaIdentity::Full,
+                    "i" => ReplicaIdentity::Index,
+                    "n" => ReplicaIdentity::Nothing,
+                    _ => ReplicaIdentity::Default,
+                },
+                columns: Vec::new(),
+            });
+        }
+        let column = Column {
+            name: get(&row, 4)?,
+            type_oid: get(&row, 5)?,
+            type_name: get(&row, 6)?,
+            type_modifier: get(&row, 7)?,
+            in_identity: get(&row, 8)?,
+        };
+        if let Some(relation) = found.last_mut() {
+            relation.columns.push(column);
+        }
+    }
+    Ok(found)
 }
 
 /// A table whose application gets errors on UPDATE or DELETE once these are published.

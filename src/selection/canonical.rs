@@ -8,27 +8,32 @@ use std::fmt::Write;
 
 use sha2::{Digest, Sha256};
 
-use super::{Filter, TableRule};
+use super::{Filter, RowRule, TableRule, pattern::Pattern};
 use crate::model::Operation;
 
-/// The canonical text of a filter.
-pub(super) fn filter(filter: Option<&Filter>) -> String {
+/// The canonical text of a filter that was compiled to these rules. Predicates come in their own canonical form.
+pub(super) fn filter(filter: Option<&Filter>, rows: &RowRule, compiled: &[(Pattern, RowRule)]) -> String {
     let Some(filter) = filter else { return "everything".to_owned() };
     let mut text = String::from("v1");
     list(&mut text, "tables", &filter.tables);
     list(&mut text, "exclude", &filter.exclude_tables);
     operations(&mut text, &filter.operations);
     list(&mut text, "columns", &filter.columns);
-    string(&mut text, "where", &filter.predicate);
+    string(&mut text, "where", canonical(rows));
     list(&mut text, "prefixes", &filter.message_prefixes);
     list(&mut text, "origins", &filter.origins);
-    for TableRule { tables, columns, predicate, operations: rule_operations } in &filter.rules {
+    for (TableRule { tables, columns, operations: rule_operations, .. }, (_, rows)) in filter.rules.iter().zip(compiled)
+    {
         string(&mut text, "rule", tables);
         list(&mut text, "columns", columns);
-        string(&mut text, "where", predicate);
+        string(&mut text, "where", canonical(rows));
         operations(&mut text, rule_operations);
     }
     text
+}
+
+fn canonical(rows: &RowRule) -> &str {
+    rows.predicate.as_ref().map_or("", |predicate| &predicate.canonical)
 }
 
 /// The canonical text of what a principal may read.

@@ -1,6 +1,10 @@
 //! What a filter may name, given what is published and what its principal may read.
 
 use super::{Error, OWN_SCHEMA, Selection, pattern::Pattern};
+use crate::model::Relation;
+
+/// Tables of which it is told what is wrong with a predicate; more are only counted.
+const TABLES_NAMED: usize = 10;
 
 impl Selection {
     /// Checks the tables that the filter names before a stream opens. An exact name must be published; a name or an
@@ -33,5 +37,38 @@ impl Selection {
             }
         }
         Ok(())
+    }
+
+    /// Whether the filter names this table, not by a glob.
+    pub fn names(&self, schema: &str, table: &str) -> bool {
+        self.tables.0.iter().any(|pattern| match pattern {
+            Pattern::Exact(name) => {
+                name.split_once('.') == Some((schema, table)) || *name == format!("{schema}.{table}")
+            }
+            Pattern::Glob(_) => false,
+        })
+    }
+
+    /// Whether there is a predicate that [`Selection::check_relations`] would check.
+    pub fn has_predicates(&self) -> bool {
+        self.rows.predicate.is_some() || self.rules.iter().any(|(_, rule)| rule.predicate.is_some())
+    }
+
+    /// Checks the predicates against the tables as they are now, those that the filter does not select aside.
+    pub fn check_relations<'a>(&self, relations: impl IntoIterator<Item = &'a Relation>) -> Result<(), Error> {
+        let mut found = Vec::new();
+        let mut more = 0;
+        for relation in relations {
+            match self.relation(relation) {
+                Ok(_) => {}
+                Err(Error::Invalid(violations)) if found.len() < TABLES_NAMED => found.extend(violations),
+                Err(Error::Invalid(_)) => more += 1,
+                Err(error) => return Err(error),
+            }
+        }
+        if let Some((_, detail)) = found.last_mut().filter(|_| more > 0) {
+            detail.push_str(&format!("; {more} more tables do not fit either"));
+        }
+        if found.is_empty() { Ok(()) } else { Err(Error::Invalid(found)) }
     }
 }

@@ -3,6 +3,8 @@
 use super::{
     Error, Filter, Operations, RowRule, Selection, canonical,
     pattern::{Pattern, Patterns},
+    plan::Where,
+    predicate::Predicate,
 };
 
 impl Selection {
@@ -25,7 +27,7 @@ impl Selection {
         }
         violations.finish()?;
 
-        let text = canonical::filter(filter);
+        let text = canonical::filter(filter, &rows, &rules);
         Ok(Selection {
             tables,
             exclude_tables,
@@ -66,12 +68,25 @@ impl Violations {
         predicate: &str,
         operations: &[crate::model::Operation],
     ) -> RowRule {
-        if !predicate.is_empty() {
-            self.0
-                .push((format!("{path}.where"), "this version of the hub cannot apply row predicates yet".to_owned()));
-        }
+        let predicate = self.predicate(format!("{path}.where"), predicate);
         let columns = self.patterns(&format!("{path}.columns"), columns, 3);
-        RowRule { operations: Operations::of(operations), columns }
+        RowRule { operations: Operations::of(operations), columns, predicate }
+    }
+
+    fn predicate(&mut self, path: String, text: &str) -> Option<Where> {
+        if text.is_empty() {
+            return None;
+        }
+        match Predicate::parse(text) {
+            Ok(predicate) => {
+                let canonical = predicate.canonical().into();
+                Some(Where { path: path.into(), predicate, canonical })
+            }
+            Err(error) => {
+                self.0.push((path, error.to_string()));
+                None
+            }
+        }
     }
 
     fn finish(self) -> Result<(), Error> {

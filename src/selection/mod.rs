@@ -12,10 +12,13 @@ mod pattern;
 mod plan;
 
 pub use error::Error;
-pub use plan::{Operations, Predicate, RelationPlan, Transition};
+pub use plan::{Operations, RelationPlan, RowPredicate};
+
+use std::sync::Arc;
 
 use crate::model::Relation;
 use pattern::{Pattern, Patterns};
+use plan::Where;
 
 /// The schema whose tables are the hub's own.
 pub const OWN_SCHEMA: &str = "walcast";
@@ -81,10 +84,11 @@ pub struct Selection {
 struct RowRule {
     operations: Operations,
     columns: Patterns,
+    predicate: Option<Where>,
 }
 
 impl RowRule {
-    fn plan(&self, table: &str, relation: &Relation) -> RelationPlan {
+    fn plan(&self, table: &str, relation: &Relation) -> Result<RelationPlan, Error> {
         let columns: Vec<bool> = relation
             .columns
             .iter()
@@ -95,16 +99,22 @@ impl RowRule {
             })
             .collect();
         let all = columns.iter().all(|selected| *selected);
-        RelationPlan::new(self.operations, (!all).then_some(columns))
+        let predicate =
+            self.predicate.as_ref().map(|predicate| predicate.bind(relation, self.operations)).transpose()?;
+        Ok(RelationPlan::new(self.operations, (!all).then_some(columns), predicate.map(Arc::new)))
     }
 }
 
 impl Selection {
     /// What the selection means for one relation version.
-    pub fn relation(&self, relation: &Relation) -> RelationPlan {
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when the predicate that holds for the table does not fit this version: a column that it does not
+    /// have, a literal of another type, a replica identity that carries too little.
+    pub fn relation(&self, relation: &Relation) -> Result<RelationPlan, Error> {
         let table = relation.qualified_name();
         if relation.schema == OWN_SCHEMA || !self.table(&table) || !self.may_read(&table) {
-            return RelationPlan::default();
+            return Ok(RelationPlan::default());
         }
         let rule = self.rules.iter().find(|(tables, _)| tables.matches(&table)).map_or(&self.rows, |(_, rule)| rule);
         rule.plan(&table, relation)
@@ -123,6 +133,11 @@ impl Selection {
     pub fn messages(&self, prefix: &str) -> bool {
         !prefix.starts_with(OWN_PREFIX)
             && self.message_prefixes.as_ref().is_none_or(|patterns| patterns.matches(prefix))
+    }
+
+    /// Whether [`Selection::messages`] can say yes.
+    pub fn selects_messages(&self) -> bool {
+        self.message_prefixes.as_ref().is_none_or(|patterns| !patterns.is_empty())
     }
 
     /// Whether transactions of this replication origin are selected; empty = local, as are messages outside transactions,

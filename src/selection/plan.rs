@@ -1,14 +1,21 @@
 //! What a selection means for one relation version.
 
-use std::{fmt, sync::Arc};
+use std::sync::Arc;
 
-use crate::model::{Operation, RowAccess};
+use super::{
+    Error,
+    predicate::{Compiled, Decision, Predicate},
+};
+use crate::model::{Operation, Relation, RowAccess};
 
 /// A set of operations.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Operations(u8);
 
 impl Operations {
+    /// No operation.
+    pub const NONE: Operations = Operations(0);
+
     /// Every operation.
     pub const ALL: Operations = Operations(u8::MAX);
 
@@ -20,76 +27,107 @@ impl Operations {
         Operations(operations.iter().fold(0, |mask, operation| mask | 1 << *operation as u8))
     }
 
+    /// These and those.
+    pub fn or(self, other: Operations) -> Self {
+        Operations(self.0 | other.0)
+    }
+
     /// Whether it is one of them.
     pub fn contains(self, operation: Operation) -> bool {
         self.0 & 1 << operation as u8 != 0
     }
 }
 
-/// What an UPDATE means to a stream under a predicate (`walcast.v1.Transition`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Transition {
-    /// The row did not match before and does now.
-    Enter,
-    /// It matched and matches.
-    Stay,
-    /// It matched and does not any more.
-    Leave,
+/// A `where` that was parsed, and which field of the filter it is.
+#[derive(Clone, Debug)]
+pub(super) struct Where {
+    /// `filter.where`, `filter.rules[1].where`.
+    pub path: Arc<str>,
+    pub predicate: Predicate,
+    pub canonical: Arc<str>,
 }
 
-impl Transition {
-    /// From whether the old and the new row match; `None`: the change is not selected.
-    pub fn between(before: bool, after: bool) -> Option<Self> {
-        match (before, after) {
-            (false, true) => Some(Transition::Enter),
-            (true, true) => Some(Transition::Stay),
-            (true, false) => Some(Transition::Leave),
-            (false, false) => None,
+impl Where {
+    /// The predicate for one relation version, of which the filter selects these operations.
+    pub fn bind(&self, relation: &Relation, operations: Operations) -> Result<RowPredicate, Error> {
+        let table = relation.qualified_name();
+        let compiled = self.predicate.check(relation).map_err(|error| match error.message.starts_with("table ") {
+            true => self.wrong(error.to_string()),
+            false => self.wrong(format!("table {table}: {error}")),
+        })?;
+        if operations.contains(Operation::Update) {
+            compiled.transition_support(relation).map_err(|error| self.wrong(error.to_string()))?;
         }
+        if operations.contains(Operation::Delete) {
+            compiled.delete_support(relation).map_err(|error| self.wrong(error.to_string()))?;
+        }
+        Ok(RowPredicate { compiled, path: self.path.clone(), canonical: self.canonical.clone(), table })
+    }
+
+    fn wrong(&self, detail: String) -> Error {
+        Error::Invalid(vec![(self.path.to_string(), detail)])
     }
 }
 
-/// A row predicate compiled against one relation version.
-pub trait Predicate: Send + Sync {
-    /// Whether a change is selected and what it means; never asked for TRUNCATE, which always passes.
-    fn transition(&self, operation: Operation, row: &dyn RowAccess) -> Option<Transition>;
+/// A row predicate for one relation version.
+#[derive(Debug)]
+pub struct RowPredicate {
+    compiled: Compiled,
+    path: Arc<str>,
+    canonical: Arc<str>,
+    table: String,
+}
+
+impl RowPredicate {
+    /// Whether a change is selected and as what.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] names the column without whose value that cannot be told.
+    pub fn decide<R: RowAccess + ?Sized>(&self, operation: Operation, row: &R) -> Result<Decision, Error> {
+        self.compiled
+            .classify(operation, row)
+            .map_err(|error| Error::Invalid(vec![(self.path.to_string(), format!("table {}: {error}", self.table))]))
+    }
+
+    /// The predicate as such.
+    pub fn compiled(&self) -> &Compiled {
+        &self.compiled
+    }
+
+    /// The same for predicates that are written differently and decide the same way on the same relation version.
+    pub fn canonical(&self) -> &Arc<str> {
+        &self.canonical
+    }
 }
 
 /// What a selection means for one relation version.
-#[derive(Clone, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct RelationPlan {
     /// Whether anything of this table is selected at all.
     pub selected: bool,
-    operations: Option<Operations>,
+    operations: Operations,
     /// One flag for each column, in order; `None`: all.
     pub columns: Option<Vec<bool>>,
-    /// Decides row by row; `None`: every row.
-    pub predicate: Option<Arc<dyn Predicate>>,
+    /// Decides row by row, TRUNCATE aside, which always passes; `None`: every row.
+    pub predicate: Option<Arc<RowPredicate>>,
 }
 
 impl RelationPlan {
-    pub(super) fn new(operations: Operations, columns: Option<Vec<bool>>) -> Self {
-        RelationPlan { selected: true, operations: Some(operations), columns, predicate: None }
-    }
-
-    /// The same plan, with a predicate.
-    pub fn with_predicate(self, predicate: Arc<dyn Predicate>) -> Self {
-        RelationPlan { predicate: Some(predicate), ..self }
+    pub(super) fn new(
+        operations: Operations,
+        columns: Option<Vec<bool>>,
+        predicate: Option<Arc<RowPredicate>>,
+    ) -> Self {
+        RelationPlan { selected: true, operations, columns, predicate }
     }
 
     /// Whether changes of this kind pass, rows aside.
     pub fn passes(&self, operation: Operation) -> bool {
-        self.selected && self.operations.is_some_and(|operations| operations.contains(operation))
+        self.selected && self.operations.contains(operation)
     }
-}
 
-impl fmt::Debug for RelationPlan {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RelationPlan")
-            .field("selected", &self.selected)
-            .field("operations", &self.operations)
-            .field("columns", &self.columns)
-            .field("predicate", &self.predicate.is_some())
-            .finish()
+    /// Which operations may pass.
+    pub fn operations(&self) -> Operations {
+        if self.selected { self.operations } else { Operations::NONE }
     }
 }

@@ -30,6 +30,10 @@ fn tables(items: &[&str]) -> Filter {
     Filter { tables: strings(items), ..Filter::default() }
 }
 
+fn plan(selection: &Selection, relation: &Relation) -> RelationPlan {
+    selection.relation(relation).expect("a predicate that fits, or none")
+}
+
 fn compile(filter: Filter) -> Selection {
     Selection::compile(Some(&filter), None).expect("a good filter")
 }
@@ -38,9 +42,9 @@ fn compile(filter: Filter) -> Selection {
 fn no_filter_is_everything_but_the_hubs_own() {
     let selection = Selection::compile(None, None).expect("no filter");
     assert!(selection.is_everything());
-    assert!(selection.relation(&relation("public", "orders", &["id"])).passes(Operation::Truncate));
+    assert!(plan(&selection, &relation("public", "orders", &["id"])).passes(Operation::Truncate));
     assert!(selection.messages("anything") && selection.messages(""));
-    assert!(!selection.relation(&relation("walcast", "log", &["id"])).selected);
+    assert!(!plan(&selection, &relation("walcast", "log", &["id"])).selected);
     assert!(!selection.messages("walcast.heartbeat"));
 }
 
@@ -48,7 +52,7 @@ fn no_filter_is_everything_but_the_hubs_own() {
 fn an_empty_filter_has_no_messages() {
     let selection = compile(Filter::default());
     assert!(!selection.is_everything());
-    assert!(selection.relation(&relation("public", "orders", &["id"])).selected);
+    assert!(plan(&selection, &relation("public", "orders", &["id"])).selected);
     assert!(!selection.messages("anything"));
     assert!(compile(Filter { message_prefixes: strings(&["audit*"]), ..Filter::default() }).messages("audit.x"));
 }
@@ -57,7 +61,7 @@ fn an_empty_filter_has_no_messages() {
 fn no_filter_reaches_the_hubs_own() {
     let everything = Filter { tables: strings(&["*"]), message_prefixes: strings(&["*"]), ..Filter::default() };
     let selection = compile(everything);
-    assert!(!selection.relation(&relation("walcast", "log", &["id"])).selected);
+    assert!(!plan(&selection, &relation("walcast", "log", &["id"])).selected);
     assert!(!selection.messages("walcast.heartbeat"));
     assert!(selection.messages("walcastic"));
 }
@@ -71,13 +75,13 @@ fn tables_columns_and_operations() {
         columns: strings(&["shop.orders.total", "*.note"]),
         ..Filter::default()
     });
-    let plan = selection.relation(&relation("shop", "orders", &["id", "total", "extra", "note"]));
-    assert_eq!(plan.columns, Some(vec![true, true, false, true]), "identity columns always come");
-    assert!(plan.passes(Operation::Insert) && plan.passes(Operation::Delete));
-    assert!(!plan.passes(Operation::Update) && !plan.passes(Operation::Truncate));
-    assert_eq!(selection.relation(&relation("shop", "items", &["id", "note"])).columns, None, "all of them");
-    assert!(!selection.relation(&relation("shop", "secret", &["id"])).selected);
-    assert!(!selection.relation(&relation("public", "orders", &["id"])).selected);
+    let orders = plan(&selection, &relation("shop", "orders", &["id", "total", "extra", "note"]));
+    assert_eq!(orders.columns, Some(vec![true, true, false, true]), "identity columns always come");
+    assert!(orders.passes(Operation::Insert) && orders.passes(Operation::Delete));
+    assert!(!orders.passes(Operation::Update) && !orders.passes(Operation::Truncate));
+    assert_eq!(plan(&selection, &relation("shop", "items", &["id", "note"])).columns, None, "all of them");
+    assert!(!plan(&selection, &relation("shop", "secret", &["id"])).selected);
+    assert!(!plan(&selection, &relation("public", "orders", &["id"])).selected);
 }
 
 #[test]
@@ -94,11 +98,11 @@ fn the_first_rule_that_matches_holds_instead() {
         rules: vec![rule("shop.orders", &[], &[Operation::Update]), rule("shop.*", &["*.total"], &[])],
         ..Filter::default()
     });
-    let orders = selection.relation(&relation("shop", "orders", &["id", "total", "note"]));
+    let orders = plan(&selection, &relation("shop", "orders", &["id", "total", "note"]));
     assert_eq!((orders.columns.clone(), orders.passes(Operation::Insert)), (None, false));
-    let items = selection.relation(&relation("shop", "items", &["id", "total", "note"]));
+    let items = plan(&selection, &relation("shop", "items", &["id", "total", "note"]));
     assert_eq!((items.columns.clone(), items.passes(Operation::Delete)), (Some(vec![true, true, false]), true));
-    let other = selection.relation(&relation("public", "x", &["id", "total", "note"]));
+    let other = plan(&selection, &relation("public", "x", &["id", "total", "note"]));
     assert_eq!((other.columns.clone(), other.passes(Operation::Delete)), (Some(vec![true, false, true]), false));
 }
 
@@ -115,15 +119,28 @@ fn origins() {
 fn violations_name_their_field() {
     let filter = Filter {
         tables: strings(&["a.b", "a.*", "nodot"]),
-        predicate: "x = 1".to_owned(),
+        predicate: "x = 1 AND".to_owned(),
         message_prefixes: strings(&["[z"]),
-        rules: vec![TableRule { tables: "a.b".to_owned(), columns: strings(&["a.b"]), ..TableRule::default() }],
+        rules: vec![
+            TableRule { tables: "a.b".to_owned(), columns: strings(&["a.b"]), ..TableRule::default() },
+            TableRule { tables: "a.c".to_owned(), predicate: "y ==".to_owned(), ..TableRule::default() },
+        ],
         ..Filter::default()
     };
     let error = Selection::compile(Some(&filter), None).expect_err("a bad filter");
     assert_eq!(error.reason(), Reason::FilterInvalid);
-    let paths: Vec<String> = error.violations().into_iter().map(|(path, _)| path).collect();
-    assert_eq!(paths, ["filter.tables[2]", "filter.where", "filter.message_prefixes[0]", "filter.rules[0].columns[0]"]);
+    let violations = error.violations();
+    let paths: Vec<&str> = violations.iter().map(|(path, _)| path.as_str()).collect();
+    let expected = [
+        "filter.tables[2]",
+        "filter.where",
+        "filter.message_prefixes[0]",
+        "filter.rules[0].columns[0]",
+        "filter.rules[1].where",
+    ];
+    assert_eq!(paths, expected);
+    assert!(violations[1].1.contains("character offset 9"), "{violations:?}");
+    assert!(violations[4].1.contains("character offset 3"), "{violations:?}");
 }
 
 #[test]
@@ -191,7 +208,61 @@ fn rights_bound_what_a_filter_may_name() {
     for filter in [None, Some(&Filter::default())] {
         let selection = Selection::compile(filter, Some(&rights)).expect("a good filter");
         assert!(!selection.is_everything());
-        assert!(selection.relation(&relation("shop", "orders", &["id"])).selected);
-        assert!(!selection.relation(&relation("shop", "secret", &["id"])).selected);
+        assert!(plan(&selection, &relation("shop", "orders", &["id"])).selected);
+        assert!(!plan(&selection, &relation("shop", "secret", &["id"])).selected);
     }
+}
+
+fn filtered(predicate: &str) -> Filter {
+    Filter { predicate: predicate.to_owned(), ..Filter::default() }
+}
+
+#[test]
+fn predicates_are_checked_against_each_relation() {
+    let mut orders = relation("shop", "orders", &["id", "state"]);
+    orders.replica_identity = ReplicaIdentity::Full;
+    let items = relation("shop", "items", &["id", "size"]);
+    let selection = compile(filtered("state = 'paid'"));
+    assert!(selection.has_predicates() && !compile(Filter::default()).has_predicates());
+    assert!(plan(&selection, &orders).predicate.is_some());
+    let Err(Error::Invalid(violations)) = selection.check_relations([&orders, &items]) else { panic!("fits") };
+    assert_eq!(violations.len(), 1);
+    assert_eq!(violations[0].0, "filter.where");
+    assert!(
+        violations[0].1.starts_with("table shop.items has") && violations[0].1.contains("offset 0"),
+        "{violations:?}"
+    );
+
+    let rule =
+        TableRule { tables: "shop.items".to_owned(), predicate: "size IS NULL".to_owned(), ..Default::default() };
+    let error = compile(Filter { rules: vec![rule.clone()], ..filtered("state = 'paid'") })
+        .check_relations([&orders, &items])
+        .expect_err("the identity of items is its key");
+    assert_eq!(error.violations()[0].0, "filter.rules[0].where");
+    assert!(error.to_string().contains("ALTER TABLE shop.items REPLICA IDENTITY FULL"), "{error}");
+    let inserts = TableRule { operations: vec![Operation::Insert, Operation::Truncate], ..rule };
+    let selection = compile(Filter { rules: vec![inserts], ..filtered("state = 'paid'") });
+    assert_eq!(selection.check_relations([&orders, &items]), Ok(()), "UPDATE and DELETE are not selected");
+}
+
+#[test]
+fn a_predicate_in_many_tables_is_told_of_a_few() {
+    let all: Vec<Relation> = (0..50).map(|number| relation("t", &format!("t{number}"), &["id"])).collect();
+    let error = compile(filtered("no_such = 1")).check_relations(&all).expect_err("no such column");
+    assert_eq!(error.violations().len(), 10);
+    assert!(error.to_string().ends_with("40 more tables do not fit either"), "{error}");
+}
+
+#[test]
+fn the_canonical_text_knows_no_spelling_of_predicates() {
+    let text = |predicate: &str| compile(filtered(predicate)).canonical().to_owned();
+    assert_eq!(text("state='paid' and  Total>5"), text("(State = 'paid') AND (total > 5)"));
+    assert_ne!(text("state = 'paid'"), text("state = 'Paid'"));
+    assert_ne!(text("state = 'paid'"), text("\"State\" = 'paid'"));
+    let rule = |predicate: &str| {
+        let rule = TableRule { tables: "a.b".to_owned(), predicate: predicate.to_owned(), ..Default::default() };
+        compile(Filter { rules: vec![rule], ..Filter::default() }).filter_hash()
+    };
+    assert_eq!(rule("a IS NULL"), rule("(a is  null)"));
+    assert_ne!(rule("a IS NULL"), rule("a IS NOT NULL"));
 }

@@ -12,6 +12,7 @@ use tokio::sync::{Notify, watch};
 use crate::{
     feed::{BoxFuture, Source, SourceAway, SourceStatus, WalPositions},
     metrics,
+    model::Relation,
     postgres::{publication, server, sql::Sql},
     reason::Reason,
 };
@@ -130,6 +131,16 @@ impl Source for SourceState {
                 Ok(tables) => self.publishes(tables),
                 Err(error) => tracing::debug!(%error, "published tables cannot be read"),
             }
+        })
+    }
+
+    fn relations<'a>(&'a self, tables: &'a [(String, String)]) -> BoxFuture<'a, Vec<Relation>> {
+        Box::pin(async move {
+            let Some(sql) = self.0.sql.load_full() else { return Vec::new() };
+            publication::relations(&sql, &self.0.publication, tables).await.unwrap_or_else(|error| {
+                tracing::warn!(%error, "tables cannot be described");
+                Vec::new()
+            })
         })
     }
 

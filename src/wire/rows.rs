@@ -4,6 +4,7 @@
 //! Views are for the hub's own encoding (one field per value, rows in compact form), which journals and streams hold.
 //! Everything is checked when the view is made, so that predicates can read values without a failure path.
 
+mod pick;
 #[cfg(test)]
 mod tests;
 
@@ -16,6 +17,7 @@ use super::{
     pb, value,
 };
 use crate::model::{Operation, Relation, RelationId, RowAccess, Value};
+pub use pick::{Pick, Picked};
 
 /// The bytes are not the event they are taken for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -40,40 +42,57 @@ pub struct ChangeView<'a> {
 impl<'a> ChangeView<'a> {
     /// The view of one framed event, exactly.
     pub fn parse(framed: &'a [u8]) -> Result<Self, InvalidEvent> {
+        let parts = Parts::take(framed)?;
+        Ok(ChangeView {
+            operation: parts.operation,
+            relation_id: parts.relation_id,
+            ordinal: parts.ordinal,
+            before: parts.before.map(RowView::new).transpose()?,
+            after: parts.after.map(RowView::new).transpose()?,
+        })
+    }
+}
+
+/// A change with its rows unread.
+struct Parts<'a> {
+    operation: Operation,
+    relation_id: RelationId,
+    ordinal: u64,
+    before: Option<&'a [u8]>,
+    after: Option<&'a [u8]>,
+}
+
+impl<'a> Parts<'a> {
+    fn take(framed: &'a [u8]) -> Result<Self, InvalidEvent> {
         let mut change = framed_kind(framed, encode::EVENT_CHANGE)?;
         let mut operation = None;
-        let mut view = ChangeView {
-            operation: Operation::Insert,
-            relation_id: RelationId(0),
-            ordinal: 0,
-            before: None,
-            after: None,
-        };
+        let mut parts =
+            Parts { operation: Operation::Insert, relation_id: RelationId(0), ordinal: 0, before: None, after: None };
         while !change.is_empty() {
             let field = take_varint(&mut change).ok_or(InvalidEvent("field of change"))?;
             match field {
                 OPERATION => operation = Some(take_varint(&mut change).ok_or(InvalidEvent("operation"))?),
                 RELATION_ID => {
                     let id = take_varint(&mut change).and_then(|id| u32::try_from(id).ok());
-                    view.relation_id = RelationId(id.ok_or(InvalidEvent("relation"))?);
+                    parts.relation_id = RelationId(id.ok_or(InvalidEvent("relation"))?);
                 }
-                ORDINAL => view.ordinal = take_varint(&mut change).ok_or(InvalidEvent("ordinal"))?,
-                BEFORE_ROW => view.before = Some(RowView::take(&mut change)?),
-                AFTER_ROW => view.after = Some(RowView::take(&mut change)?),
+                ORDINAL => parts.ordinal = take_varint(&mut change).ok_or(InvalidEvent("ordinal"))?,
+                BEFORE_ROW => parts.before = Some(take_delimited(&mut change).ok_or(InvalidEvent("row"))?),
+                AFTER_ROW => parts.after = Some(take_delimited(&mut change).ok_or(InvalidEvent("row"))?),
                 BEFORE_STRUCT | AFTER_STRUCT => {
                     return Err(InvalidEvent("a struct row where a compact one is expected"));
                 }
                 other => skip(&mut change, (other & 7) as u8).ok_or(InvalidEvent("field of change"))?,
             }
         }
-        view.operation = match operation {
+        parts.operation = match operation {
             Some(1) => Operation::Insert,
             Some(2) => Operation::Update,
             Some(3) => Operation::Delete,
             Some(5) => Operation::Read,
             _ => return Err(InvalidEvent("operation")),
         };
-        Ok(view)
+        Ok(parts)
     }
 }
 
@@ -120,8 +139,7 @@ pub struct RowView<'a> {
 }
 
 impl<'a> RowView<'a> {
-    fn take(bytes: &mut &'a [u8]) -> Result<Self, InvalidEvent> {
-        let row = take_delimited(bytes).ok_or(InvalidEvent("row"))?;
+    fn new(row: &'a [u8]) -> Result<Self, InvalidEvent> {
         let mut rest = row;
         let mut len = 0;
         while !rest.is_empty() {

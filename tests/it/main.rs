@@ -11,6 +11,7 @@ mod harness_tests;
 mod isolation;
 mod layers;
 mod outages;
+mod predicates;
 mod schema;
 mod security;
 mod storage;

@@ -162,6 +162,9 @@ impl Client {
                     let names: Vec<&str> = fields.fields.keys().map(String::as_str).collect();
                     line += &format!(" {{{}}}", names.join(" "));
                 }
+                if change.transition != 0 {
+                    line += change.transition().as_str_name().trim_start_matches("TRANSITION");
+                }
                 line
             }
             Kind::Truncate(truncate) => format!("{} truncate {:?}", truncate.ordinal, truncate.relation_ids),

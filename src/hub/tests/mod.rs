@@ -5,5 +5,6 @@ mod delivery;
 mod limits;
 mod live;
 mod model;
+mod router;
 mod shared;
 mod starts;

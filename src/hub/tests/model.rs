@@ -1,13 +1,16 @@
-//! For random histories, filters, block cuts, message limits, credits and start positions a stream is what the filter
-//! selects of each transaction behind the start, one transaction after the other.
+//! For random histories, filters, predicates, block cuts, message limits, credits and start positions a stream is what
+//! the filter selects of each transaction behind the start, one transaction after the other; whether the history was
+//! there before the stream, or is written while streams follow it and the router finds out for them what concerns whom.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::sync::{Arc, OnceLock, atomic::Ordering};
 
 use crate::{
+    feed::Feed,
     hub::{RowFormat, Subscription, testing::*},
     lsn::Lsn,
     model::{Operation, Position, Relation},
-    selection::Filter,
+    selection::{Filter, TableRule},
+    wire::pb,
 };
 
 const TABLES: [&str; 4] = ["shop.orders", "shop.items", "audit.log", "walcast.own"];
@@ -21,10 +24,36 @@ enum Happened {
 }
 
 enum What {
-    Change { table: usize, operation: Operation, values: [String; 2] },
+    Change { table: usize, operation: Operation, old: Row, new: Row },
     Truncate { tables: Vec<usize> },
     Message { prefix: usize },
 }
+
+type Row = [String; 2];
+
+/// A predicate as text, and what it means.
+#[derive(Clone, Copy)]
+struct Where(&'static str, fn(&Row) -> bool);
+
+/// On any table: its key is its first column.
+const ON_KEY: [Where; 4] = [
+    Where("id = '2'", |row| row[0] == "2"),
+    Where("'3'=ID and not id is null", |row| row[0] == "3"),
+    Where("id > '3'", |row| *row[0] > *"3"),
+    Where("id in ('1', '4')", |row| row[0] == "1" || row[0] == "4"),
+];
+
+/// On the table with REPLICA IDENTITY FULL.
+const ON_ROW: [Where; 5] = [
+    Where("v = 'a'", |row| row[1] == "a"),
+    Where("v = 'b' AND id <> '2'", |row| row[1] == "b" && row[0] != "2"),
+    Where("NOT v = 'c'", |row| row[1] != "c"),
+    Where("v LIKE 'a%' OR id = '3'", |row| row[1].starts_with('a') || row[0] == "3"),
+    Where("v BETWEEN 'b' AND 'c'", |row| row[1] == "b" || row[1] == "c"),
+];
+
+/// The table with REPLICA IDENTITY FULL.
+const FULL: usize = 1;
 
 /// What a stream asks for, in terms of the history rather than of globs.
 struct Asked {
@@ -32,6 +61,7 @@ struct Asked {
     tables: Vec<usize>,
     operations: Vec<Operation>,
     narrow: bool,
+    predicates: [Option<Where>; 3],
     prefixes: Vec<usize>,
     origins: Vec<usize>,
 }
@@ -44,6 +74,7 @@ fn asked(random: &mut fastrand::Rng) -> Asked {
         tables: vec![0, 1, 2],
         operations: OPERATIONS.to_vec(),
         narrow: false,
+        predicates: [None; 3],
         prefixes: vec![0, 1],
         origins: vec![0, 1],
     };
@@ -69,6 +100,26 @@ fn asked(random: &mut fastrand::Rng) -> Asked {
         asked.narrow = true;
         filter.columns = vec!["*.none".to_owned()];
     }
+    if random.bool() {
+        let everywhere = ON_KEY[random.usize(0..4)];
+        asked.predicates = [Some(everywhere); 3];
+        filter.predicate = everywhere.0.to_owned();
+    }
+    for (table, name) in TABLES.iter().enumerate().take(3) {
+        if random.bool() {
+            let predicate = match table {
+                FULL => ON_ROW[random.usize(0..5)],
+                _ => ON_KEY[random.usize(0..4)],
+            };
+            asked.predicates[table] = Some(predicate);
+            filter.rules.push(TableRule {
+                tables: (*name).to_owned(),
+                columns: filter.columns.clone(),
+                predicate: predicate.0.to_owned(),
+                operations: filter.operations.clone(),
+            });
+        }
+    }
     asked.prefixes = (0..2).filter(|_| random.bool()).collect();
     filter.message_prefixes = asked.prefixes.iter().map(|prefix| PREFIXES[*prefix].to_owned()).collect();
     if random.u8(0..4) == 0 {
@@ -84,13 +135,30 @@ impl Asked {
     fn line(&self, ordinal: u64, what: &What) -> Option<String> {
         let operations = ["", "OPERATION_INSERT", "OPERATION_UPDATE", "OPERATION_DELETE"];
         Some(match what {
-            What::Change { table, operation, values } => {
+            What::Change { table, operation, old, new } => {
                 if !self.tables.contains(table) || !self.operations.contains(operation) {
                     return None;
                 }
-                let second = if *operation == Operation::Delete { "-" } else { &values[1] };
-                let values = if self.narrow { values[0].clone() } else { format!("{} {second}", values[0]) };
-                format!("{ordinal} {} {} [{values}]", operations[*operation as usize], TABLES[*table])
+                let transition = match self.predicates[*table] {
+                    None => "",
+                    Some(Where(_, holds)) => match (*operation, holds(old), holds(new)) {
+                        (Operation::Insert, _, true) | (Operation::Update, false, true) => "_ENTER",
+                        (Operation::Update, true, true) => "_STAY",
+                        (Operation::Update, true, false) | (Operation::Delete, true, _) => "_LEAVE",
+                        _ => return None,
+                    },
+                };
+                let image = |row: &Row, key: bool| match (self.narrow && *table != FULL, key) {
+                    (true, _) => format!(" [{}]", row[0]),
+                    (false, true) => format!(" [{} -]", row[0]),
+                    (false, false) => format!(" [{} {}]", row[0], row[1]),
+                };
+                let images = match *operation {
+                    Operation::Delete => image(old, *table != FULL),
+                    Operation::Update if *table == FULL => image(old, false) + &image(new, false),
+                    _ => image(new, false),
+                };
+                format!("{ordinal} {} {}{images}{transition}", operations[*operation as usize], TABLES[*table])
             }
             What::Truncate { tables } => {
                 let kept: Vec<u32> =
@@ -150,16 +218,37 @@ struct Scribe {
     random: fastrand::Rng,
     /// One cut in so many places; 0 for none.
     cuts: u8,
+    /// Streams run in between, and blocks get cold.
+    live: bool,
 }
 
 impl Scribe {
-    fn cut(&mut self) {
+    fn new(world: World, random: &mut fastrand::Rng, live: bool) -> Self {
+        world.publish(&TABLES);
+        let version = |(index, table): (usize, &&str)| match index {
+            FULL => world.full_relation(index as u32 + 1, table, &["id", "v"]),
+            _ => world.relation(index as u32 + 1, table, &["id", "v"]),
+        };
+        let relations = TABLES.iter().enumerate().map(version).collect();
+        Scribe { world, relations, cuts: random.u8(0..5), random: random.fork(), live }
+    }
+
+    async fn cut(&mut self) {
         if self.cuts > 0 && self.random.u8(0..self.cuts) == 0 {
             self.world.seal();
         }
+        if self.live {
+            for _ in 0..self.random.usize(0..20) {
+                tokio::task::yield_now().await;
+            }
+            if self.random.u8(0..20) == 0 {
+                let next = self.world.feed.marks().borrow().next_block;
+                self.world.feed.hot_from.store(next.saturating_sub(self.random.u64(0..5)), Ordering::Relaxed);
+            }
+        }
     }
 
-    fn what(&mut self, ordinal: u64) -> What {
+    fn what(&mut self) -> What {
         match self.random.u8(0..10) {
             0 => {
                 let prefix = self.random.usize(0..3);
@@ -176,22 +265,31 @@ impl Scribe {
             _ => {
                 let table = if self.random.u8(0..6) == 0 { 3 } else { self.random.usize(0..3) };
                 let operation = OPERATIONS[self.random.usize(0..3)];
-                let values = [ordinal.to_string(), "v".repeat(self.random.usize(1..30))];
                 let relation = self.relations[table].clone();
-                self.world.change(&relation, operation, &[&values[0], &values[1]]);
-                What::Change { table, operation, values }
+                let new = [self.random.u8(1..6).to_string(), self.random.char('a'..='c').to_string()];
+                let [id, v] = [new[0].as_str(), new[1].as_str()];
+                if table != FULL || operation == Operation::Insert {
+                    let long = if table == FULL { v.to_owned() } else { v.repeat(self.random.usize(1..30)) };
+                    self.world.change(&relation, operation, &[id, &long]);
+                    let new = [id.to_owned(), long];
+                    return What::Change { table, operation, old: new.clone(), new };
+                }
+                let old = [self.random.u8(1..6).to_string(), self.random.char('a'..='c').to_string()];
+                let update = operation == Operation::Update;
+                self.world.change_full(&relation, &[&old[0], &old[1]], update.then_some(&[id, v]));
+                What::Change { table, operation, old, new }
             }
         }
     }
 
-    fn write(&mut self, transactions: usize) -> Vec<Happened> {
+    async fn write(&mut self, transactions: usize) -> Vec<Happened> {
         let mut history = Vec::new();
         for _ in 0..transactions {
             if self.random.u8(0..6) == 0 {
                 let prefix = self.random.usize(0..3);
                 let position = self.world.message_outside(PREFIXES[prefix], "content");
                 history.push(Happened::Message { prefix, position });
-                self.cut();
+                self.cut().await;
                 continue;
             }
             let origin = usize::from(self.random.u8(0..4) == 0);
@@ -199,8 +297,8 @@ impl Scribe {
             let begin = self.world.writer.open_transaction().map(|(open, _)| open.commit_lsn.to_string());
             let mut events = Vec::new();
             for ordinal in 1..=self.random.u64(1..7) {
-                events.push((ordinal, self.what(ordinal)));
-                self.cut();
+                events.push((ordinal, self.what()));
+                self.cut().await;
             }
             let discarded = self.random.u8(0..10) == 0;
             let end = if discarded {
@@ -209,14 +307,18 @@ impl Scribe {
             } else {
                 Some(self.world.commit())
             };
-            self.cut();
+            self.cut().await;
             history.push(Happened::Transaction { begin: begin.unwrap_or_default(), origin, events, end });
         }
+        history
+    }
+
+    fn end(&mut self, history: &mut Vec<Happened>) -> Position {
         // A last one that nobody can take for anything else, so that every stream has an end to wait for.
         let position = self.world.message_outside("walcast.end", "");
         self.world.seal();
         history.push(Happened::Message { prefix: 2, position });
-        history
+        position
     }
 }
 
@@ -239,43 +341,63 @@ fn positions(history: &[Happened]) -> Vec<Position> {
     std::iter::once(at(100)).chain(ends).collect()
 }
 
+fn request(asked: &Asked, start: Position, random: &mut fastrand::Rng) -> Subscription {
+    Subscription {
+        filter: asked.filter.clone(),
+        max_message_bytes: random.bool().then(|| random.u32(150..400)),
+        credits: random.bool(),
+        row_format: RowFormat::Compact,
+        progress_interval: Some(std::time::Duration::from_millis(10)),
+        ..after(start)
+    }
+}
+
+/// The lines of a stream up to its end, which may not be known yet.
+async fn read(mut client: Client, end: Arc<OnceLock<Position>>, mut random: fastrand::Rng) -> Vec<String> {
+    let handle = client.session.handle();
+    let granting = tokio::spawn({
+        let mut random = random.fork();
+        async move {
+            loop {
+                handle.grant(random.u64(1..4), random.u64(1..400));
+                tokio::task::yield_now().await;
+            }
+        }
+    });
+    let mut lines = Vec::new();
+    loop {
+        match client.event().await {
+            pb::event::Kind::Progress(progress) => {
+                let told = position(&progress.position);
+                if let Some(end) = end.get().filter(|end| told.order() >= end.order()) {
+                    assert_eq!(told, *end);
+                    break;
+                }
+            }
+            event => lines.extend(client.line(&event)),
+        }
+        for _ in 0..random.usize(0..3) {
+            tokio::task::yield_now().await;
+        }
+    }
+    granting.abort();
+    lines
+}
+
 async fn history_of(seed: u64) {
     let mut random = fastrand::Rng::with_seed(seed);
-    let world = World::new();
-    world.publish(&TABLES);
-    let relations =
-        TABLES.iter().enumerate().map(|(index, table)| world.relation(index as u32 + 1, table, &["id", "v"])).collect();
-    let cuts = random.u8(0..5);
-    let mut scribe = Scribe { world, relations, random: random.fork(), cuts };
-    let history = scribe.write(random.usize(1..15));
+    let mut scribe = Scribe::new(World::new(), &mut random, false);
+    let mut history = scribe.write(random.usize(1..15)).await;
+    let end = Arc::new(OnceLock::from(scribe.end(&mut history)));
     let world = scribe.world;
     let ends = positions(&history);
-    let end = world.feed.tail();
     for _ in 0..6 {
         let asked = asked(&mut random);
         let start = ends[random.usize(0..ends.len())];
         world.feed.hot_from.store(random.u64(0..10), Ordering::Relaxed);
-        let request = Subscription {
-            filter: asked.filter.clone(),
-            max_message_bytes: random.bool().then(|| random.u32(150..400)),
-            credits: random.bool(),
-            row_format: RowFormat::Compact,
-            progress_interval: Some(std::time::Duration::from_millis(10)),
-            ..after(start)
-        };
-        let mut client = world.open(request.clone()).await;
-        let handle = client.session.handle();
-        let granting = tokio::spawn({
-            let mut random = random.fork();
-            async move {
-                loop {
-                    handle.grant(random.u64(1..4), random.u64(1..400));
-                    tokio::task::yield_now().await;
-                }
-            }
-        });
-        let lines = client.until(end).await;
-        granting.abort();
+        let request = request(&asked, start, &mut random);
+        let client = world.open(request.clone()).await;
+        let lines = read(client, end.clone(), random.fork()).await;
         let expected = asked.stream(&history, start);
         assert_eq!(happened(&lines), happened(&expected), "seed {seed}, after {start}, {request:#?}");
     }
@@ -285,5 +407,44 @@ async fn history_of(seed: u64) {
 async fn streams_equal_the_model() {
     for seed in 0..300 {
         history_of(seed).await;
+    }
+}
+
+async fn followed(seed: u64) {
+    let mut random = fastrand::Rng::with_seed(seed);
+    let mut scribe = Scribe::new(World::new(), &mut random, true);
+    let end = Arc::new(OnceLock::new());
+    let mut history = Vec::new();
+    let mut readers = Vec::new();
+    for _ in 0..random.usize(1..5) {
+        let ends = positions(&history);
+        for _ in 0..4 {
+            let asked = asked(&mut random);
+            let start = ends[random.usize(0..ends.len())];
+            let request = request(&asked, start, &mut random);
+            let client = scribe.world.open(request.clone()).await;
+            readers.push((asked, start, request, tokio::spawn(read(client, end.clone(), random.fork()))));
+        }
+        history.extend(scribe.write(random.usize(1..15)).await);
+    }
+    end.set(scribe.end(&mut history)).expect("set once");
+    for (asked, start, request, lines) in readers {
+        let lines = lines.await.unwrap_or_else(|error| panic!("seed {seed}, after {start}, {request:#?}: {error}"));
+        let expected = asked.stream(&history, start);
+        assert_eq!(happened(&lines), happened(&expected), "seed {seed}, after {start}, {request:#?}");
+    }
+}
+
+#[tokio::test]
+async fn streams_that_follow_equal_the_model() {
+    for seed in 0..200 {
+        followed(seed).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn streams_that_follow_on_many_threads_equal_the_model() {
+    for seed in 1000..1100 {
+        followed(seed).await;
     }
 }

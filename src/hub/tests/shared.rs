@@ -1,24 +1,14 @@
 //! What streams share: one computation for each block and selection, whoever asks first; row predicates.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    thread,
-};
+use std::{sync::Arc, thread};
 
 use crate::{
     feed::{Cursor, Feed, Fetched},
-    hub::{
-        Error, RowFormat,
-        frames::payload,
-        group::{Groups, Plan},
-        projection::{Cut, Plans, project},
-        testing::*,
-    },
-    model::{Operation, RelationId, RowAccess, Value},
-    selection::{Predicate, Selection, Transition},
+    hub::{RowFormat, Subscription, group::Groups, testing::*},
+    lsn::Lsn,
+    model::{Datum, OldImage, Operation},
+    reason::{Classified, Reason},
+    selection::{Filter, Selection},
     wire::{block::Block, pb},
 };
 
@@ -62,61 +52,118 @@ fn a_block_is_projected_once_for_everybody() {
     }
 }
 
-/// Rows whose second column is `in`.
-#[derive(Default)]
-struct IsIn(AtomicUsize);
-
-impl Predicate for IsIn {
-    fn transition(&self, operation: Operation, row: &dyn RowAccess) -> Option<Transition> {
-        self.0.fetch_add(1, Ordering::Relaxed);
-        let (before, after) = (row.before(1) == Value::Text("in"), row.after(1) == Value::Text("in"));
-        match operation {
-            Operation::Delete => None,
-            Operation::Insert => Transition::between(false, after),
-            _ => Transition::between(before, after),
-        }
-    }
+fn filter(predicate: &str) -> Filter {
+    Filter { predicate: predicate.to_owned(), ..tables(&["shop.*"]) }
 }
 
-struct WithPredicate<'a>(&'a World, Arc<IsIn>);
-
-impl Plans for WithPredicate<'_> {
-    fn plan(&self, id: RelationId) -> Result<Arc<Plan>, Error> {
-        let relation = self.0.feed.relation(id).ok_or_else(|| Error::internal("unknown"))?;
-        let selection = Selection::compile(None, None)?;
-        let rules = selection.relation(&relation).with_predicate(self.1.clone());
-        Ok(Arc::new(Plan { relation, rules, event: Default::default() }))
-    }
-}
-
-#[test]
-fn a_predicate_selects_rows_and_marks_transitions() {
+#[tokio::test]
+async fn a_predicate_selects_rows_and_marks_transitions() {
     let mut world = World::new();
-    let orders = world.relation(1, "shop.orders", &["id", "state"]);
+    let orders = world.full_relation(1, "shop.orders", &["id", "state"]);
     world.begin("");
     world.insert(&orders, &["1", "out"]);
     world.insert(&orders, &["2", "in"]);
-    world.change(&orders, Operation::Update, &["1", "in"]);
-    world.change(&orders, Operation::Delete, &["1", "in"]);
-    world.writer.truncate(&[1], false, false, crate::lsn::Lsn(1));
+    world.change_full(&orders, &["1", "out"], Some(&["1", "in"]));
+    world.change_full(&orders, &["1", "in"], Some(&["9", "in"]));
+    world.change_full(&orders, &["2", "in"], Some(&["2", "out"]));
+    world.change_full(&orders, &["2", "out"], None);
+    world.change_full(&orders, &["9", "in"], None);
+    world.writer.truncate(&[1], false, false, Lsn(1));
     world.commit();
     world.seal();
-    for format in [RowFormat::Compact, RowFormat::Struct] {
-        let plans = WithPredicate(&world, Arc::default());
-        let selection = Selection::compile(Some(&tables(&["shop.*"])), None).expect("a good filter");
-        let projection = project(&block(&world, 0), &selection, format, &plans, Cut::default()).expect("a projection");
-        assert_eq!(plans.1.0.load(Ordering::Relaxed), 4, "each row once, truncates never");
-        assert_eq!((projection.body.events, projection.body.counted), (5, 3));
-        let response: pb::SubscribeResponse =
-            prost::Message::decode(payload(&projection.body.message)).expect("a response");
-        let transitions: Vec<(u64, pb::Transition)> = response
-            .events
-            .into_iter()
-            .filter_map(|event| match event.kind {
-                Some(pb::event::Kind::Change(change)) => Some((change.ordinal, change.transition())),
-                _ => None,
-            })
-            .collect();
-        assert_eq!(transitions, [(2, pb::Transition::Enter), (3, pb::Transition::Enter)]);
+    for row_format in [RowFormat::Compact, RowFormat::Struct] {
+        let request = Subscription { row_format, filter: Some(filter("state = 'in'")), ..earliest() };
+        let mut client = world.open(request).await;
+        let mut transitions = Vec::new();
+        let commit = loop {
+            match client.event().await {
+                pb::event::Kind::Change(change) => transitions.push((change.ordinal, change.transition())),
+                pb::event::Kind::Commit(commit) => break commit,
+                _ => {}
+            }
+        };
+        use pb::Transition::{Enter, Leave, Stay};
+        assert_eq!(transitions, [(2, Enter), (3, Enter), (4, Stay), (5, Leave), (7, Leave)]);
+        assert_eq!((commit.changes, commit.total_changes), (6, 8));
     }
+}
+
+#[tokio::test]
+async fn a_predicate_must_fit_the_tables_as_they_are() {
+    let world = World::new();
+    world.relation(1, "shop.orders", &["id", "total"]);
+    world.relation(2, "shop.orders", &["id", "state"]);
+    world.relation(3, "shop.gone", &["id"]);
+    world.publish(&["shop.orders"]);
+    let refused = |predicate: &str| {
+        let request = Subscription { filter: Some(filter(predicate)), ..earliest() };
+        async { world.try_open(request).await.map(|_| ()).expect_err("it does not fit") }
+    };
+    for (predicate, detail) in [
+        ("id = '1' AND total = '2'", "offset 13"),
+        ("state = 'in'", "ALTER TABLE shop.orders REPLICA IDENTITY FULL"),
+        ("state = ", "offset 8"),
+    ] {
+        let error = refused(predicate).await;
+        assert_eq!(error.reason(), Reason::FilterInvalid);
+        let [(path, told)] = &error.violations()[..] else { panic!("{error:?}") };
+        assert!(path == "filter.where" && told.contains(detail), "{told}");
+    }
+    world.open(Subscription { filter: Some(filter("id = '1'")), ..earliest() }).await;
+}
+
+#[tokio::test]
+async fn a_version_that_the_predicate_does_not_fit_ends_the_stream_behind_what_came_before() {
+    let mut world = World::new();
+    let orders = world.full_relation(1, "shop.orders", &["id", "state"]);
+    let mut client = world.open(Subscription { filter: Some(filter("state = 'in'")), ..earliest() }).await;
+    world.begin("");
+    world.insert(&orders, &["1", "in"]);
+    let before = world.commit();
+    let orders = world.full_relation(2, "shop.orders", &["id", "status"]);
+    world.begin("");
+    world.insert(&orders, &["2", "in"]);
+    world.commit();
+    world.seal();
+    let mut last = None;
+    let error = loop {
+        match client.next().await.expect("an error") {
+            Ok(pb::event::Kind::Commit(commit)) => last = Some(position(&commit.position)),
+            Ok(_) => {}
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(last, Some(before));
+    assert_eq!(error.reason(), Reason::FilterInvalid);
+    assert!(error.violations()[0].1.contains("table shop.orders has no column"), "{error}");
+    assert!(client.next().await.is_none());
+}
+
+#[tokio::test]
+async fn what_cannot_be_decided_ends_the_stream() {
+    let mut world = World::new();
+    let orders = world.relation(1, "shop.orders", &["id", "state"]);
+    world.begin("");
+    let new = [Datum::Text(b"1"), Datum::Unchanged].into_iter();
+    let old: Option<(OldImage, std::array::IntoIter<Datum<'_>, 2>)> = None;
+    world.writer.change(&orders, Operation::Update, Lsn(1), old, Some(new)).expect("an update");
+    world.commit();
+    world.seal();
+    let mut client = world.open(Subscription { filter: Some(filter("after.state = 'in'")), ..earliest() }).await;
+    let error = client.error().await;
+    assert_eq!(error.reason(), Reason::FilterInvalid);
+    assert!(error.violations()[0].1.contains("\"state\""), "{error}");
+    assert!(error.metadata().iter().any(|(key, _)| *key == "lsn"), "{error:?}");
+}
+
+#[tokio::test]
+async fn predicates_that_are_written_differently_share_a_group() {
+    let world = World::new();
+    world.full_relation(1, "shop.orders", &["id", "state"]);
+    let open = |predicate: &str| world.open(Subscription { filter: Some(filter(predicate)), ..earliest() });
+    let one = open("state='in' and not id = '5'").await;
+    let other = open("(STATE = 'in') AND NOT (id = '5')").await;
+    let third = open("state='in'").await;
+    assert!(Arc::ptr_eq(&one.session.group, &other.session.group));
+    assert!(!Arc::ptr_eq(&one.session.group, &third.session.group));
 }

@@ -224,3 +224,46 @@ async fn generated_columns_under_full_identity_are_a_trap_from_18_on() {
         assert!(publication::find(&sql, "p").await.unwrap().unwrap().generated_columns);
     }
 }
+
+#[tokio::test]
+async fn tables_are_described_as_the_stream_would() {
+    let cluster = Cluster::start("", "").await;
+    let sql = cluster.sql().await;
+    sql.batch(
+        "CREATE SCHEMA \"S 1\"; CREATE TYPE \"S 1\".mood AS ENUM ('ok');
+         CREATE TABLE \"S 1\".by_key (a int, gone text, b varchar(20) NOT NULL, m \"S 1\".mood, l int[], PRIMARY KEY (b, a));
+         ALTER TABLE \"S 1\".by_key DROP COLUMN gone;
+         CREATE TABLE by_index (a int NOT NULL, b int, c int, g int GENERATED ALWAYS AS (a + 1) STORED);
+         CREATE UNIQUE INDEX i ON by_index (a) INCLUDE (b); ALTER TABLE by_index REPLICA IDENTITY USING INDEX i;
+         CREATE TABLE whole (a int, b numeric(10, 2)); ALTER TABLE whole REPLICA IDENTITY FULL;
+         CREATE TABLE nothing (a int PRIMARY KEY); ALTER TABLE nothing REPLICA IDENTITY NOTHING;
+         CREATE TABLE narrow (a int PRIMARY KEY, b int, c int); CREATE TABLE unpublished (a int);
+         CREATE PUBLICATION p FOR TABLE \"S 1\".by_key, by_index, whole, nothing, narrow (a, c)",
+    )
+    .await
+    .unwrap();
+    let tables = ["by_key", "by_index", "whole", "nothing", "narrow", "unpublished"]
+        .map(|table| (if table == "by_key" { "S 1" } else { "public" }.to_owned(), table.to_owned()));
+    let described: Vec<String> = publication::relations(&sql, "p", &tables)
+        .await
+        .unwrap()
+        .iter()
+        .map(|relation| {
+            let columns = relation.columns.iter().map(|column| {
+                let key = if column.in_identity { "*" } else { "" };
+                format!("{}{key} {} {}", column.name, column.type_name, column.type_modifier)
+            });
+            let columns: Vec<_> = columns.collect();
+            format!("{} {:?}: {}", relation.qualified_name(), relation.replica_identity, columns.join(", "))
+        })
+        .collect();
+    let expected = [
+        "S 1.by_key Default: a* int4 -1, b* varchar 24, m S 1.mood -1, l _int4 -1",
+        "public.by_index Index: a* int4 -1, b int4 -1, c int4 -1",
+        "public.whole Full: a* int4 -1, b* numeric 655366",
+        "public.nothing Nothing: a int4 -1",
+        "public.narrow Default: a* int4 -1, c int4 -1",
+    ];
+    assert_eq!(described, expected);
+    assert_eq!(publication::relations(&sql, "p", &[]).await.unwrap(), []);
+}

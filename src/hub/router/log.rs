@@ -1,0 +1,214 @@
+//! What the router found for one group.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::watch;
+
+use crate::feed::Marks;
+
+/// Blocks that a group remembers.
+const BLOCKS: usize = if cfg!(test) { 4 } else { 128 };
+/// Events that it remembers, all blocks together; a block with more is looked at as a whole.
+const HITS: usize = if cfg!(test) { 8 } else { 1024 };
+const HITS_OF_A_BLOCK: u32 = if cfg!(test) { 5 } else { 512 };
+/// Any event of the block may concern the group.
+const WHOLE: u32 = u32::MAX;
+
+/// How far the router has come.
+#[derive(Debug, Default)]
+pub(super) struct Published {
+    marks: RwLock<Marks>,
+    pub alive: AtomicBool,
+}
+
+impl Published {
+    /// Everything below `marks.next_block` is routed. The tail does not go back when a block completes nothing.
+    pub fn set(&self, marks: Marks) {
+        let mut published = self.marks.write();
+        let tail = match published.tail.lineage == marks.tail.lineage && published.tail.order() > marks.tail.order() {
+            true => published.tail,
+            false => marks.tail,
+        };
+        *published = Marks { next_block: marks.next_block, tail };
+    }
+
+    fn get(&self) -> Marks {
+        *self.marks.read()
+    }
+}
+
+/// What comes next for a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::hub) enum Next {
+    /// The router does not know: read on.
+    Unknown,
+    /// No block before this one concerns the group.
+    Block(u64),
+    /// No block before `next_block` does, and `tail` was the tail there.
+    Tail(Marks),
+    /// The stream is ahead of the router.
+    Ahead,
+}
+
+/// One group's place in the router.
+#[derive(Debug)]
+pub(in crate::hub) struct Route {
+    pub(super) slot: u32,
+    published: Arc<Published>,
+    log: Mutex<Log>,
+    signal: watch::Sender<()>,
+}
+
+#[derive(Debug, Default)]
+struct Log {
+    /// Blocks below this are not known.
+    from: u64,
+    concerns: VecDeque<Concern>,
+    /// Numbers of index entries, block after block.
+    hits: VecDeque<u32>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Concern {
+    block: u64,
+    /// How many of `hits` are its own; or [`WHOLE`].
+    count: u32,
+}
+
+impl Concern {
+    fn hits(self) -> usize {
+        if self.count == WHOLE { 0 } else { self.count as usize }
+    }
+}
+
+impl Route {
+    pub(super) fn new(slot: u32, from: u64, published: &Arc<Published>) -> Self {
+        let log = Mutex::new(Log { from, ..Log::default() });
+        Route { slot, published: published.clone(), log, signal: watch::Sender::new(()) }
+    }
+
+    /// Wakes whenever a block concerns the group.
+    pub fn concerned(&self) -> watch::Receiver<()> {
+        self.signal.subscribe()
+    }
+
+    pub(super) fn signal(&self) {
+        self.signal.send_replace(());
+    }
+
+    /// What comes next for a stream that has taken in every block below `block`.
+    pub fn next(&self, block: u64) -> Next {
+        if !self.published.alive.load(Ordering::Acquire) {
+            return Next::Unknown;
+        }
+        let marks = self.published.get();
+        if block > marks.next_block {
+            return Next::Ahead;
+        }
+        let log = self.log.lock();
+        if block < log.from {
+            return Next::Unknown;
+        }
+        match log.concerns.get(log.concerns.partition_point(|concern| concern.block < block)) {
+            Some(concern) if concern.block < marks.next_block => Next::Block(concern.block),
+            _ => Next::Tail(marks),
+        }
+    }
+
+    /// The entries of a block that concern the group, ascending; `None`: not known, or any of them.
+    pub fn hits(&self, block: u64) -> Option<Vec<u32>> {
+        if block >= self.published.get().next_block {
+            return None;
+        }
+        let log = self.log.lock();
+        if block < log.from {
+            return None;
+        }
+        let at = log.concerns.partition_point(|concern| concern.block < block);
+        match log.concerns.get(at) {
+            Some(concern) if concern.block == block => {
+                if concern.count == WHOLE {
+                    return None;
+                }
+                let skipped: usize = log.concerns.iter().take(at).map(|concern| concern.hits()).sum();
+                Some(log.hits.range(skipped..skipped + concern.hits()).copied().collect())
+            }
+            _ => Some(Vec::new()),
+        }
+    }
+
+    /// The block must be looked at; whether that is news. Blocks come in ascending order.
+    pub(super) fn touch(&self, block: u64) -> bool {
+        self.log.lock().touch(block)
+    }
+
+    /// An entry of the block, in ascending order, concerns the group; whether the block is news.
+    pub(super) fn hit(&self, block: u64, entry: u32) -> bool {
+        let mut log = self.log.lock();
+        let news = log.touch(block);
+        let Some(concern) = log.concerns.back().copied() else { return news };
+        if concern.count == WHOLE || concern.count > 0 && log.hits.back() == Some(&entry) {
+            return news;
+        }
+        if concern.count == HITS_OF_A_BLOCK {
+            log.whole();
+            return news;
+        }
+        log.hits.push_back(entry);
+        if let Some(concern) = log.concerns.back_mut() {
+            concern.count += 1;
+        }
+        while log.hits.len() > HITS {
+            log.forget();
+        }
+        news
+    }
+
+    /// Any entry may concern the group; whether the block is news.
+    pub(super) fn whole(&self, block: u64) -> bool {
+        let mut log = self.log.lock();
+        let news = log.touch(block);
+        log.whole();
+        news
+    }
+
+    /// Nothing is known of the blocks below `from`.
+    pub(super) fn lose(&self, from: u64) {
+        *self.log.lock() = Log { from, ..Log::default() };
+    }
+}
+
+impl Log {
+    fn touch(&mut self, block: u64) -> bool {
+        if self.concerns.back().is_some_and(|last| last.block == block) {
+            return false;
+        }
+        if self.concerns.len() == BLOCKS {
+            self.forget();
+        }
+        self.concerns.push_back(Concern { block, count: 0 });
+        true
+    }
+
+    fn whole(&mut self) {
+        if let Some(concern) = self.concerns.back_mut() {
+            let own = concern.hits();
+            concern.count = WHOLE;
+            self.hits.truncate(self.hits.len() - own);
+        }
+    }
+
+    fn forget(&mut self) {
+        if let Some(oldest) = self.concerns.pop_front() {
+            self.from = oldest.block + 1;
+            self.hits.drain(..oldest.hits());
+        }
+    }
+}

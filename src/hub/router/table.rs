@@ -1,0 +1,228 @@
+//! Who is concerned by the changes of one relation version: relation and operation first, then equality predicates by
+//! hash, then the rest once per distinct predicate. Values are decoded once for all of them.
+
+use std::{collections::HashMap, sync::Arc};
+
+use smallvec::SmallVec;
+
+use super::index::Pass;
+use crate::{
+    model::{Operation, Relation},
+    selection::{
+        Operations, RowPredicate, Selection,
+        predicate::{Decision, KeyColumn},
+    },
+    wire::rows::{Pick, Picked},
+};
+
+/// Distinct predicates without an equality that each change is held against. The members of more are concerned by every
+/// change, without being woken: they evaluate it when their timer comes.
+const RESIDUALS: usize = if cfg!(test) { 2 } else { 256 };
+
+/// Members by what they select of one relation version.
+pub(super) struct Table {
+    pub relation: Arc<Relation>,
+    /// What each member selects.
+    members: HashMap<u32, Want>,
+    /// Members that every change of these operations concerns.
+    plain: HashMap<u32, (Operations, Wake)>,
+    predicates: Vec<Option<Distinct>>,
+    free: Vec<u32>,
+    by_text: HashMap<Arc<str>, u32>,
+    keyed: Vec<Keyed>,
+    residual: Vec<u32>,
+    pick: Pick,
+    /// Operations of `plain` that were entered in the block of this number.
+    entered: (u64, u8),
+}
+
+struct Want {
+    operations: Operations,
+    /// Its number in `predicates`.
+    predicate: Option<u32>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wake {
+    Now,
+    Later,
+}
+
+/// A predicate and the members that have it.
+struct Distinct {
+    predicate: Arc<RowPredicate>,
+    members: SmallVec<[(u32, Operations); 1]>,
+}
+
+/// Predicates with an equality on one column.
+struct Keyed {
+    on: KeyColumn,
+    by_key: HashMap<Box<[u8]>, SmallVec<[u32; 2]>>,
+    /// Any of these operations is selected by one of them.
+    operations: Operations,
+}
+
+impl Table {
+    pub fn new(relation: Arc<Relation>) -> Self {
+        Table {
+            relation,
+            members: HashMap::new(),
+            plain: HashMap::new(),
+            predicates: Vec::new(),
+            free: Vec::new(),
+            by_text: HashMap::new(),
+            keyed: Vec::new(),
+            residual: Vec::new(),
+            pick: Pick::default(),
+            entered: (u64::MAX, 0),
+        }
+    }
+
+    pub fn join(&mut self, slot: u32, selection: &Selection) {
+        let Ok(plan) = selection.relation(&self.relation) else {
+            // Its streams are to find out that their predicate does not fit.
+            self.members.insert(slot, Want { operations: Operations::ALL, predicate: None });
+            self.plain.insert(slot, (Operations::ALL, Wake::Now));
+            return;
+        };
+        if !plan.selected {
+            return;
+        }
+        let operations = plan.operations();
+        let predicate = plan.predicate.and_then(|predicate| match self.distinct(&predicate, operations) {
+            Some(number) => Some(number),
+            None => {
+                self.plain.insert(slot, (operations, Wake::Later));
+                None
+            }
+        });
+        match predicate.and_then(|number| self.predicates.get_mut(number as usize)) {
+            Some(Some(distinct)) => distinct.members.push((slot, operations)),
+            _ => {
+                self.plain.entry(slot).or_insert((operations, Wake::Now));
+            }
+        }
+        self.members.insert(slot, Want { operations, predicate });
+    }
+
+    /// The number of a predicate; `None` when there are too many that every change is held against.
+    fn distinct(&mut self, predicate: &Arc<RowPredicate>, operations: Operations) -> Option<u32> {
+        let known = self.by_text.get(predicate.canonical()).copied();
+        if known.is_none() && predicate.compiled().equality().is_none() && self.residual.len() >= RESIDUALS {
+            return None;
+        }
+        let number = known.unwrap_or_else(|| {
+            let number = self.free.pop().unwrap_or_else(|| {
+                self.predicates.push(None);
+                self.predicates.len() as u32 - 1
+            });
+            self.by_text.insert(predicate.canonical().clone(), number);
+            self.predicates[number as usize] =
+                Some(Distinct { predicate: predicate.clone(), members: SmallVec::new() });
+            predicate.compiled().columns().into_iter().for_each(|column| self.pick.add(column));
+            number
+        });
+        match predicate.compiled().equality() {
+            None if known.is_none() => self.residual.push(number),
+            None => {}
+            Some(equality) => {
+                let at = self.keyed.iter().position(|keyed| keyed.on == equality.on).unwrap_or_else(|| {
+                    let by_key = HashMap::new();
+                    self.keyed.push(Keyed { on: equality.on, by_key, operations: Operations::NONE });
+                    self.keyed.len() - 1
+                });
+                let keyed = &mut self.keyed[at];
+                keyed.operations = keyed.operations.or(operations);
+                if known.is_none() {
+                    keyed.by_key.entry(equality.key.clone()).or_default().push(number);
+                }
+            }
+        }
+        Some(number)
+    }
+
+    pub fn leave(&mut self, slot: u32) {
+        self.plain.remove(&slot);
+        let Some(number) = self.members.remove(&slot).and_then(|want| want.predicate) else { return };
+        let Some(Some(distinct)) = self.predicates.get_mut(number as usize) else { return };
+        distinct.members.retain(|(member, _)| *member != slot);
+        if !distinct.members.is_empty() {
+            return;
+        }
+        self.by_text.remove(distinct.predicate.canonical());
+        match distinct.predicate.compiled().equality() {
+            None => self.residual.retain(|residual| *residual != number),
+            Some(equality) => {
+                if let Some(keyed) = self.keyed.iter_mut().find(|keyed| keyed.on == equality.on)
+                    && let Some(numbers) = keyed.by_key.get_mut(&equality.key)
+                {
+                    numbers.retain(|keyed| *keyed != number);
+                    if numbers.is_empty() {
+                        keyed.by_key.remove(&equality.key);
+                    }
+                }
+            }
+        }
+        self.predicates[number as usize] = None;
+        self.free.push(number);
+    }
+
+    /// TRUNCATE passes every predicate.
+    pub fn truncate(&self, pass: &mut Pass<'_>, entry: u32) {
+        let concerned = self.members.iter().filter(|(_, want)| want.operations.contains(Operation::Truncate));
+        concerned.for_each(|(slot, _)| pass.hit(*slot, entry));
+    }
+
+    pub fn change(&mut self, pass: &mut Pass<'_>, entry: u32, operation: Operation, framed: &[u8]) {
+        if self.entered.0 != pass.block {
+            self.entered = (pass.block, 0);
+        }
+        let bit = 1 << operation as u8;
+        if self.entered.1 & bit == 0 {
+            self.entered.1 |= bit;
+            for (slot, (_, wake)) in self.plain.iter().filter(|(_, (operations, _))| operations.contains(operation)) {
+                match wake {
+                    Wake::Now => pass.whole(*slot),
+                    Wake::Later => pass.later(*slot),
+                }
+            }
+        }
+        if self.by_text.is_empty() {
+            return;
+        }
+        let Ok(row) = self.pick.read(framed) else {
+            self.members.keys().for_each(|slot| pass.whole(*slot));
+            return;
+        };
+        let change = Change { entry, operation, row };
+        for keyed in self.keyed.iter().filter(|keyed| keyed.operations.contains(operation)) {
+            let enter = |key: &[u8]| {
+                for number in keyed.by_key.get(key).into_iter().flatten() {
+                    self.hold(pass, *number, &change);
+                }
+            };
+            if !keyed.on.keys(operation, &change.row, enter) {
+                keyed.by_key.values().flatten().for_each(|number| self.hold(pass, *number, &change));
+            }
+        }
+        self.residual.iter().for_each(|number| self.hold(pass, *number, &change));
+    }
+
+    /// Enters the change with the members of a predicate for which it holds, or which cannot be told.
+    fn hold(&self, pass: &mut Pass<'_>, number: u32, change: &Change<'_>) {
+        let Some(Some(distinct)) = self.predicates.get(number as usize) else { return };
+        let mut members = distinct.members.iter().filter(|(_, operations)| operations.contains(change.operation));
+        let Some(first) = members.next() else { return };
+        pass.evaluated += 1;
+        if matches!(distinct.predicate.decide(change.operation, &change.row), Ok(Decision::Skip)) {
+            return;
+        }
+        std::iter::once(first).chain(members).for_each(|(slot, _)| pass.hit(*slot, change.entry));
+    }
+}
+
+struct Change<'a> {
+    entry: u32,
+    operation: Operation,
+    row: Picked<'a>,
+}

@@ -1,0 +1,242 @@
+//! What streams do not do: look at blocks that do not concern them, or pay for how many of them there are.
+
+use std::{sync::Arc, time::Instant};
+
+use crate::{
+    feed::{Feed, Marks},
+    hub::{
+        RowFormat, Subscription,
+        group::{Group, Groups},
+        testing::*,
+    },
+    model::{Operation, Position, Relation},
+    selection::{Filter, Selection},
+    wire::pb,
+};
+
+fn filter(predicate: &str) -> Filter {
+    Filter { predicate: predicate.to_owned(), ..tables(&["shop.*"]) }
+}
+
+/// Reads up to a position; the lines.
+async fn read(mut client: Client, end: Position) -> (Vec<String>, Client) {
+    let lines = client.until(end).await;
+    (lines, client)
+}
+
+#[tokio::test]
+async fn a_block_is_looked_at_by_the_groups_that_it_concerns() {
+    const FILTERS: usize = 20;
+    let mut world = World::new();
+    let orders = world.full_relation(1, "shop.orders", &["id", "state"]);
+    let other = world.full_relation(2, "shop.other", &["id", "state"]);
+    let mut clients = Vec::new();
+    for number in 0..FILTERS {
+        let filter = Some(filter(&format!("state = '{number}'")));
+        clients.push(world.open(Subscription { filter, ..earliest() }).await);
+    }
+    let unfiltered = world.open(earliest()).await;
+    let first = world.single(&orders, &["0", "none"]);
+    let mut readers: Vec<_> = clients.into_iter().map(|client| tokio::spawn(read(client, first))).collect();
+    let mut following = Vec::new();
+    for reader in readers.drain(..) {
+        following.push(reader.await.expect("no panic").1);
+    }
+    let mut end = first;
+    let readers: Vec<_> = {
+        let last = at(first.lsn.0 + 15 * (FILTERS as u64 * 2));
+        let readers = following.into_iter().map(|client| tokio::spawn(read(client, last))).collect();
+        tokio::task::yield_now().await;
+        for number in 0..FILTERS {
+            world.single(&orders, &["1", &number.to_string()]);
+            end = world.single(&other, &["1", "none"]);
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(end, last);
+        readers
+    };
+    for (number, reader) in readers.into_iter().enumerate() {
+        let (lines, client) = reader.await.expect("no panic");
+        assert_eq!(lines.len(), 3, "{number}: {lines:?}");
+        assert_eq!(lines[1], format!("1 OPERATION_INSERT shop.orders [1 {number}]_ENTER"));
+        // The first block, which every stream takes in to find its place, and its own.
+        assert_eq!(client.session.group.kept(), 2, "{number}");
+    }
+    assert_eq!(read(unfiltered, end).await.0.len(), 3 * (1 + 2 * FILTERS));
+    // One for each change of state to a number; `none` is nobody's.
+    assert_eq!(world.hub.inner.groups.router.evaluated(), FILTERS as u64);
+}
+
+#[tokio::test]
+async fn a_stream_that_sleeps_is_woken_before_its_timer() {
+    let mut world = World::new();
+    let orders = world.full_relation(1, "shop.orders", &["id", "state"]);
+    let seconds = std::time::Duration::from_secs(3600);
+    let request = Subscription { filter: Some(filter("state = 'in'")), progress_interval: Some(seconds), ..earliest() };
+    let mut client = world.open(request).await;
+    let first = world.single(&orders, &["1", "in"]);
+    assert_eq!(client.until(first).await.len(), 3);
+    for round in 0..50 {
+        let lines = tokio::spawn(async move {
+            let line = client.line_within(DEADLINE).await;
+            client.line_within(DEADLINE).await;
+            client.line_within(DEADLINE).await;
+            (line, client)
+        });
+        for _ in 0..round % 5 {
+            tokio::task::yield_now().await;
+            world.single(&orders, &["2", "out"]);
+        }
+        let started = Instant::now();
+        world.single(&orders, &["1", "in"]);
+        let (line, back) = lines.await.expect("no panic");
+        assert!(line.is_some_and(|line| line.starts_with("begin")));
+        assert!(started.elapsed() < std::time::Duration::from_millis(500), "{:?}", started.elapsed());
+        client = back;
+    }
+}
+
+#[tokio::test]
+async fn positions_move_where_nothing_concerns_a_stream() {
+    let mut world = World::new();
+    let orders = world.full_relation(1, "shop.orders", &["id", "state"]);
+    let mut client = world.open(Subscription { filter: Some(filter("state = 'in'")), ..earliest() }).await;
+    for _ in 0..3 {
+        let mut end = at(100);
+        for _ in 0..10 {
+            end = world.single(&orders, &["1", "out"]);
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(client.until(end).await, [""; 0]);
+        world.feed.keepalive(end.lsn.0 + 3);
+        assert_eq!(client.until(at(end.lsn.0 + 3)).await, [""; 0]);
+        let progress = client.progress().await;
+        assert!(progress.caught_up);
+        world.begin("");
+        world.commit();
+    }
+}
+
+/// Joined groups of this many filters, and a world whose feed has one block of `changes` random states.
+fn joined(filters: usize, predicate: impl Fn(usize) -> String, states: usize) -> (World, Arc<Groups>, Vec<Arc<Group>>) {
+    let mut world = World::new();
+    let orders: Arc<Relation> = world.full_relation(1, "shop.orders", &["id", "state", "note", "more"]);
+    let groups = Arc::new(Groups::default());
+    let feed: Arc<dyn Feed> = world.feed.clone();
+    let join = |number| {
+        let selection = Selection::compile(Some(&filter(&predicate(number))), None).expect("a good filter");
+        groups.join(&feed, selection, RowFormat::Compact)
+    };
+    let joined = (0..filters).map(join).collect();
+    for _ in 0..20 {
+        world.begin("");
+        for number in 0..500 {
+            let state = format!("{}", number % states);
+            let row: [&str; 4] = ["1", &state, "a note of some length", "x"];
+            match number % 3 {
+                0 => world.change_full(&orders, &row, Some(&row)),
+                _ => world.change(&orders, Operation::Insert, &row),
+            }
+        }
+        world.commit();
+        world.seal();
+    }
+    (world, groups, joined)
+}
+
+fn routed(world: &World, groups: &Groups) -> std::time::Duration {
+    let marks: Marks = *world.feed.marks().borrow();
+    let started = Instant::now();
+    groups.router.advance(&*world.feed, marks, &groups.timeline);
+    started.elapsed()
+}
+
+#[test]
+fn equality_predicates_cost_the_same_however_many_there_are() {
+    let evaluated = |filters: usize| {
+        let (world, groups, _joined) = joined(filters, |number| format!("state = '{number}'"), 10);
+        routed(&world, &groups);
+        groups.router.evaluated()
+    };
+    let ten = evaluated(10);
+    // Each change has one state that one filter wants; an UPDATE that leaves it as it is is one key.
+    assert_eq!(ten, 20 * 500);
+    assert_eq!(evaluated(2000), ten);
+}
+
+#[test]
+fn groups_that_are_gone_cost_nothing() {
+    let (world, groups, joined) = joined(50, |number| format!("state = '{number}' OR id = '{number}'"), 10);
+    drop(joined);
+    routed(&world, &groups);
+    assert_eq!(groups.router.evaluated(), 0);
+}
+
+/// Nanoseconds per block of 500 changes: `cargo test --release router -- --ignored --nocapture`.
+#[test]
+#[ignore = "measures time"]
+fn the_cost_of_a_pass() {
+    let measure = |name: &str, filters: usize, predicate: &dyn Fn(usize) -> String| {
+        let (world, groups, _joined) = joined(filters, predicate, 10_000);
+        let mut marks: Marks = *world.feed.marks().borrow();
+        marks.next_block = 10;
+        // The first pass over a table learns the filters.
+        groups.router.advance(&*world.feed, marks, &groups.timeline);
+        let before = groups.router.evaluated();
+        let time = routed(&world, &groups).as_nanos() / 10;
+        let evaluated = (groups.router.evaluated() - before) / 10;
+        println!("{name}: {filters} filters, {time} ns per block of 500 changes, {evaluated} evaluations in it");
+    };
+    for filters in [1, 10, 100, 1000, 10_000] {
+        measure("equality", filters, &|number| format!("state = 's{number}'"));
+        measure("equality that hits", filters, &|number| format!("state = '{number}'"));
+    }
+    for filters in [1, 2, 100, 1000] {
+        measure("residual", filters, &|number| format!("state > '{number}' AND note = more"));
+    }
+}
+
+#[tokio::test]
+async fn truncates_and_messages_find_their_groups() {
+    let mut world = World::new();
+    let orders = world.full_relation(1, "shop.orders", &["id", "state"]);
+    let messages = Filter { message_prefixes: vec!["note*".to_owned()], ..filter("state = 'in'") };
+    let mut with_messages = world.open(Subscription { filter: Some(messages), ..earliest() }).await;
+    let mut without = world.open(Subscription { filter: Some(filter("state = 'in'")), ..earliest() }).await;
+    let first = world.single(&orders, &["1", "out"]);
+    assert_eq!(with_messages.until(first).await.len() + without.until(first).await.len(), 0);
+    let (one, other) = (tokio::spawn(read_lines(with_messages, 5)), tokio::spawn(read_lines(without, 3)));
+    tokio::task::yield_now().await;
+    world.message_outside("note.a", "");
+    world.seal();
+    world.message_outside("audit", "");
+    world.seal();
+    tokio::task::yield_now().await;
+    world.begin("");
+    world.writer.message("note.b", b"", crate::lsn::Lsn(1)).expect("encodes");
+    world.seal();
+    tokio::task::yield_now().await;
+    world.insert(&orders, &["1", "out"]);
+    world.seal();
+    tokio::task::yield_now().await;
+    world.writer.truncate(&[1], false, false, crate::lsn::Lsn(1));
+    world.seal();
+    tokio::task::yield_now().await;
+    world.commit();
+    world.seal();
+    let one = one.await.expect("no panic");
+    assert!(one[1].starts_with("begin") && one[4].contains("2/3"), "{one:?}");
+    assert_eq!([&one[0][..], &one[2], &one[3]], ["0 message note.a", "1 message note.b", "3 truncate [1]"]);
+    let other = other.await.expect("no panic");
+    assert_eq!(other[1], "3 truncate [1]");
+    assert!(other[2].contains("1/3"), "{other:?}");
+}
+
+async fn read_lines(mut client: Client, count: usize) -> Vec<String> {
+    let mut lines = Vec::new();
+    while lines.len() < count {
+        let event: pb::event::Kind = client.event().await;
+        lines.extend(client.line(&event));
+    }
+    lines
+}
