@@ -136,6 +136,8 @@ def start_to_pb(start: Start | str | Position | datetime) -> api.Start:
             named: dict[str, Start] = {"earliest": Earliest(), "latest": Latest(), "snapshot": Snapshot()}
             start = named[start]
         else:
+            if ":" not in start:
+                lsn_to_int(start)
             start = After(Position.parse(start) if ":" in start else start)
     elif isinstance(start, Position):
         start = After(start)
