@@ -240,40 +240,45 @@ class Proxy:
         self.port = int(self._listener.getsockname()[1])
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
         self.connections = 0
-        self._cut_after: int | None = None
+        self.reached = threading.Event()
+        self._limit: tuple[int, bool] | None = None
         threading.Thread(target=self._accept, daemon=True).start()
 
     @property
     def address(self) -> str:
         return f"127.0.0.1:{self.port}"
 
-    def cut_after(self, size: int) -> None:
-        """The next connection is cut when so many bytes went to the client."""
-        self._cut_after = size
+    def limit_next(self, size: int, stall: bool) -> None:
+        """The first connection on which so many bytes went to the client is cut then, or passes nothing on any more."""
+        self.reached.clear()
+        self._limit = (size, stall)
 
     def _accept(self) -> None:
         while True:
             try:
                 near, _ = self._listener.accept()
+            except OSError:
+                return
+            try:
                 far = socket.create_connection(("127.0.0.1", self._target))
             except OSError:
-                if self._listener.fileno() < 0:
-                    return
                 near.close()
                 continue
-            limit, self._cut_after = self._cut_after, None
             self.connections += 1
             self._pairs.append((near, far))
-            threading.Thread(target=self._pump, args=(near, far, None), daemon=True).start()
-            threading.Thread(target=self._pump, args=(far, near, limit), daemon=True).start()
+            threading.Thread(target=self._pump, args=(near, far, False), daemon=True).start()
+            threading.Thread(target=self._pump, args=(far, near, True), daemon=True).start()
 
-    @staticmethod
-    def _pump(source: socket.socket, sink: socket.socket, limit: int | None) -> None:
+    def _pump(self, source: socket.socket, sink: socket.socket, limited: bool) -> None:
         moved = 0
         with contextlib.suppress(OSError):
             while data := source.recv(16384):
                 moved += len(data)
-                if limit is not None and moved > limit:
+                if limited and self._limit is not None and moved > self._limit[0]:
+                    (_, stall), self._limit = self._limit, None
+                    self.reached.set()
+                    if stall:
+                        return
                     break
                 sink.sendall(data)
         for end in (source, sink):
