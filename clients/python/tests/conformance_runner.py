@@ -57,7 +57,10 @@ WRITERS: dict[type, Any] = {
     UUID: lambda v: ["uuid", str(v)],
     dt.date: lambda v: ["date", v.isoformat()],
     dt.time: lambda v: ["time", v.isoformat("microseconds")],
-    dt.datetime: lambda v: ["timestamptz" if v.tzinfo else "timestamp", v.replace(tzinfo=None).isoformat("T", "microseconds")],
+    dt.datetime: lambda v: [
+        "timestamptz" if v.tzinfo else "timestamp",
+        v.replace(tzinfo=None).isoformat("T", "microseconds"),
+    ],
     walcast.Interval: lambda v: ["interval", [v.months, v.days, v.microseconds]],
     walcast.Range: _range,
     walcast.Unrepresentable: lambda v: ["special", v.text],
@@ -114,7 +117,11 @@ class Reached(Exception):
 
 def prepare(request: dict[str, Any], goal: list[int]) -> tuple[dict[str, Any], dict[str, Any]]:
     tls = request.pop("tls", None)
-    client = {"address": request.pop("address"), "token": request.pop("token", None), "tls": walcast.TLS(**tls) if tls else None}
+    client = {
+        "address": request.pop("address"),
+        "token": request.pop("token", None),
+        "tls": walcast.TLS(**tls) if tls else None,
+    }
     give_up = request.pop("give_up_after", None)
 
     def progressed(progress: walcast.Progress) -> None:

@@ -29,14 +29,14 @@ def opened(after: int = 0, session: int = 0, lineage: str = LINEAGE) -> pb.Event
 
 def relation() -> pb.Event:
     columns = [pb.Column(name="id", type_name="int4", in_identity=True), pb.Column(name="v", type_name="text")]
-    return pb.Event(relation=pb.Relation(relation_id=7, schema="public", table="t", columns=columns, replica_identity=1))
+    return pb.Event(
+        relation=pb.Relation(relation_id=7, schema="public", table="t", columns=columns, replica_identity=1)
+    )
 
 
 def insert(ordinal: int, number: int) -> pb.Event:
     row = pb.Row(values=[pb.Value(int_value=number), pb.Value(text=f"v{number}")])
-    return pb.Event(
-        change=pb.Change(operation=pb.OPERATION_INSERT, relation_id=7, ordinal=ordinal, after_row=row)
-    )
+    return pb.Event(change=pb.Change(operation=pb.OPERATION_INSERT, relation_id=7, ordinal=ordinal, after_row=row))
 
 
 def begin(number: int) -> pb.Event:
@@ -48,7 +48,11 @@ def commit(number: int, changes: int = 1) -> pb.Event:
 
 
 def transaction(number: int, changes: int = 1) -> list[pb.Event]:
-    return [begin(number), *(insert(ordinal + 1, number * 100 + ordinal) for ordinal in range(changes)), commit(number, changes)]
+    return [
+        begin(number),
+        *(insert(ordinal + 1, number * 100 + ordinal) for ordinal in range(changes)),
+        commit(number, changes),
+    ]
 
 
 def progress(number: int, checkpoint: int | None = None) -> pb.Event:
@@ -115,6 +119,7 @@ class Hub(rpc.ChangeStreamServiceServicer):
         self.scripts = list(scripts)
         self.connections: list[Connection] = []
         self.unary_acks: list[api.AcknowledgeRequest] = []
+        self.fenced_below = 0
         self._server = grpc.server(ThreadPoolExecutor(16))
         rpc.add_ChangeStreamServiceServicer_to_server(self, self._server)
         self.port = self._server.add_insecure_port("127.0.0.1:0")
@@ -156,6 +161,8 @@ class Hub(rpc.ChangeStreamServiceServicer):
 
     def Acknowledge(self, request: api.AcknowledgeRequest, context: grpc.ServicerContext) -> api.AcknowledgeResponse:
         self.unary_acks.append(request)
+        if request.session < self.fenced_below:
+            Refuse(grpc.StatusCode.ABORTED, "SUBSCRIBER_FENCED").abort(context)
         return api.AcknowledgeResponse(checkpoint=request.position)
 
     def __enter__(self) -> Hub:

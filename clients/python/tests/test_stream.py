@@ -79,9 +79,10 @@ def test_the_same_for_asyncio() -> None:
 
 def test_events_continue_inside_a_transaction() -> None:
     with Hub(first, second) as hub, Client(hub.address) as client:
-        kinds = []
-        for event in client.subscribe(start="earliest", stop_at_tail=True, retry=FAST).events():
-            kinds.append(event.after["id"] if isinstance(event, walcast.Change) else type(event).__name__)
+        kinds = [
+            event.after["id"] if isinstance(event, walcast.Change) else type(event).__name__
+            for event in client.subscribe(start="earliest", stop_at_tail=True, retry=FAST).events()
+        ]
         assert kinds == [
             "Begin", 1600, "Commit", "Begin", 3200, 3201, "Commit", "Begin", 4800,
             "Discard", "Begin", 3200, 3201, "Discard", "Begin", 4800, 4801, "Commit", "Progress",
@@ -214,7 +215,10 @@ def refusing(code: grpc.StatusCode, reason: str, retry: float | None = None, **m
 
 @pytest.mark.parametrize("reason", sorted(errors.BY_REASON))
 def test_each_reason_has_its_class(reason: str) -> None:
-    with Hub(refusing(grpc.StatusCode.FAILED_PRECONDITION, reason, earliest="0/5")) as hub, Client(hub.address) as client:
+    with (
+        Hub(refusing(grpc.StatusCode.FAILED_PRECONDITION, reason, earliest="0/5")) as hub,
+        Client(hub.address) as client,
+    ):
         with pytest.raises(errors.BY_REASON[reason]) as caught:
             next(client.subscribe())
         assert caught.value.reason == reason and caught.value.metadata == {"earliest": "0/5"}
@@ -225,7 +229,9 @@ def test_every_documented_reason_has_a_class() -> None:
     readme = Path(__file__).parents[3] / "README.md"
     if not readme.exists():
         pytest.skip("not in the repository")
-    documented = {line.split("`")[1] for line in readme.read_text().splitlines() if line.startswith("| `") and "_" in line}
+    documented = {
+        line.split("`")[1] for line in readme.read_text().splitlines() if line.startswith("| `") and "_" in line
+    }
     reasons = {name for name in documented if name.isupper()}
     assert reasons and reasons <= set(errors.BY_REASON), reasons - set(errors.BY_REASON)
 
@@ -247,6 +253,30 @@ def test_a_fenced_twin_is_not_tried_again() -> None:
             next(stream)
         with pytest.raises(errors.Closed):
             next(stream)
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_twin_that_lost_its_connection_does_not_take_over_again(asynchronous: bool) -> None:
+    def script(connection: Connection) -> Iterator[list[pb.Event]]:
+        yield [opened(session=3), relation(), *transaction(16)]
+        raise lost()
+
+    async def run(address: str) -> None:
+        async with AsyncClient(address) as client:
+            stream = client.subscribe(subscriber="s", retry=FAST)
+            await stream.__anext__()
+            await stream.__anext__()
+
+    with Hub(script) as hub:
+        hub.fenced_below = 4
+        with pytest.raises(errors.SubscriberFenced):
+            if asynchronous:
+                asyncio.run(run(hub.address))
+            else:
+                with Client(hub.address) as client:
+                    stream = client.subscribe(subscriber="s", retry=FAST)
+                    next(stream), next(stream)
+        assert len(hub.connections) == 1
 
 
 def test_an_unknown_reason_is_a_hub_error() -> None:
@@ -316,9 +346,17 @@ def test_tokens_are_asked_for_on_each_connection() -> None:
     def fine(connection: Connection) -> Iterator[list[pb.Event]]:
         yield [opened()]
 
-    with Hub(refusing(UNAVAILABLE, "STARTING", 0.0), fine) as hub, Client(hub.address, token=lambda: next(tokens)) as client:
+    with (
+        Hub(refusing(UNAVAILABLE, "STARTING", 0.0), fine) as hub,
+        Client(hub.address, token=lambda: next(tokens)) as client,
+    ):
         list(client.subscribe(stop_at_tail=True, retry=FAST))
         assert [connection.metadata["authorization"] for connection in hub.connections] == ["Bearer one", "Bearer two"]
+
+
+def grpc_threads() -> set[threading.Thread]:
+    """Threads that grpc's client started: they are named after what they run."""
+    return {thread for thread in threading.enumerate() if "consum" in thread.name or "channel_spin" in thread.name}
 
 
 def test_nothing_is_left_behind() -> None:
@@ -326,33 +364,53 @@ def test_nothing_is_left_behind() -> None:
         yield [opened(session=1), relation(), *transaction(16)]
         connection.until_ended()
 
-    def ours() -> list[threading.Thread]:
-        return [thread for thread in threading.enumerate() if "consum" in thread.name or "channel_spin" in thread.name]
-
-    with Hub(script, script, script) as hub:
-        before = set(threading.enumerate())
+    with Hub(script, script) as hub:
         client = Client(hub.address)
         stream = client.subscribe(subscriber="s")
         next(stream)
-        waiting = threading.Thread(target=lambda: ended.append(list(stream)))
+        assert grpc_threads(), "this test looks for the wrong threads"
         ended: list[list[walcast.Transaction]] = []
+        waiting = threading.Thread(target=lambda: ended.append(list(stream)))
         waiting.start()
         hub.connections[0].until_acked(16)
         client.close()
         waiting.join(10)
         assert ended == [[]], "closing from another thread ends the loop"
         hub.connections[0].until_ended()
-        for stream in (Client(hub.address).subscribe(),):
-            next(stream)
-        del stream
+        dropped = Client(hub.address).subscribe()
+        next(dropped)
+        del dropped
         hub.connections[1].until_ended()
         deadline = time.monotonic() + 10
-        while set(threading.enumerate()) - before - {t for t in threading.enumerate() if "ThreadPool" in t.name}:
-            left = [t for t in set(threading.enumerate()) - before if "ThreadPool" not in t.name and "read" not in t.name]
-            if not left:
-                break
-            assert time.monotonic() < deadline, left
+        while grpc_threads():
+            assert time.monotonic() < deadline, grpc_threads()
             time.sleep(0.01)
+
+
+def test_a_batch_is_acknowledged_whole_and_comes_before_an_error() -> None:
+    def script(connection: Connection) -> Iterator[list[pb.Event]]:
+        yield [
+            opened(session=1),
+            relation(),
+            *transaction(16),
+            *transaction(32),
+            *transaction(48),
+            fork(False, 48),
+            progress(64),
+        ]
+        connection.until_ended()
+
+    with Hub(script) as hub, Client(hub.address) as client:
+        stream = client.subscribe(subscriber="s")
+        batches = stream.batches(max_rows=2)
+        assert len(next(batches).transactions) == 2
+        time.sleep(0.3)
+        assert hub.connections[0].acks == []
+        assert len(next(batches).transactions) == 1, "what came before the failover comes first"
+        hub.connections[0].until_acked(32)
+        with pytest.raises(errors.TimelineChangedError):
+            next(batches)
+        assert hub.connections[0].acks == ["0/20"]
 
 
 def test_a_cancelled_wait_loses_nothing() -> None:
@@ -431,6 +489,9 @@ def test_starts() -> None:
 
 
 def test_filter_helpers() -> None:
-    assert walcast.where(status="it's", n=[1, 2], gone=None) == "\"status\" = 'it''s' AND \"n\" IN (1, 2) AND \"gone\" IS NULL"
+    assert (
+        walcast.where(status="it's", n=[1, 2], gone=None)
+        == '"status" = \'it\'\'s\' AND "n" IN (1, 2) AND "gone" IS NULL'
+    )
     with pytest.raises(ValueError):
         walcast.where(n=[])

@@ -115,7 +115,15 @@ def test_zeros_are_values() -> None:
             pb.Value(int_value=-(2**63)),
         ]
     )
-    columns = [("a", "int4"), ("b", "text"), ("c", "bool"), ("d", "float8"), ("e", "bytea"), ("f", "text"), ("g", "int8")]
+    columns = [
+        ("a", "int4"),
+        ("b", "text"),
+        ("c", "bool"),
+        ("d", "float8"),
+        ("e", "bytea"),
+        ("f", "text"),
+        ("g", "int8"),
+    ]
     assert relation(*columns).decode(row) == {
         "a": 0, "b": "", "c": False, "d": 0.0, "e": b"", "f": b"\xff", "g": -(2**63),
     }  # fmt: skip

@@ -11,6 +11,7 @@ from ._aio import AsyncClient, AsyncSubscription
 from ._connect import TLS, __version__
 from ._model import (
     After,
+    Batch,
     Begin,
     Change,
     Column,
@@ -47,7 +48,7 @@ from .errors import __all__ as _errors
 from .filters import Rule, identifier, literal, where
 
 __all__ = [
-    "TLS", "UNCHANGED", "After", "AsyncClient", "AsyncSubscription", "Begin", "Change", "Client", "Column", "Commit",
+    "TLS", "UNCHANGED", "After", "AsyncClient", "AsyncSubscription", "Batch", "Begin", "Change", "Client", "Column", "Commit",
     "Discard", "Earliest", "Event", "Gap", "Interval", "Latest", "Message", "MessageEvent", "Opened", "Operation",
     "Position", "Progress", "Range", "Relation", "Retracted", "Retry", "Row", "Rule", "Since", "Snapshot",
     "SnapshotBegin", "SnapshotEnd", "SnapshotTableEnd", "Start", "Subscription", "TimelineChanged", "Transaction",

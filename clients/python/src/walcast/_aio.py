@@ -16,7 +16,7 @@ import grpc.aio
 from . import _model as model
 from . import filters
 from ._connect import CONSUME, TLS, UNARY_DEADLINE, Target, Token, log
-from ._core import Core, Options
+from ._core import Core, Gatherer, Options
 from ._model import Change, Event, Opened, Position, Progress, Start, Transaction
 from ._retry import Retry
 from ._values import Decoder
@@ -126,6 +126,40 @@ class AsyncSubscription:
             for change in transaction.changes:
                 yield change
 
+    async def batches(self, max_rows: int = 65_536, max_delay: float = 1.0) -> AsyncIterator[model.Batch]:
+        """Whole transactions by the batch, for columns and bulk writes. Under ``auto_ack`` a batch is done when the next
+        one is asked for. ``max_delay`` in seconds is looked at when something arrives; a caught-up stream ends a batch."""
+        core = self._core
+        gatherer = Gatherer(core, max_rows, max_delay)
+        while True:
+            ended = False
+            failure: WalcastError | None = None
+            core.next_requested()
+            core.gathering = True
+            try:
+                while True:
+                    item = await self._next()
+                    if not isinstance(item, Transaction):
+                        handler = core.handler(item)
+                        if handler is not None:
+                            await _settled(handler(item))
+                    if gatherer.add(item):
+                        break
+            except StopAsyncIteration:
+                ended = True
+            except WalcastError as error:  # told when what came before it has been handed out
+                failure = error
+            finally:
+                core.gathering = False
+            batch = gatherer.take()
+            if batch is not None:
+                yield batch
+            if failure is not None:
+                raise failure
+            if ended:
+                core.next_requested()
+                return
+
     async def events(self) -> AsyncIterator[Event]:
         """As ``Subscription.events``."""
         if self._core.opened is not None and not self._core.streaming:
@@ -163,6 +197,7 @@ class AsyncSubscription:
         error: HubError | None
         try:
             if self._stream is None:
+                await self._prove()
                 self._stream = _Stream(self._target, self._core)
             self._core.receive(await self._stream.receive())
             return
@@ -187,6 +222,18 @@ class AsyncSubscription:
             await asyncio.wait_for(self._closed.wait(), delay)
         except asyncio.TimeoutError:
             return
+
+    async def _prove(self) -> None:
+        proof = self._core.proof()
+        if proof is None:
+            return
+        channel = _channel(self._target)
+        try:
+            stub = rpc.ChangeStreamServiceStub(channel)
+            await stub.Acknowledge(proof, timeout=UNARY_DEADLINE, metadata=self._target.metadata())
+        finally:
+            await channel.close()
+        self._core.proved()
 
     # -- acknowledging
 

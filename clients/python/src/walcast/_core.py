@@ -142,6 +142,38 @@ class Outbox:
             return request, None
 
 
+class Gatherer:
+    """Gathers transactions into a batch: until there are ``max_rows``, or ``max_delay`` is over, or nothing more is there."""
+
+    def __init__(self, core: Core, max_rows: int, max_delay: float) -> None:
+        if max_rows < 1:
+            raise ValueError("max_rows is at least 1")
+        self._core = core
+        self._max_rows = max_rows
+        self._max_delay = max_delay
+        self._transactions: list[Transaction] = []
+        self._rows = 0
+        self._since = 0.0
+
+    def add(self, item: Item) -> bool:
+        """Whether the batch is ready."""
+        now = self._core._clock()
+        if isinstance(item, Transaction):
+            if not self._transactions:
+                self._since = now
+            self._transactions.append(item)
+            self._rows += len(item._events)
+        if not self._transactions:
+            return False
+        idle = isinstance(item, Progress) and item.caught_up
+        return idle or self._rows >= self._max_rows or now - self._since >= self._max_delay
+
+    def take(self) -> model.Batch | None:
+        """What was gathered."""
+        transactions, self._transactions, self._rows = self._transactions, [], 0
+        return model.Batch(transactions) if transactions else None
+
+
 class Core:
     """The state of one subscription across its streams."""
 
@@ -153,6 +185,8 @@ class Core:
         self.progress: Progress | None = None
         #: Whether events are handed out as they come rather than whole transactions.
         self.streaming = False
+        #: Whether what is handed out is gathered into a batch that the user has not seen.
+        self.gathering = False
         self._clock = clock
         self._decoders = decoders(options.json, options.types)
         self._first_start = model.start_to_pb(options.start) if options.start is not None else None
@@ -172,6 +206,8 @@ class Core:
         self._spent_events = 0
         self._spent_bytes = 0
         self._opened_at = 0.0
+        self._first_after: Position | None = None
+        self._unsure = False
         self._lock = threading.Lock()
         self._handed = 0
         self._acked = 0
@@ -218,6 +254,22 @@ class Core:
         self.outbox.grant(options.window_events, options.window_bytes)
         return api.ConsumeRequest(open=request)
 
+    def proof(self) -> api.AcknowledgeRequest | None:
+        """What to call before the next stream is opened, to learn whether a newer session has taken over meanwhile.
+
+        A connection that broke does not say whether the hub had fenced this subscriber, and opening again would fence the other.
+        """
+        at = self._acked_position or self._first_after
+        if not self._unsure or self.opened is None or at is None:
+            return None
+        return api.AcknowledgeRequest(
+            subscriber=self.options.subscriber, position=at.to_pb(), session=self.opened.session
+        )
+
+    def proved(self) -> None:
+        """The call succeeded: the subscriber is still ours."""
+        self._unsure = False
+
     def failed(self, error: HubError) -> float:
         """Seconds until the next attempt; raises the error where another one does not help."""
         never_opened = self._received is None
@@ -231,6 +283,8 @@ class Core:
         delay = self.backoff.delay(error.retry_after, now) if error.retryable else None
         if delay is None:
             raise error
+        if isinstance(error, ConnectionLost) and self.options.subscriber:
+            self._unsure = True
         log.warning("stream lost, next attempt in %.2f s: %s", delay, error)
         return delay
 
@@ -277,6 +331,8 @@ class Core:
 
     def next_requested(self) -> None:
         """The user asks for the next item, so the last one is done."""
+        if self.gathering:
+            return
         last, self._last = self._last, None
         if last is None or not self.options.auto_ack or not self.options.subscriber:
             return
@@ -419,7 +475,7 @@ class Core:
         opened = model.Opened.from_pb(message)
         self.opened = opened
         if self._received is None:
-            self._received = opened.after
+            self._received = self._first_after = opened.after
             with self._lock:
                 self._handed_position = opened.after
             if self.options.subscriber and self._use_first_start:

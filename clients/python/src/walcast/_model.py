@@ -494,6 +494,32 @@ class Transaction:
         return rows
 
 
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Whole transactions that came together."""
+
+    transactions: Sequence[Transaction]
+
+    @property
+    def position(self) -> Position:
+        """Resume behind the batch here."""
+        return self.transactions[-1].position
+
+    def ack(self) -> None:
+        """Everything up to and including this batch is done."""
+        self.transactions[-1].ack()
+
+    def to_pylist(self) -> list[Row]:
+        """As ``Transaction.to_pylist``."""
+        return [row for transaction in self.transactions for row in transaction.to_pylist()]
+
+    def to_arrow(self, *, text: Sequence[str] = (), invalid: str = "error") -> Any:
+        """A ``walcast.arrow.TableBatch`` for each table and relation version. Needs the extra ``arrow``."""
+        from . import arrow
+
+        return arrow.table_batches(self.transactions, text=text, invalid=invalid)
+
+
 def truncates(transaction: Transaction, event: pb.Truncate, relations: Mapping[int, Relation]) -> list[Change]:
     tables = tuple(relations[number].table for number in event.relation_ids)
     statement = Truncate(tables, event.cascade, event.restart_identity, event.ordinal)

@@ -15,7 +15,7 @@ from google.protobuf.message import Message as ProtoMessage
 from . import _model as model
 from . import filters
 from ._connect import CONSUME, TLS, UNARY_DEADLINE, Target, Token, log
-from ._core import Core, Options
+from ._core import Core, Gatherer, Options
 from ._model import Change, Event, Opened, Position, Progress, Start, Transaction
 from ._retry import Retry
 from ._values import Decoder
@@ -126,6 +126,40 @@ class Subscription:
         for transaction in self:
             yield from transaction.changes
 
+    def batches(self, max_rows: int = 65_536, max_delay: float = 1.0) -> Iterator[model.Batch]:
+        """Whole transactions by the batch, for columns and bulk writes. Under ``auto_ack`` a batch is done when the next
+        one is asked for. ``max_delay`` in seconds is looked at when something arrives; a caught-up stream ends a batch."""
+        core = self._core
+        gatherer = Gatherer(core, max_rows, max_delay)
+        while True:
+            ended = False
+            failure: WalcastError | None = None
+            core.next_requested()
+            core.gathering = True
+            try:
+                while True:
+                    item = self._next()
+                    if not isinstance(item, Transaction):
+                        handler = core.handler(item)
+                        if handler is not None:
+                            handler(item)
+                    if gatherer.add(item):
+                        break
+            except StopIteration:
+                ended = True
+            except WalcastError as error:  # told when what came before it has been handed out
+                failure = error
+            finally:
+                core.gathering = False
+            batch = gatherer.take()
+            if batch is not None:
+                yield batch
+            if failure is not None:
+                raise failure
+            if ended:
+                core.next_requested()
+                return
+
     def events(self) -> Iterator[Event]:
         """Everything as it comes, without waiting for a transaction's end: for transactions that do not fit into
         memory. What came since a Begin counts only when its Commit has come; a Discard takes it back."""
@@ -164,6 +198,7 @@ class Subscription:
                 if self._closed.is_set():
                     return
                 if self._stream is None:
+                    self._prove()
                     self._stream = _Stream(self._target, self._core)
                 stream = self._stream
             self._core.receive(stream.receive())
@@ -182,6 +217,19 @@ class Subscription:
         if self._core.options.on_reconnect is not None:
             self._core.options.on_reconnect(error, delay)
         self._closed.wait(delay)
+
+    def _prove(self) -> None:
+        proof = self._core.proof()
+        if proof is None:
+            return
+        channel = _channel(self._target)
+        try:
+            rpc.ChangeStreamServiceStub(channel).Acknowledge(
+                proof, timeout=UNARY_DEADLINE, metadata=self._target.metadata()
+            )
+        finally:
+            channel.close()
+        self._core.proved()
 
     # -- acknowledging
 
