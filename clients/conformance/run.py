@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The conformance scenario of walcast's clients: see README.md in this directory.
 
-    run.py --runner 'python clients/python/tests/conformance_runner.py' [step ...]
+run.py --runner 'python clients/python/tests/conformance_runner.py' [step ...]
 """
 
 from __future__ import annotations
@@ -53,8 +53,9 @@ class World:
     def published(self, hub: Hub, *tables: str) -> None:
         """Waits until the hub knows new tables, which it looks for every few seconds."""
         for table in tables:
-            def known() -> bool:
-                runner = self.runner(hub=hub, tables=[table], start="latest", quiet=True)
+
+            def known(table: str = table) -> bool:
+                runner = self.runner(hub=hub, tables=[table], start="latest")
                 runner.send("until 0/0")
                 try:
                     runner.wait("done")
@@ -66,7 +67,7 @@ class World:
 
             until(f"{table} being known", known)
 
-    def runner(self, hub: Hub | None = None, quiet: bool = False, **request: Any) -> Runner:
+    def runner(self, hub: Hub | None = None, **request: Any) -> Runner:
         request.setdefault("address", (hub or self.hub).address)
         runner = Runner(self.command, request, self.log)
         self._runners.append(runner)
@@ -145,7 +146,9 @@ def types(world: World) -> None:
     got = runner.ask(f"until {world.lsn()}")
     runner.close()
     changes = [
-        {key: change[key] for key in ("operation", "table", "before", "after", "changed")} for tx in got for change in tx["changes"]
+        {key: change[key] for key in ("operation", "table", "before", "after", "changed")}
+        for tx in got
+        for change in tx["changes"]
     ]
     for tx in got:
         assert tx["commit_time"].endswith("Z") and tx["xid"] > 0 and "/" in tx["commit_lsn"]
@@ -166,16 +169,21 @@ def filters(world: World) -> None:
     world.published(world.hub, "public.a", "public.b")
     at = world.lsn()
     one = world.runner(start=at, tables=["public.a"])
-    slim = world.runner(start=at, tables=["public.*"], exclude_tables=["public.a"], operations=["insert"], columns=["public.b.id"])
+    slim = world.runner(
+        start=at, tables=["public.*"], exclude_tables=["public.a"], operations=["insert"], columns=["public.b.id"]
+    )
     world.cluster.sql(
-        "BEGIN; INSERT INTO a SELECT i, i FROM generate_series(1, 300) i; INSERT INTO b SELECT i, i FROM generate_series(1, 50) i; COMMIT;"
+        "BEGIN; INSERT INTO a SELECT i, i FROM generate_series(1, 300) i;"
+        "INSERT INTO b SELECT i, i FROM generate_series(1, 50) i; COMMIT;"
         "UPDATE b SET n = 0; DELETE FROM b WHERE id > 10; UPDATE a SET n = -n WHERE id < 10; UPDATE a SET id = 1000 WHERE id = 6;"
         "DELETE FROM a WHERE id = 5"
     )
     end = world.lsn()
     Replica().apply(one.ask(f"until {end}")).equals(world, "a")
     got = slim.ask(f"until {end}")
-    assert [change["after"] for tx in got for change in tx["changes"]] == [{"id": ["int", str(i)]} for i in range(1, 51)]
+    assert [change["after"] for tx in got for change in tx["changes"]] == [
+        {"id": ["int", str(i)]} for i in range(1, 51)
+    ]
     absent = world.runner(tables=["public.no_such_table"]).error("next 1")
     assert absent["reason"] == "TABLE_NOT_PUBLISHED" and absent["metadata"]["table"] == "public.no_such_table", absent
 
@@ -228,7 +236,9 @@ def crash(world: World) -> None:
     runner.kill()
     again = world.runner(subscriber="crash", auto_ack=True)
     rest = again.ask(f"until {world.lsn()}")
-    assert [tx["position"] for tx in rest] == [tx["position"] for tx in runner.transactions[4:]], "it goes on at its checkpoint"
+    assert [tx["position"] for tx in rest] == [tx["position"] for tx in runner.transactions[4:]], (
+        "it goes on at its checkpoint"
+    )
     again.ask("flush")
     again.close()
     assert world.runner(subscriber="crash").ask(f"until {world.lsn()}") == [], "everything was acknowledged"
@@ -257,7 +267,9 @@ def torn(world: World) -> None:
         assert proxy.connections >= 3 and proxy.reached.is_set(), "the connection was not lost"
         assert [len(tx["changes"]) for tx in got] in ([1, 20000, 1], [20000, 1]), [len(tx["changes"]) for tx in got]
         one_each(got)
-        Replica().apply([tx for tx in got if len(tx["changes"]) > 1 or tx is got[-1]] + killed.transactions[:1]).equals(world, "torn")
+        Replica().apply([tx for tx in got if len(tx["changes"]) > 1 or tx is got[-1]] + killed.transactions[:1]).equals(
+            world, "torn"
+        )
         runner.close()
     finally:
         proxy.close()
@@ -292,7 +304,9 @@ def expired(world: World) -> None:
         position = anonymous.ask("next 1")[0]["position"]
         anonymous.close()
         for batch in range(16):
-            world.cluster.sql(f"INSERT INTO old SELECT {batch} * 1000 + i, repeat('x', 1000) FROM generate_series(1, 1000) i")
+            world.cluster.sql(
+                f"INSERT INTO old SELECT {batch} * 1000 + i, repeat('x', 1000) FROM generate_series(1, 1000) i"
+            )
         filled = world.lsn()
         world.runner(hub=hub, start="latest").ask(f"until {filled}")
 
@@ -333,7 +347,11 @@ def schema(world: World) -> None:
         "ALTER TABLE s DROP w; INSERT INTO s VALUES (5, 3); ALTER TABLE s RENAME TO s2; UPDATE s2 SET n = 8 WHERE id = 1"
     )
     got = runner.ask(f"until {world.lsn()}")
-    rows = [(change["table"], {name: plain(value) for name, value in change["after"].items()}) for tx in got for change in tx["changes"]]
+    rows = [
+        (change["table"], {name: plain(value) for name, value in change["after"].items()})
+        for tx in got
+        for change in tx["changes"]
+    ]
     assert rows == [
         ("public.s", {"id": 1, "v": "a"}),
         ("public.s", {"id": 2, "v": "b"}),
@@ -411,7 +429,19 @@ def tls(world: World) -> None:
         hub.close()
 
 
-STEPS: list[Callable[[World], None]] = [types, filters, predicates, crash, torn, twin, expired, schema, large, slow, tls]
+STEPS: list[Callable[[World], None]] = [
+    types,
+    filters,
+    predicates,
+    crash,
+    torn,
+    twin,
+    expired,
+    schema,
+    large,
+    slow,
+    tls,
+]
 
 
 @contextlib.contextmanager

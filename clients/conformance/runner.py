@@ -15,7 +15,11 @@ class Runner:
 
     def __init__(self, command: str, request: dict[str, Any], log: Any) -> None:
         self._process = subprocess.Popen(
-            [*shlex.split(command), json.dumps(request)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
+            [*shlex.split(command), json.dumps(request)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
         )
         self._lines: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self.transactions: list[dict[str, Any]] = []

@@ -60,7 +60,9 @@ def postgres_bin() -> Path:
     named = os.environ.get("WALCAST_PG_BIN")
     if named:
         return Path(named)
-    installed = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3].split(".")[0]))
+    installed = sorted(
+        Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3].split(".")[0])
+    )
     if installed:
         return installed[-1].parent
     on_path = shutil.which("initdb")
@@ -112,7 +114,9 @@ class Cluster:
         return {"user": self.account.pw_uid, "group": self.account.pw_gid, "extra_groups": []}
 
     def _run(self, program: str, *arguments: str) -> None:
-        done = subprocess.run([self.bin / program, *arguments], capture_output=True, text=True, cwd="/", **self._as_account())
+        done = subprocess.run(
+            [self.bin / program, *arguments], capture_output=True, text=True, cwd="/", **self._as_account()
+        )
         if done.returncode:
             raise RuntimeError(f"{program}: {done.stdout}{done.stderr}")
 
@@ -311,7 +315,10 @@ def certificates(directory: Path) -> dict[str, Path]:
             "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=conformance",
             "-addext", "basicConstraints=critical,CA:TRUE", "-addext", "keyUsage=critical,keyCertSign")  # fmt: skip
     for name, extensions in (
-        ("server", "subjectAltName=DNS:localhost,IP:127.0.0.1\nextendedKeyUsage=serverAuth\nbasicConstraints=CA:FALSE\n"),
+        (
+            "server",
+            "subjectAltName=DNS:localhost,IP:127.0.0.1\nextendedKeyUsage=serverAuth\nbasicConstraints=CA:FALSE\n",
+        ),
         ("client", "subjectAltName=DNS:client\nextendedKeyUsage=clientAuth\nbasicConstraints=CA:FALSE\n"),
     ):
         (directory / f"{name}.ext").write_text(extensions)

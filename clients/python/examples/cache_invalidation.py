@@ -2,7 +2,7 @@
 
     python cache_invalidation.py 127.0.0.1:50051 public.products
 
-Anonymous and from "latest": a cache starts empty, so it needs nothing from before. What must not happen is that it misses a change
+Anonymous and from "latest": a cache starts empty, so it needs nothing from before. It must not miss a change
 while it holds entries. If the position has expired after a long outage, the whole cache is dropped.
 """
 

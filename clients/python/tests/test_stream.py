@@ -354,9 +354,10 @@ def test_tokens_are_asked_for_on_each_connection() -> None:
         assert [connection.metadata["authorization"] for connection in hub.connections] == ["Bearer one", "Bearer two"]
 
 
-def grpc_threads() -> set[threading.Thread]:
-    """Threads that grpc's client started: they are named after what they run."""
-    return {thread for thread in threading.enumerate() if "consum" in thread.name or "channel_spin" in thread.name}
+def client_threads(before: set[threading.Thread]) -> set[threading.Thread]:
+    """Threads that are neither of the test's server nor were there before."""
+    server = ("ThreadPool", "(read)", "(_serve)")
+    return {thread for thread in set(threading.enumerate()) - before if not any(name in thread.name for name in server)}
 
 
 def test_nothing_is_left_behind() -> None:
@@ -365,10 +366,11 @@ def test_nothing_is_left_behind() -> None:
         connection.until_ended()
 
     with Hub(script, script) as hub:
+        before = set(threading.enumerate())
         client = Client(hub.address)
         stream = client.subscribe(subscriber="s")
         next(stream)
-        assert grpc_threads(), "this test looks for the wrong threads"
+        assert client_threads(before), "this test looks for the wrong threads"
         ended: list[list[walcast.Transaction]] = []
         waiting = threading.Thread(target=lambda: ended.append(list(stream)))
         waiting.start()
@@ -382,8 +384,8 @@ def test_nothing_is_left_behind() -> None:
         del dropped
         hub.connections[1].until_ended()
         deadline = time.monotonic() + 10
-        while grpc_threads():
-            assert time.monotonic() < deadline, grpc_threads()
+        while client_threads(before):
+            assert time.monotonic() < deadline, client_threads(before)
             time.sleep(0.01)
 
 

@@ -16,6 +16,7 @@ from operator import attrgetter
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ._model import Column, Operation, Relation, Transaction
 from ._values import NATIVE_FIELDS
@@ -112,8 +113,9 @@ class _Builder:
             elif kind is None:
                 raise ProtocolError("a value has a kind that this version does not know")
             else:
-                other = getattr(value, kind)
-                append(other.decode("utf-8", "surrogateescape") if kind == "raw_text" else other)
+                if kind == "raw_text":
+                    raise Unconvertible(f"{self.relation.table}.{name}: text that is not UTF-8")
+                append(getattr(value, kind))
         self.operations.append(_OPERATIONS[change.operation])
         self._envelope(transaction, change.ordinal, unchanged)
 
@@ -149,7 +151,7 @@ class _Builder:
         if not parsed:
             return pa.array(values, kind)
         try:
-            return pa.array(values, pa.string()).cast(kind)
+            return _cast(pa.array(values, pa.string()), kind)
         except pa.ArrowInvalid as error:
             if self.invalid != "null":
                 message = f"{self.relation.table}.{name}: {error}; name it in `text`, or pass invalid='null'"
@@ -157,9 +159,15 @@ class _Builder:
         return pa.concat_arrays([_cast_or_null(value, kind) for value in values])
 
 
+def _cast(text: Any, kind: Any) -> Any:
+    if pa.types.is_time(kind):  # Arrow reads times as part of a timestamp only
+        text = pc.binary_join_element_wise(pa.scalar("1970-01-01"), text, " ").cast(pa.timestamp("us"))
+    return text.cast(kind)
+
+
 def _cast_or_null(value: str | None, kind: Any) -> Any:
     try:
-        return pa.array([value], pa.string()).cast(kind)
+        return _cast(pa.array([value], pa.string()), kind)
     except pa.ArrowInvalid:
         return pa.nulls(1, kind)
 

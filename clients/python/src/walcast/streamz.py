@@ -1,8 +1,8 @@
 """A Streamz source: ``Stream.from_walcast("127.0.0.1:50051", "public.orders", subscriber="billing")``.
 
 Emits transactions. A transaction is acknowledged when every node downstream has released it, and all before it: Streamz
-counts references, and nodes such as ``partition``, ``buffer`` or ``rate_limit`` hold what they have not passed on. Needs the extra
-``streamz``.
+counts references, and nodes such as ``partition``, ``buffer`` or ``rate_limit`` hold what they have not passed on. Needs the
+extra ``streamz``.
 """
 
 from __future__ import annotations
