@@ -45,6 +45,10 @@ _OPERATIONS = {
 }
 
 
+#: Changes that are taken apart at once: few enough for their values to stay in the processor's cache.
+_RUN = 1024
+
+
 class Unconvertible(WalcastError):
     """A value that its Arrow type cannot hold, such as an infinite date. Select the column as text, or as null."""
 
@@ -85,8 +89,6 @@ class _Builder:
             attrgetter(NATIVE_FIELDS.get(column.type_name, "text")) for column in relation.columns
         ]
         self.columns: list[list[Any]] = [[] for _ in self.names]
-        self.appends = [values.append for values in self.columns]
-        self.plan = list(zip(self.getters, self.appends, self.names))
         self.operations: list[str] = []
         self.lsns: list[str] = []
         self.times: list[Any] = []
@@ -94,43 +96,59 @@ class _Builder:
         self.ordinals: list[int] = []
         self.unchanged: list[list[str] | None] = []
 
-    def add(self, transaction: Transaction, change: pb.Change) -> None:
-        row = change.before_row if change.operation == pb.OPERATION_DELETE else change.after_row
-        values = row.values
-        if len(values) != len(self.plan):
-            raise ProtocolError(f"{self.relation.table}: {len(values)} values for {len(self.plan)} columns")
-        unchanged: list[str] | None = None
-        for (get, append, name), value in zip(self.plan, values):
-            plain = get(value)
-            if plain:
-                append(plain)
-                continue
-            kind = value.WhichOneof("kind")
-            if kind == "missing":
-                append(None)
-                if value.missing == pb.MISSING_UNCHANGED:
-                    unchanged = [*(unchanged or ()), name]
-            elif kind is None:
-                raise ProtocolError("a value has a kind that this version does not know")
-            else:
-                if kind == "raw_text":
-                    raise Unconvertible(f"{self.relation.table}.{name}: text that is not UTF-8")
-                append(getattr(value, kind))
-        self.operations.append(_OPERATIONS[change.operation])
-        self._envelope(transaction, change.ordinal, unchanged)
+    def add(self, transaction: Transaction, changes: list[pb.Change]) -> None:
+        """Consecutive changes of one transaction, a column at a time: that leaves most of the work to C."""
+        rows = [
+            change.before_row.values if change.operation == pb.OPERATION_DELETE else change.after_row.values
+            for change in changes
+        ]
+        try:
+            columns = list(zip(*rows, strict=True))
+        except ValueError:
+            columns = []
+        if len(columns) != len(self.names):
+            raise ProtocolError(f"{self.relation.table}: rows do not have {len(self.names)} columns")
+        unchanged: dict[int, list[str]] = {}
+        for name, get, into, column in zip(self.names, self.getters, self.columns, columns):
+            values = list(map(get, column))
+            if not all(values):  # missing, or the zero of its kind
+                for number, plain in enumerate(values):
+                    if not plain:
+                        values[number] = self._unusual(name, column[number], number, unchanged)
+            into.extend(values)
+        self.operations.extend([_OPERATIONS[change.operation] for change in changes])
+        self.ordinals.extend([change.ordinal for change in changes])
+        self.unchanged.extend(
+            [unchanged.get(number) for number in range(len(changes))] if unchanged else [None] * len(changes)
+        )
+        self._envelope(transaction, len(changes))
+
+    def _unusual(self, name: str, value: pb.Value, number: int, unchanged: dict[int, list[str]]) -> Any:
+        kind = value.WhichOneof("kind")
+        if kind == "missing":
+            if value.missing == pb.MISSING_UNCHANGED:
+                unchanged.setdefault(number, []).append(name)
+            elif value.missing not in (pb.MISSING_NULL, pb.MISSING_ABSENT):
+                raise ProtocolError(f"a value is missing for reason {value.missing}, which this version does not know")
+            return None
+        if kind is None:
+            raise ProtocolError("a value has a kind that this version does not know")
+        if kind == "raw_text":
+            raise Unconvertible(f"{self.relation.table}.{name}: text that is not UTF-8")
+        return getattr(value, kind)
 
     def add_truncate(self, transaction: Transaction, ordinal: int) -> None:
-        for append in self.appends:
-            append(None)
+        for values in self.columns:
+            values.append(None)
         self.operations.append(Operation.TRUNCATE.value)
-        self._envelope(transaction, ordinal, None)
-
-    def _envelope(self, transaction: Transaction, ordinal: int, unchanged: list[str] | None) -> None:
-        self.lsns.append(transaction.commit_lsn)
-        self.times.append(transaction.commit_time)
-        self.xids.append(transaction.xid)
         self.ordinals.append(ordinal)
-        self.unchanged.append(unchanged)
+        self.unchanged.append(None)
+        self._envelope(transaction, 1)
+
+    def _envelope(self, transaction: Transaction, count: int) -> None:
+        self.lsns.extend([transaction.commit_lsn] * count)
+        self.times.extend([transaction.commit_time] * count)
+        self.xids.extend([transaction.xid] * count)
 
     def finish(self) -> TableBatch:
         arrays = [
@@ -195,17 +213,23 @@ def _grouped(transactions: Iterable[Transaction], text: frozenset[str], invalid:
 
     for transaction in transactions:
         relations = transaction._relations
-        current: int | None = None
-        add: Callable[[Transaction, pb.Change], None] | None = None
+        run: list[pb.Change] = []
+        number = 0
         for event in transaction._events:
             if type(event) is pb.Change:
+                if run and (event.relation_id != number or len(run) == _RUN):
+                    builder(relations[number]).add(transaction, run)
+                    run = []
                 number = event.relation_id
-                if number != current or add is None:
-                    current, add = number, builder(relations[number]).add
-                add(transaction, event)
+                run.append(event)
             elif type(event) is pb.Truncate:
-                for number in event.relation_ids:
-                    builder(relations[number]).add_truncate(transaction, event.ordinal)
+                if run:
+                    builder(relations[number]).add(transaction, run)
+                    run = []
+                for truncated in event.relation_ids:
+                    builder(relations[truncated]).add_truncate(transaction, event.ordinal)
+        if run:
+            builder(relations[number]).add(transaction, run)
     for entry in builders.values():
         yield entry.finish()
 
