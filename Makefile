@@ -1,5 +1,6 @@
 # make demo    everything at once on this machine, Ctrl-C leaves nothing behind
 # make test    what the tests need, then all tests
+# make test-clients   the clients against the built hub, where their toolchains are present
 # make lint    formatting, clippy, protocol, licences
 # On Debian and Ubuntu every target installs what it is missing; only Rust must be there.
 
@@ -9,7 +10,7 @@ BUF ?= npx --yes @bufbuild/buf@1.75.0
 MATRIX ?= 14 16 17 18
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: demo build test test-matrix fmt lint clippy proto deny deps help
+.PHONY: demo build test test-clients test-matrix fmt lint clippy proto deny deps help
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -23,6 +24,12 @@ build: deps-build
 
 test: deps-build deps-postgres
 	$(CARGO) test --locked
+	@$(MAKE) --no-print-directory test-clients
+
+# Each client's script says what it left out.
+test-clients: deps-build deps-postgres
+	$(CARGO) build --quiet --locked --bin walcast
+	WALCAST_BIN=$(or $(WALCAST_BIN),$(abspath $(TARGET))/debug/walcast) clients/python/scripts/test.sh
 
 # Also against other major versions of PostgreSQL, whose server binaries come from npm.
 test-matrix: deps-build deps-postgres deps-npm

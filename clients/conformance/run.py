@@ -1,0 +1,492 @@
+#!/usr/bin/env python3
+"""The conformance scenario of walcast's clients: see README.md in this directory.
+
+run.py --runner 'python clients/python/tests/conformance_runner.py' [step ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from runner import Runner
+from stage import Cluster, Hub, Proxy, certificates, scratch, until
+
+HERE = Path(__file__).resolve().parent
+Row = dict[str, Any]
+
+
+class LeftOut(Exception):
+    """The hub does not offer what a step needs."""
+
+
+class World:
+    """What a step works with."""
+
+    def __init__(self, command: str, directory: Path) -> None:
+        self.command = command
+        self.directory = directory
+        self.log = (directory / "runner.log").open("ab")
+        self._runners: list[Runner] = []
+        self._rest = contextlib.ExitStack()
+        self._rest.callback(self.log.close)
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.close)
+            self.cluster = self._rest.enter_context(contextlib.closing(Cluster(directory)))
+            self.hub = self._rest.enter_context(contextlib.closing(Hub(self.cluster, directory / "hub")))
+            self._begin()
+            undo.pop_all()
+
+    def _begin(self) -> None:
+        self.cluster.sql("CREATE TABLE first (id int PRIMARY KEY); INSERT INTO first VALUES (1)")
+        first = self.runner(start="earliest")
+        first.ask("next 1")  # from here on the source's LSNs are positions in the journal
+        first.close()
+
+    def published(self, hub: Hub, *tables: str) -> None:
+        """Waits until the hub knows new tables, which it looks for every few seconds."""
+        for table in tables:
+
+            def known(table: str = table) -> bool:
+                runner = self.runner(hub=hub, tables=[table], start="latest")
+                runner.send("until 0/0")
+                try:
+                    runner.wait("done")
+                except AssertionError as refused:
+                    assert "TABLE_NOT_PUBLISHED" in str(refused), refused
+                    return False
+                runner.close()
+                return True
+
+            until(f"{table} being known", known)
+
+    def runner(self, hub: Hub | None = None, **request: Any) -> Runner:
+        request.setdefault("address", (hub or self.hub).address)
+        runner = Runner(self.command, request, self.log)
+        self._runners.append(runner)
+        return runner
+
+    def lsn(self) -> str:
+        """Where the source's WAL ends now."""
+        return self.cluster.sql("SELECT pg_current_wal_insert_lsn()")
+
+    def close_runners(self) -> None:
+        for runner in self._runners:
+            runner.kill()
+        self._runners.clear()
+
+    def close(self) -> None:
+        self.close_runners()
+        self._rest.close()
+
+
+# -- what a client builds from a stream
+
+
+def plain(value: Any) -> Any:
+    """int and text values of the replicas below."""
+    if value is None or value[0] == "text":
+        return value and value[1]
+    assert value[0] == "int", value
+    return int(value[1])
+
+
+class Replica:
+    """Tables with the primary key ``id``, built from transactions."""
+
+    def __init__(self) -> None:
+        self.tables: dict[str, dict[int, Row]] = {}
+
+    def apply(self, transactions: list[dict[str, Any]]) -> Replica:
+        for change in (change for tx in transactions for change in tx["changes"]):
+            table = self.tables.setdefault(change["table"], {})
+            old = {name: plain(value) for name, value in (change["before"] or {}).items()}
+            new = {name: plain(value) for name, value in (change["after"] or {}).items()}
+            if change["operation"] == "truncate":
+                table.clear()
+            elif change["operation"] == "delete":
+                del table[old["id"]]
+            elif change["operation"] == "insert":
+                assert new["id"] not in table, f"{change['table']} {new['id']} came twice"
+                table[new["id"]] = new
+            else:
+                table.pop(old.get("id", new["id"]), None)
+                table[new["id"]] = new
+        return self
+
+    def equals(self, world: World, table: str, where: str = "true") -> None:
+        source = {row["id"]: row for row in world.cluster.json(f"SELECT * FROM {table} WHERE {where}")}
+        mine = self.tables.get(f"public.{table}", {})
+        assert mine == source, f"{table}: {len(mine)} rows built, {len(source)} at the source"
+
+
+def one_each(transactions: list[dict[str, Any]]) -> None:
+    """No transaction and no change came twice, and all came in order."""
+    positions = [tx["position"] for tx in transactions]
+    assert len(set(positions)) == len(positions), "a transaction came twice"
+    orders = [(int(lsn.split("/")[0], 16), int(lsn.split("/")[1], 16)) for lsn in (p.split(":")[1] for p in positions)]
+    assert orders == sorted(orders), "transactions are out of order"
+
+
+# -- the steps
+
+
+def types(world: World) -> None:
+    """Every value arrives as the same native value in every language."""
+    at = world.lsn()
+    world.cluster.sql((HERE / "fixture" / "types.sql").read_text())
+    runner = world.runner(start=at)
+    got = runner.ask(f"until {world.lsn()}")
+    runner.close()
+    changes = [
+        {key: change[key] for key in ("operation", "table", "before", "after", "changed")}
+        for tx in got
+        for change in tx["changes"]
+    ]
+    for tx in got:
+        assert tx["commit_time"].endswith("Z") and tx["xid"] > 0 and "/" in tx["commit_lsn"]
+    expected = json.loads((HERE / "fixture" / "types.json").read_text())
+    for number, (mine, right) in enumerate(zip(changes, expected, strict=False)):
+        for side in ("before", "after"):
+            for name in sorted({*(mine[side] or {}), *(right[side] or {})}):
+                assert (mine[side] or {}).get(name) == (right[side] or {}).get(name), (
+                    f"change {number}, {side}.{name}: {(mine[side] or {}).get(name)} instead of {(right[side] or {}).get(name)}"
+                )
+        assert mine == right, f"change {number}: {mine} instead of {right}"
+    assert len(changes) == len(expected)
+
+
+def filters(world: World) -> None:
+    """Two subscribers with different filters; each builds its part."""
+    world.cluster.sql("CREATE TABLE a (id int PRIMARY KEY, n int); CREATE TABLE b (id int PRIMARY KEY, n int)")
+    world.published(world.hub, "public.a", "public.b")
+    at = world.lsn()
+    one = world.runner(start=at, tables=["public.a"])
+    slim = world.runner(
+        start=at, tables=["public.*"], exclude_tables=["public.a"], operations=["insert"], columns=["public.b.id"]
+    )
+    world.cluster.sql(
+        "BEGIN; INSERT INTO a SELECT i, i FROM generate_series(1, 300) i;"
+        "INSERT INTO b SELECT i, i FROM generate_series(1, 50) i; COMMIT;"
+        "UPDATE b SET n = 0; DELETE FROM b WHERE id > 10; UPDATE a SET n = -n WHERE id < 10; UPDATE a SET id = 1000 WHERE id = 6;"
+        "DELETE FROM a WHERE id = 5"
+    )
+    end = world.lsn()
+    Replica().apply(one.ask(f"until {end}")).equals(world, "a")
+    got = slim.ask(f"until {end}")
+    assert [change["after"] for tx in got for change in tx["changes"]] == [
+        {"id": ["int", str(i)]} for i in range(1, 51)
+    ]
+    absent = world.runner(tables=["public.no_such_table"]).error("next 1")
+    assert absent["reason"] == "TABLE_NOT_PUBLISHED" and absent["metadata"]["table"] == "public.no_such_table", absent
+
+
+def predicates(world: World) -> None:
+    """Rows that enter and leave a predicate; the part of the table that matches it."""
+    world.cluster.sql("CREATE TABLE p (id int PRIMARY KEY, kind text, n int); ALTER TABLE p REPLICA IDENTITY FULL")
+    world.published(world.hub, "public.p")
+    red = world.runner(start=world.lsn(), tables=["public.p"], where="kind = 'red'")
+    red.send("until 0/0")
+    if red.wait("done", "error")["event"] == "error":
+        if "cannot apply row predicates yet" in red.others[-1]["message"]:
+            raise LeftOut("this hub cannot apply row predicates")
+        raise AssertionError(red.others[-1])
+    world.cluster.sql(
+        "INSERT INTO p SELECT i, CASE WHEN i % 3 = 0 THEN 'red' ELSE 'blue' END, i FROM generate_series(1, 300) i;"
+        "UPDATE p SET kind = 'red' WHERE id = 1; UPDATE p SET kind = 'blue' WHERE id = 3; DELETE FROM p WHERE id = 6"
+    )
+    rows = Replica()
+    transitions = []
+    for tx in red.ask(f"until {world.lsn()}"):
+        for change in tx["changes"]:
+            transitions.append(change["transition"])
+            if change["operation"] == "update" and change["transition"] != "stay":
+                change.update(operation="delete" if change["transition"] == "leave" else "insert")
+        rows.apply([tx])
+    assert transitions.count("enter") == 101 and transitions.count("leave") == 2, transitions
+    rows.equals(world, "p", "kind = 'red'")
+    wrong = world.runner(tables=["public.p"], where="no_such_column = 1").error("next 1")
+    assert wrong["reason"] == "FILTER_INVALID" and wrong["violations"], wrong
+
+
+def crash(world: World) -> None:
+    """Acknowledge, kill -9 the hub, resume: the live client goes on by itself, and a new one at the checkpoint."""
+    world.cluster.sql("CREATE TABLE c (id int PRIMARY KEY, v text)")
+    at = world.lsn()
+    runner = world.runner(subscriber="crash", start=at, auto_ack=False)
+    world.cluster.sql("".join(f"INSERT INTO c VALUES ({i}, 'v{i}');" for i in range(1, 11)))
+    first = runner.ask("next 4")
+    runner.ask("ack")
+    assert runner.ask("flush") == []
+    assert runner.others[-2]["checkpoint"] == first[-1]["position"], runner.others[-2]
+    runner.ask("next 2")
+    world.hub.kill()
+    world.cluster.sql("".join(f"INSERT INTO c VALUES ({i}, 'v{i}');" for i in range(11, 16)))
+    world.hub.start()
+    runner.ask(f"until {world.lsn()}")
+    one_each(runner.transactions)
+    Replica().apply(runner.transactions).equals(world, "c")
+    runner.kill()
+    again = world.runner(subscriber="crash", auto_ack=True)
+    rest = again.ask(f"until {world.lsn()}")
+    assert [tx["position"] for tx in rest] == [tx["position"] for tx in runner.transactions[4:]], (
+        "it goes on at its checkpoint"
+    )
+    again.ask("flush")
+    again.close()
+    assert world.runner(subscriber="crash").ask(f"until {world.lsn()}") == [], "everything was acknowledged"
+    missing = world.runner(subscriber="never seen").error("next 1")
+    assert missing["reason"] in ("CHECKPOINT_MISSING", "REQUEST_INVALID"), missing
+
+
+def torn(world: World) -> None:
+    """The client is killed, and a connection lost, in the middle of a transaction: it comes again, whole, once."""
+    world.cluster.sql("CREATE TABLE torn (id int PRIMARY KEY, v text)")
+    at = world.lsn()
+    world.cluster.sql("INSERT INTO torn VALUES (0, 'before')")
+    world.cluster.sql("INSERT INTO torn SELECT i, repeat('x', 100) FROM generate_series(1, 20000) i")
+    world.cluster.sql("INSERT INTO torn VALUES (-1, 'after')")
+    proxy = Proxy(world.hub.port)
+    try:
+        proxy.limit_next(500_000, stall=True)
+        killed = world.runner(address=proxy.address, subscriber="torn", start=at)
+        killed.ask("next 1")
+        killed.send("next 1")
+        until("the middle of the transaction", proxy.reached.is_set)
+        killed.kill()
+        proxy.limit_next(1_000_000, stall=False)
+        runner = world.runner(address=proxy.address, subscriber="torn", start=at)
+        got = runner.ask(f"until {world.lsn()}")
+        assert proxy.connections >= 3 and proxy.reached.is_set(), "the connection was not lost"
+        assert [len(tx["changes"]) for tx in got] in ([1, 20000, 1], [20000, 1]), [len(tx["changes"]) for tx in got]
+        one_each(got)
+        Replica().apply([tx for tx in got if len(tx["changes"]) > 1 or tx is got[-1]] + killed.transactions[:1]).equals(
+            world, "torn"
+        )
+        runner.close()
+    finally:
+        proxy.close()
+
+
+def twin(world: World) -> None:
+    """A second client of the same name takes over; the first ends with SUBSCRIBER_FENCED and does not come back."""
+    world.cluster.sql("CREATE TABLE twin (id int PRIMARY KEY)")
+    at = world.lsn()
+    world.cluster.sql("INSERT INTO twin VALUES (1)")
+    first = world.runner(subscriber="twin", start=at)
+    assert len(first.ask("next 1")) == 1
+    second = world.runner(subscriber="twin", start=at)
+    assert len(second.ask("next 1")) == 1, "what the first had not acknowledged comes to the second"
+    fenced = first.error("next 1")
+    assert fenced["reason"] == "SUBSCRIBER_FENCED", fenced
+    world.cluster.sql("INSERT INTO twin VALUES (2)")
+    assert len(second.ask("next 1")) == 1, "the first does not take it back"
+    second.close()
+
+
+def expired(world: World) -> None:
+    """A position that the journal no longer has is a typed error that names the oldest one, where the client starts over."""
+    hub = Hub(world.cluster, world.directory / "small", "--slot", "small", "--retain-bytes", "4MiB",
+              "--set", "journal.segment_bytes=1MiB")  # fmt: skip
+    try:
+        world.cluster.sql("CREATE TABLE old (id int PRIMARY KEY, v text)")
+        world.published(hub, "public.old")
+        anonymous = world.runner(hub=hub, start="latest", tables=["public.old"])
+        anonymous.ask("until 0/0")
+        world.cluster.sql("INSERT INTO old VALUES (0, 'first')")
+        position = anonymous.ask("next 1")[0]["position"]
+        anonymous.close()
+        for batch in range(16):
+            world.cluster.sql(
+                f"INSERT INTO old SELECT {batch} * 1000 + i, repeat('x', 1000) FROM generate_series(1, 1000) i"
+            )
+        filled = world.lsn()
+        world.runner(hub=hub, start="latest").ask(f"until {filled}")
+
+        def gone() -> dict[str, Any] | None:
+            runner = world.runner(hub=hub, start=position, tables=["public.old"])
+            runner.send("next 1")
+            answer = runner.wait("error", "done")
+            runner.kill()
+            return answer if answer["event"] == "error" else None
+
+        error = until("the position's expiry", gone, 90)
+        assert error["reason"] == "POSITION_EXPIRED" and "/" in error["metadata"]["earliest"], error
+        fresh = world.runner(hub=hub, start="snapshot", tables=["public.old"])
+        fresh.send(f"until {filled}")
+        if fresh.wait("done", "error")["event"] == "error":
+            refused = fresh.others[-1]
+            assert refused["reason"] == "UNSUPPORTED", refused
+            fresh = world.runner(hub=hub, start="earliest", tables=["public.old"])
+            fresh.ask(f"until {filled}")
+            assert sum(len(tx["changes"]) for tx in fresh.transactions) < 16001
+        else:
+            Replica().apply(fresh.transactions).equals(world, "old")
+        one_each(fresh.transactions)
+        fresh.close()
+    finally:
+        hub.close()
+
+
+def schema(world: World) -> None:
+    """A table changes in mid-stream, within one transaction too; each row has the columns that it had."""
+    world.cluster.sql("CREATE TABLE s (id int PRIMARY KEY, v text)")
+    runner = world.runner(start=world.lsn())
+    runner.ask("until 0/0")
+    world.cluster.sql(
+        "INSERT INTO s VALUES (1, 'a');"
+        "BEGIN; INSERT INTO s VALUES (2, 'b'); ALTER TABLE s ADD n int DEFAULT 7; INSERT INTO s VALUES (3, 'c', 1);"
+        "ALTER TABLE s RENAME v TO w; INSERT INTO s VALUES (4, 'd', 2); COMMIT;"
+        "ALTER TABLE s DROP w; INSERT INTO s VALUES (5, 3); ALTER TABLE s RENAME TO s2; UPDATE s2 SET n = 8 WHERE id = 1"
+    )
+    got = runner.ask(f"until {world.lsn()}")
+    rows = [
+        (change["table"], {name: plain(value) for name, value in change["after"].items()})
+        for tx in got
+        for change in tx["changes"]
+    ]
+    assert rows == [
+        ("public.s", {"id": 1, "v": "a"}),
+        ("public.s", {"id": 2, "v": "b"}),
+        ("public.s", {"id": 3, "v": "c", "n": 1}),
+        ("public.s", {"id": 4, "w": "d", "n": 2}),
+        ("public.s", {"id": 5, "n": 3}),
+        ("public.s2", {"id": 1, "n": 8}),
+    ], rows
+    runner.close()
+
+
+def large(world: World) -> None:
+    """A transaction of 100,000 rows comes as one."""
+    world.cluster.sql("CREATE TABLE large (id int PRIMARY KEY, v text)")
+    runner = world.runner(start=world.lsn())
+    runner.ask("until 0/0")
+    world.cluster.sql("INSERT INTO large SELECT i, 'row ' || i FROM generate_series(1, 100000) i")
+    got = runner.ask(f"until {world.lsn()}")
+    assert [len(tx["changes"]) for tx in got] == [100_000]
+    Replica().apply(got).equals(world, "large")
+    runner.close()
+
+
+def slow(world: World) -> None:
+    """A consumer that does not read is sent what it gave credit for, and hinders nobody."""
+    window, batches = 500, 200
+    world.cluster.sql("CREATE TABLE slow (id int PRIMARY KEY, v text)")
+    at = world.lsn()
+    still = world.runner(start=at, window_events=window)
+    still.ask("until 0/0")
+    before = world.hub.metric("walcast_events_delivered_total")
+    world.cluster.sql("".join(
+        f"INSERT INTO slow SELECT {batch} * 100 + i, 'x' FROM generate_series(1, 100) i;" for batch in range(batches)
+    ))  # fmt: skip
+    end = world.lsn()
+    still.ask("next 1")
+    fast = world.runner(start=at)
+    got = fast.ask(f"until {end}")
+    assert sum(len(tx["changes"]) for tx in got) == batches * 100
+    sent = world.hub.metric("walcast_events_delivered_total") - before - batches * 100
+    assert sent <= 5 * window, f"{sent} events were sent to a subscriber that reads nothing"
+    still.ask(f"until {end}")
+    one_each(still.transactions)
+    Replica().apply(still.transactions).equals(world, "slow")
+
+
+def tls(world: World) -> None:
+    """TLS with a private authority, a client certificate and a token; refused without them."""
+    files = certificates(world.directory / "tls")
+    tokens = world.directory / "tokens"
+    tokens.write_text("0123456789abcdef0123456789abcdef billing public.* admin\n")
+    hub = Hub(world.cluster, world.directory / "secure", "--slot", "secure", "--tls-cert", str(files["server.pem"]),
+              "--tls-key", str(files["server.key"]), "--tls-client-ca", str(files["ca.pem"]),
+              "--tokens-file", str(tokens))  # fmt: skip
+    try:
+        world.cluster.sql("CREATE TABLE secure (id int PRIMARY KEY)")
+        identity = {"ca": str(files["ca.pem"]), "cert": str(files["client.pem"]), "key": str(files["client.key"])}
+        token = "0123456789abcdef0123456789abcdef"
+        address = f"https://localhost:{hub.port}"
+        runner = world.runner(address=address, tls=identity, token=token, start="latest", subscriber="secure")
+        runner.ask("until 0/0")
+        world.cluster.sql("INSERT INTO secure VALUES (1)")
+        assert len(runner.ask("next 1")) == 1
+        runner.ask("flush")
+        runner.close()
+        wrong = world.runner(address=address, tls=identity, token="wrong").error("next 1")
+        assert wrong["reason"] == "UNAUTHENTICATED", wrong
+        for request in (
+            {"address": hub.address, "token": token},
+            {"address": address, "token": token, "tls": {"ca": str(files["ca.pem"])}},
+        ):
+            refused = world.runner(**request, give_up_after=1.0).error("next 1")
+            assert refused["reason"] == "", refused
+    finally:
+        hub.close()
+
+
+STEPS: list[Callable[[World], None]] = [
+    types,
+    filters,
+    predicates,
+    crash,
+    torn,
+    twin,
+    expired,
+    schema,
+    large,
+    slow,
+    tls,
+]
+
+
+@contextlib.contextmanager
+def world(command: str) -> Iterator[World]:
+    with scratch() as directory:
+        made = World(command, directory)
+        try:
+            yield made
+        finally:
+            made.close()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runner", required=True, help="command of the language's runner")
+    parser.add_argument("steps", nargs="*", help="; ".join(f"{step.__name__}: {step.__doc__}" for step in STEPS))
+    arguments = parser.parse_args()
+    unknown = set(arguments.steps) - {step.__name__ for step in STEPS}
+    if unknown:
+        parser.error(f"no such step: {', '.join(sorted(unknown))}")
+    failed = []
+    with world(arguments.runner) as made:
+        for step in STEPS:
+            if arguments.steps and step.__name__ not in arguments.steps:
+                continue
+            started = time.monotonic()
+            try:
+                step(made)
+                print(f"ok     {step.__name__:8} {time.monotonic() - started:5.1f} s  {step.__doc__}", flush=True)
+            except LeftOut as reason:
+                print(f"left out {step.__name__}: {reason}", flush=True)
+            except Exception:
+                failed.append(step.__name__)
+                print(f"FAILED {step.__name__}", flush=True)
+                traceback.print_exc()
+                made.log.flush()
+                print("-- runner --\n" + (made.directory / "runner.log").read_text()[-3000:], file=sys.stderr)
+                print("-- hub --\n" + made.hub.log.read_text()[-3000:], file=sys.stderr)
+                if made.hub.process is None or made.hub.process.poll() is not None:
+                    made.hub.start()
+            finally:
+                made.close_runners()
+    print(f"failed: {', '.join(failed)}" if failed else "conformant")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

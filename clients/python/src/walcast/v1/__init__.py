@@ -1,0 +1,1 @@
+"""Generated from proto/walcast/v1 by scripts/generate.sh."""
