@@ -1,5 +1,6 @@
 # make demo    everything at once on this machine, Ctrl-C leaves nothing behind
 # make test    what the tests need, then all tests
+# make bench   every figure beside its peer, about an hour; make bench-quick, about ten minutes
 # make lint    formatting, clippy, protocol, licences
 # On Debian and Ubuntu every target installs what it is missing; only Rust must be there.
 
@@ -9,7 +10,7 @@ BUF ?= npx --yes @bufbuild/buf@1.75.0
 MATRIX ?= 14 16 17 18
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: demo build test test-matrix fmt lint clippy proto deny deps help
+.PHONY: demo build bench bench-quick test test-matrix fmt lint clippy proto deny deps help
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -28,6 +29,13 @@ test: deps-build deps-postgres
 test-matrix: deps-build deps-postgres deps-npm
 	scripts/fetch-postgres.sh $(MATRIX)
 	WALCAST_TEST_PG_VERSIONS="$(MATRIX)" $(CARGO) test --locked --test it
+
+# Results go to bench/results. BENCH="drain latency" runs only some suites.
+bench: deps-build deps-postgres
+	$(CARGO) bench --locked --bench walcast -- $(BENCH)
+
+bench-quick: deps-build deps-postgres
+	$(CARGO) bench --locked --bench walcast -- --quick $(BENCH)
 
 fmt:
 	$(CARGO) fmt --all
