@@ -1,6 +1,7 @@
 # make demo    everything at once on this machine, Ctrl-C leaves nothing behind
 # make test    what the tests need, then all tests
 # make test-clients   the clients against the built hub, where their toolchains are present
+# make bench   every figure beside its peer, about an hour; make bench-quick, about ten minutes
 # make lint    formatting, clippy, protocol, licences
 # On Debian and Ubuntu every target installs what it is missing; only Rust must be there.
 
@@ -10,7 +11,7 @@ BUF ?= npx --yes @bufbuild/buf@1.75.0
 MATRIX ?= 14 16 17 18
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: demo build test test-clients test-matrix fmt lint clippy proto deny deps help
+.PHONY: demo build bench bench-quick test test-clients test-matrix fmt lint clippy proto deny deps help
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -35,6 +36,13 @@ test-clients: deps-build deps-postgres
 test-matrix: deps-build deps-postgres deps-npm
 	scripts/fetch-postgres.sh $(MATRIX)
 	WALCAST_TEST_PG_VERSIONS="$(MATRIX)" $(CARGO) test --locked --test it
+
+# Results go to bench/results. BENCH="drain latency" runs only some suites.
+bench: deps-build deps-postgres
+	$(CARGO) bench --locked --bench walcast -- $(BENCH)
+
+bench-quick: deps-build deps-postgres
+	$(CARGO) bench --locked --bench walcast -- --quick $(BENCH)
 
 fmt:
 	$(CARGO) fmt --all

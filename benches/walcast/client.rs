@@ -1,0 +1,277 @@
+//! Subscribers, in a process of their own so that their CPU time is theirs. Orders come as one JSON argument; reports go
+//! out as JSON lines.
+
+use std::{
+    io::{Read, Write},
+    time::{Duration, Instant},
+};
+
+use prost::Message;
+use serde::{Deserialize, Serialize};
+use walcast::wire::pb;
+
+use super::{
+    events::Events,
+    h2::{Call, Step},
+    proc::now_us,
+};
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Orders {
+    pub port: u16,
+    /// Streams, each with a connection of its own.
+    pub streams: usize,
+    pub start: From,
+    pub until: Until,
+    /// Streams that open and then never read.
+    pub stalled: usize,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum From {
+    Earliest,
+    Latest,
+    /// Exclusive, as text.
+    AfterLsn(String),
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Until {
+    /// Every stream has seen so many changes; each is looked at.
+    Changes(u64),
+    /// The server ends the streams at its tail; the first looks at changes, the others count bytes.
+    Tail,
+    /// For ever; reports once all streams are open.
+    Killed,
+    /// Measures column 2, microseconds of the server's clock, against arrival, for so many changes.
+    Latency(u64),
+    /// Plain TCP until the server closes it.
+    Raw,
+    /// Reconnects whenever the stream breaks, and reports the first change of each stream; for ever.
+    Reconnect,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Report {
+    /// Wall clock, microseconds, when the first data and the end came.
+    pub first_us: u64,
+    pub end_us: u64,
+    pub changes: u64,
+    pub transactions: u64,
+    pub hash: u64,
+    /// Of all streams.
+    pub bytes: u64,
+    pub latencies_us: Vec<u32>,
+    /// Number of the stream, for [`Until::Reconnect`].
+    pub stream: u32,
+    /// First column of the last change.
+    pub id: i64,
+    /// Changes whose id is not the successor of the one before.
+    pub holes: u64,
+}
+
+fn request(orders: &Orders, after: Option<&[u8]>) -> Vec<u8> {
+    use pb::start::At;
+    let at = match (&orders.start, after) {
+        (_, Some(position)) => At::After(pb::Position::decode(position).expect("a position")),
+        (From::Earliest, None) => At::Earliest(()),
+        (From::Latest, None) => At::Latest(()),
+        (From::AfterLsn(lsn), None) => At::AfterLsn(lsn.clone()),
+    };
+    let request = pb::SubscribeRequest {
+        start: Some(pb::Start { at: Some(at) }),
+        stop_at_tail: matches!(orders.until, Until::Tail),
+        ..Default::default()
+    };
+    request.encode_to_vec()
+}
+
+const PATH: &str = "/walcast.v1.ChangeStreamService/Subscribe";
+
+/// Opens a stream and waits for its first data: until then the hub may still be starting.
+fn open(orders: &Orders, after: Option<&[u8]>, mut data: impl FnMut(&[u8])) -> (Call, Step) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        if let Ok(mut call) = Call::open(orders.port, PATH, &request(orders, after)) {
+            let mut any = false;
+            loop {
+                match call.read(|bytes| {
+                    any = true;
+                    data(bytes);
+                }) {
+                    Ok(step) if any => return (call, step),
+                    Ok(Step::Open) => {}
+                    Ok(Step::Ended) | Err(_) => break,
+                }
+            }
+        }
+        assert!(Instant::now() < deadline, "no stream within 60 s");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn say(report: &Report) {
+    let mut out = std::io::stdout().lock();
+    let line = serde_json::to_string(report).expect("JSON");
+    writeln!(out, "{line}").and_then(|()| out.flush()).expect("stdout");
+}
+
+/// Carries out the orders and ends the process.
+pub fn main(orders: &str) {
+    let orders: Orders = serde_json::from_str(orders).expect("orders");
+    match orders.until {
+        Until::Reconnect => reconnect(&orders),
+        Until::Latency(changes) => say(&latency(&orders, changes)),
+        Until::Killed => idle(&orders),
+        Until::Changes(_) | Until::Tail | Until::Raw => drain(&orders),
+    }
+}
+
+fn drain(orders: &Orders) {
+    let streams: Vec<_> = (0..orders.streams)
+        .map(|number| {
+            let orders = orders.clone();
+            std::thread::Builder::new().stack_size(256 << 10).spawn(move || one(&orders, number == 0)).expect("thread")
+        })
+        .collect();
+    let mut sum = Report::default();
+    for (number, stream) in streams.into_iter().enumerate() {
+        let report = stream.join().expect("stream");
+        if number == 0 {
+            sum = report;
+        } else {
+            sum.first_us = sum.first_us.min(report.first_us);
+            sum.end_us = sum.end_us.max(report.end_us);
+            sum.bytes += report.bytes;
+        }
+    }
+    say(&sum);
+}
+
+fn one(orders: &Orders, looks: bool) -> Report {
+    if let Until::Raw = orders.until {
+        return raw(orders);
+    }
+    let target = match orders.until {
+        Until::Changes(changes) => changes,
+        _ => u64::MAX,
+    };
+    let looks = looks || target != u64::MAX;
+    let mut seen = Events::default();
+    let mut bytes = 0;
+    let mut take = |data: &[u8]| {
+        bytes += data.len() as u64;
+        if looks {
+            seen.take(data, |_| {});
+        }
+        seen.changes
+    };
+    let mut changes = 0;
+    let (mut call, mut step) = open(orders, None, |data| changes = take(data));
+    let first_us = now_us();
+    while changes < target && step == Step::Open {
+        step = call.read(|data| changes = take(data)).expect("the stream breaks");
+    }
+    Report {
+        first_us,
+        end_us: now_us(),
+        changes: seen.changes,
+        transactions: seen.transactions,
+        hash: seen.hash,
+        bytes: call.wire_bytes.max(bytes),
+        ..Report::default()
+    }
+}
+
+fn raw(orders: &Orders) -> Report {
+    let mut socket = std::net::TcpStream::connect(("127.0.0.1", orders.port)).expect("connect");
+    let mut buffer = vec![0; 256 << 10];
+    let mut report = Report { first_us: now_us(), ..Report::default() };
+    loop {
+        match socket.read(&mut buffer).expect("read") {
+            0 => break,
+            n => report.bytes += n as u64,
+        }
+    }
+    report.end_us = now_us();
+    report
+}
+
+fn idle(orders: &Orders) {
+    let (opened, all_open) = std::sync::mpsc::channel();
+    for number in 0..orders.streams + orders.stalled {
+        let (orders, opened) = (orders.clone(), opened.clone());
+        let stream = move || {
+            let (mut call, _) = open(&orders, None, |_| {});
+            opened.send(()).expect("main");
+            if number >= orders.streams {
+                loop {
+                    std::thread::park();
+                }
+            }
+            while call.read(|_| {}).is_ok_and(|step| step == Step::Open) {}
+        };
+        std::thread::Builder::new().stack_size(256 << 10).spawn(stream).expect("thread");
+    }
+    for _ in 0..orders.streams + orders.stalled {
+        all_open.recv().expect("streams");
+    }
+    say(&Report::default());
+    loop {
+        std::thread::park();
+    }
+}
+
+fn latency(orders: &Orders, changes: u64) -> Report {
+    let mut seen = Events::default();
+    let mut latencies = Vec::with_capacity(changes as usize);
+    let mut said = false;
+    let (mut call, _) = open(orders, None, |data| seen.take(data, |_| {}));
+    while (latencies.len() as u64) < changes {
+        if !said {
+            say(&Report::default());
+            said = true;
+        }
+        let mut take = |data: &[u8]| {
+            let now = now_us() as i64;
+            seen.take(data, |seen| latencies.push((now - seen.values[1]).max(0) as u32));
+        };
+        call.read(&mut take).expect("the stream breaks");
+    }
+    Report { end_us: now_us(), changes: seen.changes, latencies_us: latencies, hash: seen.hash, ..Report::default() }
+}
+
+fn reconnect(orders: &Orders) {
+    let mut position: Option<Vec<u8>> = None;
+    let mut id = 0;
+    let mut holes = 0;
+    for stream in 0.. {
+        // Ids of a transaction that was cut off come again.
+        let mut settled = id;
+        let mut first = true;
+        let mut seen = Events::default();
+        let mut take = |seen: &mut Events, data: &[u8]| {
+            let transactions = seen.transactions;
+            seen.take(data, |seen| {
+                let next = seen.values[0];
+                if settled != 0 && next != settled + 1 {
+                    holes += 1;
+                }
+                settled = next;
+                if std::mem::take(&mut first) {
+                    let now = now_us();
+                    say(&Report { first_us: now, stream, id: next, holes, ..Report::default() });
+                }
+            });
+            if seen.transactions > transactions {
+                id = settled;
+            }
+        };
+        let (mut call, _) = open(orders, position.as_deref(), |data| take(&mut seen, data));
+        while call.read(|data| take(&mut seen, data)).is_ok_and(|step| step == Step::Open) {}
+        if !seen.position.is_empty() {
+            position = Some(seen.position);
+        }
+        say(&Report { end_us: now_us(), stream, id: settled, holes, changes: seen.changes, ..Report::default() });
+    }
+}

@@ -1,0 +1,130 @@
+//! Looks at events without decoding them: what it takes to count them, to check their order, and to reconnect.
+
+/// What a subscriber has seen.
+#[derive(Default)]
+pub struct Events {
+    /// Bytes of a message that is not complete yet.
+    partial: Vec<u8>,
+    pub changes: u64,
+    pub transactions: u64,
+    /// Over the first column of every new image, in order.
+    pub hash: u64,
+    /// The last position, as it was sent.
+    pub position: Vec<u8>,
+    pub caught_up: bool,
+    /// First two values of the last change, when they are integers.
+    pub values: [i64; 2],
+}
+
+/// The hash of what should come.
+pub fn hash(hash: u64, id: i64) -> u64 {
+    (hash ^ id as u64).wrapping_mul(0x0000_0100_0000_01b3)
+}
+
+impl Events {
+    /// Takes a piece of the gRPC stream; `each` is called behind every change.
+    pub fn take(&mut self, mut data: &[u8], mut each: impl FnMut(&Events)) {
+        if !self.partial.is_empty() {
+            self.partial.extend_from_slice(data);
+            let whole = std::mem::take(&mut self.partial);
+            let used = self.messages(&whole, &mut each);
+            self.partial = whole;
+            self.partial.drain(..used);
+            return;
+        }
+        let used = self.messages(data, &mut each);
+        data = &data[used..];
+        self.partial.extend_from_slice(data);
+    }
+
+    fn messages(&mut self, data: &[u8], each: &mut impl FnMut(&Events)) -> usize {
+        let mut used = 0;
+        while let Some((head, rest)) = data[used..].split_first_chunk::<5>() {
+            let len = u32::from_be_bytes([head[1], head[2], head[3], head[4]]) as usize;
+            let Some(mut message) = rest.get(..len) else { break };
+            while !message.is_empty() {
+                let (_, event) = field(&mut message);
+                self.event(event, each);
+            }
+            used += 5 + len;
+        }
+        used
+    }
+
+    fn event(&mut self, mut event: &[u8], each: &mut impl FnMut(&Events)) {
+        match field(&mut event) {
+            (3, mut change) => {
+                self.changes += 1;
+                while !change.is_empty() {
+                    if let (5, mut row) = field(&mut change) {
+                        self.values = [value(&mut row), value(&mut row)];
+                        self.hash = hash(self.hash, self.values[0]);
+                        break;
+                    }
+                }
+                each(self);
+            }
+            (6, mut commit) => {
+                self.transactions += 1;
+                self.place(field(&mut commit).1);
+            }
+            (7, mut progress) => {
+                while !progress.is_empty() {
+                    match field(&mut progress) {
+                        (1, position) => self.place(position),
+                        (3, _) => self.caught_up = true,
+                        _ => {}
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn place(&mut self, position: &[u8]) {
+        self.position.clear();
+        self.position.extend_from_slice(position);
+    }
+}
+
+/// Number and content of the next field; scalars have none.
+fn field<'a>(bytes: &mut &'a [u8]) -> (u64, &'a [u8]) {
+    let key = varint(bytes);
+    let len = match key & 7 {
+        0 => {
+            varint(bytes);
+            0
+        }
+        1 => 8,
+        2 => varint(bytes) as usize,
+        other => panic!("wire type {other}"),
+    };
+    let (content, rest) = bytes.split_at(len);
+    *bytes = rest;
+    (key >> 3, content)
+}
+
+fn value(row: &mut &[u8]) -> i64 {
+    if row.is_empty() {
+        return 0;
+    }
+    let (_, mut value) = field(row);
+    if varint(&mut value) != 3 << 3 {
+        return 0;
+    }
+    let zigzag = varint(&mut value);
+    (zigzag >> 1) as i64 ^ -((zigzag & 1) as i64)
+}
+
+fn varint(bytes: &mut &[u8]) -> u64 {
+    let mut value = 0;
+    for shift in (0..64).step_by(7) {
+        let (byte, rest) = bytes.split_first().expect("a varint");
+        *bytes = rest;
+        value |= u64::from(byte & 0x7f) << shift;
+        if byte & 0x80 == 0 {
+            return value;
+        }
+    }
+    panic!("a varint is too long")
+}

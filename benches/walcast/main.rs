@@ -1,0 +1,30 @@
+//! Benchmarks that put every figure beside its peer in the same run: `make bench`, `make bench-quick`, or
+//! `cargo bench --bench walcast -- [--quick] [SUITE ...]`. docs/benchmarks.md says what is measured and why.
+
+mod client;
+mod events;
+mod h2;
+mod harness;
+mod pgoutput;
+mod proc;
+mod rawtcp;
+mod report;
+mod stage;
+mod suites;
+
+use suites::Suites;
+
+fn main() {
+    let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
+    match args.first().map(String::as_str) {
+        Some("client") => return client::main(&args[1]),
+        Some("raw") => return rawtcp::main(&args[1]),
+        _ => {}
+    }
+    let quick = args.iter().any(|arg| arg == "--quick");
+    let names: Vec<&str> = args.iter().map(String::as_str).filter(|arg| !arg.starts_with('-')).collect();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("runtime");
+    runtime.block_on(async {
+        Suites::new(quick).await.run(&names).await;
+    });
+}

@@ -1,0 +1,194 @@
+//! Many subscribers: what a delivery costs, what the primary notices, and what a stalled one does to the others.
+
+use super::Suites;
+use crate::{
+    client::{From, Orders, Report, Until},
+    harness::{Hub, process},
+    proc::{self, Client},
+    rawtcp,
+    report::{Section, Spread, count, mb},
+    stage::{Backlog, Cost, Shape, check, orders},
+};
+
+/// Fits into the ring.
+const HOT: u64 = 250_000;
+
+impl Suites {
+    /// A hub that holds a backlog in memory.
+    pub(super) async fn hot(&mut self, backlog: &Backlog, args: &[&str]) -> (Hub, String) {
+        let slot = self.stage.copy(backlog).await;
+        let mut hub = self.stage.hub(&slot, args);
+        hub.start().await;
+        let (report, _) = Client::start(&orders(&hub, 1, From::Earliest, Until::Changes(backlog.changes))).finish();
+        check(backlog, &report);
+        (hub, slot)
+    }
+
+    /// Reads the journal from its beginning to its tail.
+    pub(super) fn replay(hub: &Hub, backlog: &Backlog, subscribers: usize) -> (Cost, Report) {
+        Self::replay_beside(hub, backlog, subscribers, 0)
+    }
+
+    fn replay_beside(hub: &Hub, backlog: &Backlog, subscribers: usize, stalled: usize) -> (Cost, Report) {
+        let _stalled = (stalled > 0).then(|| {
+            let mut orders = orders(hub, 0, From::Earliest, Until::Killed);
+            orders.stalled = stalled;
+            let mut client = Client::start(&orders);
+            client.report();
+            client
+        });
+        let before = proc::cpu(hub.pid());
+        let (report, client) = Client::start(&orders(hub, subscribers, From::Earliest, Until::Tail)).finish();
+        check(backlog, &report);
+        let reader = proc::cpu(hub.pid()) - before;
+        let wall = (report.end_us - report.first_us) as f64 / 1e6;
+        let rss = proc::memory(hub.pid(), "VmRSS");
+        (Cost { wall, reader, client, rss, bytes: report.bytes, walsender: 0.0 }, report)
+    }
+
+    pub(super) fn raw(subscribers: usize, bytes: u64) -> Cost {
+        let port = process::free_port();
+        let mut server = rawtcp::start(port, bytes, subscribers);
+        while std::fs::read_to_string("/proc/net/tcp").is_ok_and(|text| !text.contains(&format!(":{port:04X} "))) {
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        }
+        let (start, until) = (From::Earliest, Until::Raw);
+        let client = Client::start(&Orders { port, streams: subscribers, start, until, stalled: 0 });
+        let (report, client) = client.finish();
+        assert_eq!(report.bytes, bytes * subscribers as u64);
+        let (reader, _) = proc::wait(&mut server);
+        let wall = (report.end_us - report.first_us) as f64 / 1e6;
+        Cost { wall, reader, client, bytes: report.bytes, ..Cost::default() }
+    }
+
+    pub(super) async fn fanout(&mut self) -> Section {
+        let runs = self.runs();
+        let rows = self.pick(HOT, 100_000);
+        let about = format!(
+            "{} changes of about 160 bytes in the hub's ring; so many subscribers without a filter read them all at once, \
+             each over a connection of its own, in one process that counts bytes (one stream is checked for count and \
+             order). Beside it 10 pg_recvlogical on 10 slots, and raw TCP: a server that writes as many bytes to as many \
+             connections with writev, 64 KiB at a time, and does nothing else. {runs} runs each.",
+            count(rows as f64)
+        );
+        let columns =
+            ["server", "wall s", "deliveries/s", "MB/s", "server CPU ns per delivery", "client CPU s", "hub RSS MB"];
+        let mut section = Section::new("5-fanout", "Deliveries from a hot backlog", about, &columns);
+        section.unit = "deliveries/s".to_owned();
+        let backlog = self.stage.backlog("hot", Shape::Small(1000), rows).await;
+        let (hub, slot) = self.hot(&backlog, &[]).await;
+        let mut all: Vec<(String, usize, Vec<Cost>)> = Vec::new();
+        let mut put = |name: String, subscribers: usize, cost: Cost| match all.iter_mut().find(|row| row.0 == name) {
+            Some(row) => row.2.push(cost),
+            None => all.push((name, subscribers, vec![cost])),
+        };
+        for _ in 0..runs {
+            for subscribers in [1, 10, 50] {
+                let (cost, _) = Self::replay(&hub, &backlog, subscribers);
+                let bytes = cost.bytes / subscribers as u64;
+                put(format!("hub, {subscribers} subscribers"), subscribers, cost);
+                put(format!("raw TCP, {subscribers} connections"), subscribers, Self::raw(subscribers, bytes));
+            }
+            put("10 direct slots".to_owned(), 10, self.stage.direct(&backlog, 10).await);
+        }
+        drop(hub);
+        self.stage.drop_slot(&slot).await;
+        self.stage.drop(backlog).await;
+        let rate = |subscribers: usize, costs: &[Cost]| {
+            (subscribers as u64 * rows) as f64 / Spread::of(costs.iter().map(|cost| cost.wall)).median
+        };
+        for (name, subscribers, costs) in &all {
+            let of = |value: fn(&Cost) -> f64| Spread::of(costs.iter().map(value));
+            let per_second = rate(*subscribers, costs);
+            let cpu = of(|cost| cost.reader + cost.walsender);
+            section.row(&[
+                name.clone(),
+                of(|cost| cost.wall).show(3),
+                count(per_second),
+                match costs[0].bytes {
+                    0 => "-".to_owned(),
+                    _ => format!("{:.0}", of(|cost| cost.bytes as f64 / cost.wall / 1e6).median),
+                },
+                format!("{:.0}", cpu.median * 1e9 / (rows * *subscribers as u64) as f64),
+                if costs[0].client > 0.0 { of(|cost| cost.client).show(2) } else { "-".to_owned() },
+                costs.iter().map(|cost| cost.rss).max().filter(|rss| *rss > 0).map_or("-".to_owned(), mb),
+            ]);
+            section.bar(name.clone(), per_second, !name.starts_with("hub"));
+        }
+        let find = |name: &str| all.iter().find(|row| row.0.starts_with(name)).expect("measured");
+        let (hub, raw, direct) = (find("hub, 10"), find("raw TCP, 10"), find("10 direct"));
+        let times = rate(10, &hub.2) / rate(10, &direct.2);
+        section.goal("Deliveries/s to 10 subscribers, of 10 direct slots': 5", format!("{times:.1}"), times >= 5.0);
+        let cpu = |costs: &[Cost]| Spread::of(costs.iter().map(|cost| cost.reader)).median;
+        let times = cpu(&hub.2) / cpu(&raw.2);
+        section.goal("CPU per delivery, of raw TCP's: at most 2", format!("{times:.2}"), times <= 2.0);
+        section
+    }
+
+    pub(super) async fn primary(&mut self) -> Section {
+        let runs = self.runs().min(3);
+        let rows = self.pick(HOT, 100_000);
+        let about = format!(
+            "CPU seconds of the primary's walsenders for {} changes, read by the hub with 1 and with 50 subscribers that \
+             follow while it drains, and by pg_recvlogical on 1 and on 10 slots. {runs} runs each.",
+            count(rows as f64)
+        );
+        let columns = ["readers", "walsender CPU s", "wall s", "deliveries"];
+        let mut section = Section::new("7-primary", "What the primary pays", about, &columns);
+        section.unit = "walsender CPU seconds".to_owned();
+        let backlog = self.stage.backlog("paid", Shape::Small(1000), rows).await;
+        let mut costs: [Vec<Cost>; 4] = Default::default();
+        for _ in 0..runs {
+            costs[0].push(self.stage.direct(&backlog, 1).await);
+            costs[1].push(self.stage.direct(&backlog, 10).await);
+            costs[2].push(self.stage.through_hub(&backlog, 1).await);
+            costs[3].push(self.stage.through_hub(&backlog, 50).await);
+        }
+        self.stage.drop(backlog).await;
+        let names = ["1 slot", "10 slots", "hub, 1 subscriber", "hub, 50 subscribers"];
+        let cpu: Vec<Spread> = costs.iter().map(|c| Spread::of(c.iter().map(|cost| cost.walsender))).collect();
+        for ((name, costs), (cpu, readers)) in names.iter().zip(&costs).zip(cpu.iter().zip([1, 10, 1, 50])) {
+            let wall = Spread::of(costs.iter().map(|cost| cost.wall));
+            section.row(&[(*name).to_owned(), cpu.show(2), wall.show(2), count((rows * readers) as f64)]);
+            section.bar(*name, cpu.median, name.ends_with("slot") || name.ends_with("slots"));
+        }
+        let times = cpu[3].median / cpu[0].median;
+        let text = "Walsender CPU with 50 subscribers, of one slot's: at most 1.10";
+        section.goal(text, format!("{times:.2}"), times <= 1.10);
+        section
+    }
+
+    pub(super) async fn isolation(&mut self) -> Section {
+        let runs = self.runs();
+        let rows = self.pick(HOT, 100_000);
+        let about = format!(
+            "10 subscribers read {} changes from the ring, alone and beside 20 that opened the same stream and then never \
+             read. {runs} runs each, taking turns.",
+            count(rows as f64)
+        );
+        let columns = ["beside", "wall s", "deliveries/s", "hub RSS MB"];
+        let mut section = Section::new("a-isolation", "Stalled subscribers", about, &columns);
+        let backlog = self.stage.backlog("isolated", Shape::Small(1000), rows).await;
+        let (hub, slot) = self.hot(&backlog, &[]).await;
+        let mut costs = [Vec::new(), Vec::new()];
+        for _ in 0..runs {
+            for (costs, stalled) in costs.iter_mut().zip([0, 20]) {
+                costs.push(Self::replay_beside(&hub, &backlog, 10, stalled).0);
+            }
+        }
+        drop(hub);
+        self.stage.drop_slot(&slot).await;
+        self.stage.drop(backlog).await;
+        let mut rates = Vec::new();
+        for (name, costs) in ["nobody", "20 stalled subscribers"].iter().zip(&costs) {
+            let wall = Spread::of(costs.iter().map(|cost| cost.wall));
+            rates.push((rows * 10) as f64 / wall.median);
+            let rss = costs.iter().map(|cost| cost.rss).max().unwrap_or(0);
+            section.row(&[(*name).to_owned(), wall.show(3), count((rows * 10) as f64 / wall.median), mb(rss)]);
+        }
+        let share = rates[1] / rates[0];
+        let text = "Rate beside stalled subscribers, of the rate without: 0.98";
+        section.goal(text, format!("{share:.2}"), share >= 0.98);
+        section
+    }
+}

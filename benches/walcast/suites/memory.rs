@@ -1,0 +1,83 @@
+//! What a subscriber that does nothing costs.
+
+use std::time::Duration;
+
+use super::Suites;
+use crate::{
+    client::{From, Until},
+    proc::{self, Client},
+    report::{Section, mb},
+    stage::{Shape, orders},
+};
+
+impl Suites {
+    pub(super) async fn memory(&mut self) -> Section {
+        let about = "VmRSS of the hub once it has settled, with so many subscribers that follow a quiet database, each over \
+                     a connection of its own; then with subscribers that asked for a backlog in the ring and never read. \
+                     One run.";
+        let columns = ["subscribers", "hub RSS MB", "KiB per subscriber"];
+        let mut section = Section::new("8-memory", "Memory of idle and stalled subscribers", about, &columns);
+        section.unit = "hub RSS, MB".to_owned();
+        let backlog = self.stage.backlog("held", Shape::Small(1000), 200_000).await;
+        let slot = self.stage.copy(&backlog).await;
+        let mut hub = self.stage.hub(&slot, &[]);
+        // Without the ring's bytes first: the subscribers alone.
+        let empty = "memory_empty";
+        self.stage.db.rows(&format!("SELECT pg_create_logical_replication_slot('{empty}', 'pgoutput')")).await;
+        let mut quiet = self.stage.hub(empty, &[]);
+        quiet.start().await;
+        let base = settled(quiet.pid()).await;
+        section.row(&["0 idle".to_owned(), mb(base), "-".to_owned()]);
+        section.bar("0 idle", base as f64 / 1e6, false);
+        for streams in [1, 100, self.pick(1000, 300)] {
+            let mut client = Client::start(&orders(&quiet, streams, From::Latest, Until::Killed));
+            client.report();
+            let rss = settled(quiet.pid()).await;
+            let each = rss.saturating_sub(base) as f64 / 1024.0 / streams as f64;
+            section.row(&[format!("{streams} idle"), mb(rss), format!("{each:.1}")]);
+            section.bar(format!("{streams} idle"), rss as f64 / 1e6, false);
+            if streams > 100 {
+                section.goal("Memory of an idle subscriber: at most 40 KiB", format!("{each:.1} KiB"), each <= 40.0);
+            }
+        }
+        drop(quiet);
+        self.stage.drop_slot(empty).await;
+        hub.start().await;
+        let (report, _) = Client::start(&orders(&hub, 1, From::Earliest, Until::Changes(backlog.changes))).finish();
+        crate::stage::check(&backlog, &report);
+        let base = settled(hub.pid()).await;
+        section.row(&["0, the ring filled".to_owned(), mb(base), "-".to_owned()]);
+        section.bar("0, the ring filled", base as f64 / 1e6, false);
+        for stalled in [100, self.pick(1000, 300)] {
+            let mut orders = orders(&hub, 0, From::Earliest, Until::Killed);
+            orders.stalled = stalled;
+            let mut client = Client::start(&orders);
+            client.report();
+            let rss = settled(hub.pid()).await;
+            let each = rss.saturating_sub(base) as f64 / 1024.0 / stalled as f64;
+            section.row(&[format!("{stalled} stalled"), mb(rss), format!("{each:.1}")]);
+            section.bar(format!("{stalled} stalled"), rss as f64 / 1e6, false);
+            if stalled > 100 {
+                section.goal("Memory of a stalled subscriber: at most 64 KiB", format!("{each:.1} KiB"), each <= 64.0);
+            }
+        }
+        drop(hub);
+        self.stage.drop_slot(&slot).await;
+        self.stage.drop(backlog).await;
+        section
+    }
+}
+
+/// Resident bytes, once they have not moved by a percent for a second.
+async fn settled(pid: u32) -> u64 {
+    let mut last = 0;
+    for _ in 0..30 {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let now = proc::memory(pid, "VmRSS");
+        if now.abs_diff(last) * 100 < now {
+            return now;
+        }
+        last = now;
+    }
+    last
+}

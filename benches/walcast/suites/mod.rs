@@ -1,0 +1,69 @@
+//! What is measured. Each suite makes one section of the report.
+
+mod bytes;
+mod catch_up;
+mod drain;
+mod fanout;
+mod latency;
+mod memory;
+mod restart;
+
+use super::{report::Report, stage::Stage};
+
+pub struct Suites {
+    quick: bool,
+    stage: Stage,
+    report: Report,
+}
+
+/// In the order in which they run.
+const NAMES: &[&str] = &[
+    "drain",
+    "transaction",
+    "latency",
+    "restart",
+    "fanout",
+    "workloads",
+    "primary",
+    "memory",
+    "bytes",
+    "catch-up",
+    "isolation",
+];
+
+impl Suites {
+    pub async fn new(quick: bool) -> Suites {
+        Suites { quick, stage: Stage::new().await, report: Report::open(quick) }
+    }
+
+    pub async fn run(&mut self, names: &[&str]) {
+        let unknown: Vec<&&str> = names.iter().filter(|name| !NAMES.contains(name)).collect();
+        assert!(unknown.is_empty(), "no suite {unknown:?}; there are {NAMES:?}");
+        for name in NAMES.iter().filter(|name| names.is_empty() || names.contains(name)) {
+            println!("{name}");
+            let section = match *name {
+                "drain" => self.drain().await,
+                "transaction" => self.transaction().await,
+                "latency" => self.latency().await,
+                "restart" => self.restart().await,
+                "fanout" => self.fanout().await,
+                "workloads" => self.workloads().await,
+                "primary" => self.primary().await,
+                "memory" => self.memory().await,
+                "bytes" => self.bytes().await,
+                "catch-up" => self.catch_up().await,
+                _ => self.isolation().await,
+            };
+            self.report.add(section);
+        }
+    }
+
+    /// Runs of each contender.
+    fn runs(&self) -> usize {
+        if self.quick { 3 } else { 5 }
+    }
+
+    fn pick<T>(&self, full: T, quick: T) -> T {
+        if self.quick { quick } else { full }
+    }
+}
