@@ -275,7 +275,12 @@ impl<'a> Projector<'a> {
             let before = self.resume_point(number);
             let resume = span.ending.position().unwrap_or(before);
             if number == 0 && continued {
-                match self.head(span, cut.head) {
+                let done = cut.after.is_some_and(|after| match span.ending {
+                    SpanEnd::Commit { position, .. } => position.order() <= after.order(),
+                    SpanEnd::Discard => before.order() < after.order(),
+                    SpanEnd::Open | SpanEnd::Message { .. } => false,
+                });
+                match self.head(span, cut.head || done) {
                     Ok(written) => head = Some(written),
                     Err(error) => {
                         failed = Some(Failed::at(before, error)?);

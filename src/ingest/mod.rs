@@ -173,8 +173,10 @@ impl Ingest {
         self.state.last_xid = xid;
     }
 
-    /// Makes durable what the last connection left, and turns a transaction that it cut into one to be compared.
-    async fn settle_last_connection(&mut self) -> Result<(), Error> {
+    /// Makes durable what the last connection left, and turns a transaction that it cut into one to be compared. Must be
+    /// called before [`Ingest::complete`] is asked where the next connection starts: what is still being written
+    /// would otherwise be sent again.
+    pub async fn settle(&mut self) -> Result<(), Error> {
         self.append().await?;
         let marks = self.appender.flush().await?;
         if let (Some((transaction, ordinals)), Some(first_block)) =
@@ -201,7 +203,6 @@ impl Ingest {
         nudge: &Notify,
         drain: &Drain,
     ) -> Result<(), Error> {
-        self.settle_last_connection().await?;
         let mut marks = self.journal.marks();
         let mut told = None;
         let mut status_due = Instant::now();

@@ -76,6 +76,8 @@ fn refused(reason: Reason, message: impl Into<String>) -> Error {
 
 /// First pause after a failure; doubles up to [`LONGEST_PAUSE`], with full jitter.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// Longest pause while the server says that it is starting up.
+const STARTING_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// Runs until draining starts, then leaves the journal flushed and PostgreSQL told.
@@ -106,6 +108,9 @@ pub async fn run(
             quarantine(&options.quarantine, *lsn, bytes);
             pause = LONGEST_PAUSE;
         }
+        if starting_up(&error) {
+            pause = pause.min(STARTING_PAUSE);
+        }
         let wait = pause.mul_f64(0.5 + fastrand::f64() / 2.0);
         tracing::warn!(reason = reason.as_str(), retry_in_ms = wait.as_millis() as u64, "source: {error}");
         tokio::select! {
@@ -116,6 +121,11 @@ pub async fn run(
     }
     state.away("the hub is shutting down");
     ingest.close().await
+}
+
+/// The server answers, and will serve as soon as its crash recovery ends (57P03, cannot_connect_now).
+fn starting_up(error: &Error) -> bool {
+    matches!(error, Error::Postgres(error) if error.sqlstate() == Some("57P03"))
 }
 
 /// One connection, from the first packet to its end.
@@ -131,6 +141,7 @@ async fn stream_once(
         () = drain.wait() => return Ok(()),
         connected = Sql::connect(&options.connect) => Arc::new(connected?),
     };
+    ingest.settle().await?;
     let mut replication = Replication::connect(&options.connect, sql.server()).await?;
     let prepared = prepare::prepare(options, journal, ingest, fresh, &sql, &mut replication, state).await?;
     state.reached(sql.clone());
