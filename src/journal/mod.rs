@@ -105,7 +105,7 @@ impl Options {
             dir: dir.into(),
             segment_bytes: 128 << 20,
             ring_bytes: 32 << 20,
-            cache_bytes: 64 << 20,
+            cache_bytes: 32 << 20,
             retain_bytes: 10 << 30,
             retain_age: Duration::from_secs(7 * 24 * 3600),
             queue_bytes: 8 << 20,

@@ -231,7 +231,7 @@ async fn reflection_speaks_both_versions_and_carries_comments() {
         for service in ["walcast.v1.ChangeStreamService", "walcast.v1.AdminService", "grpc.health.v1.Health"] {
             assert!(names.iter().any(|name| name == service), "{names:?}");
         }
-        assert_eq!(file.name(), "walcast/v1/walcast.proto");
+        assert_eq!(file.name(), "walcast/v1/event.proto");
         let comments = file.source_code_info.unwrap().location;
         assert!(comments.iter().any(|location| location.leading_comments().contains("resume point")));
     }
