@@ -44,7 +44,6 @@ fn small_disk(at: &Path, mib: u32, ballast_mib: u32) -> Option<Vec<String>> {
 async fn a_full_disk_stops_intake_not_service_and_heals() {
     let mut stage = stage().sql("CREATE TABLE t (id int PRIMARY KEY, v text)").prepare().await;
     stage.hub.env("WALCAST_SEGMENT_BYTES", "1MiB");
-    stage.hub.env("WALCAST_RESERVE_BYTES", "1MiB");
     let disk = stage.hub.data_dir().to_owned();
     // The hub keeps 64 MiB free: 16 MiB of room now, 64 MiB once the ballast is gone.
     let Some(wrapper) = small_disk(&disk, 128, 48) else {
