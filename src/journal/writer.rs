@@ -25,6 +25,7 @@ use super::{
 use crate::{
     failpoint,
     feed::Marks,
+    lsn::Lsn,
     metrics,
     model::{Position, Relation},
     wire::block::Block,
@@ -364,7 +365,15 @@ impl Writer {
                 self.extend(active, &mut rows);
             }
             if map.earliest.is_none() {
-                map.earliest = self.batch.blocks.first().map(|block| (block.after, block.number));
+                // What a new journal begins with is its oldest resume point, although no block follows it yet.
+                let begins = [map.marks, marks].into_iter().find(|marks| marks.tail.lsn != Lsn::ZERO);
+                let block = self.batch.blocks.first().map(|block| (block.after, block.number));
+                map.earliest = match begins {
+                    Some(begins) if block.is_none_or(|(_, number)| begins.next_block <= number) => {
+                        Some((begins.tail, begins.next_block))
+                    }
+                    _ => block,
+                };
             }
             if map.earliest_commit_time.is_none() {
                 map.earliest_commit_time = self.batch.blocks.iter().map(|b| b.commit_time).find(|time| *time != 0);
