@@ -10,6 +10,8 @@ use crate::harness::{
     stage, validators,
 };
 
+/// A message outside transactions is not flushed by itself before PostgreSQL 17, so `stop_at_tail` may rightly end before
+/// it; the transaction after it flushes both.
 async fn shop() -> Stage {
     let stage = stage()
         .sql("CREATE SCHEMA shop; CREATE TABLE shop.orders (id int PRIMARY KEY, state text, total numeric, note text)")
@@ -24,7 +26,7 @@ async fn shop() -> Stage {
              INSERT INTO shop.items VALUES (1, 1); INSERT INTO audit VALUES (1); COMMIT; \
              UPDATE shop.orders SET state = 'paid' WHERE id = 2; UPDATE shop.orders SET total = 5 WHERE id = 2; \
              DELETE FROM shop.orders WHERE id = 1; INSERT INTO audit VALUES (2); TRUNCATE shop.items; \
-             SELECT pg_logical_emit_message(true, 'app.deploy', 'v1'); SELECT pg_logical_emit_message(false, 'other', 'x')",
+             SELECT pg_logical_emit_message(false, 'other', 'x'); SELECT pg_logical_emit_message(true, 'app.deploy', 'v1')",
         )
         .await;
     stage
@@ -78,7 +80,7 @@ async fn tables_operations_and_messages_select() {
         ),
         (
             Request::new().tables(&["nothing.*"]).filter(|f| f.message_prefixes = strings(&["*"])),
-            &["MESSAGE app.deploy", "MESSAGE other"],
+            &["MESSAGE other", "MESSAGE app.deploy"],
         ),
     ];
     for (request, expected) in requests {
