@@ -58,6 +58,8 @@ pub struct Journal {
     pub retain_age: Duration,
     /// Bytes of blocks kept in memory for live streams.
     pub ring_bytes: u64,
+    /// Bytes read from disk that are kept for readers at the same place.
+    pub cache_bytes: u64,
     /// Bytes that are left free on the file system; intake waits below.
     pub reserve_bytes: u64,
 }
@@ -99,6 +101,8 @@ pub struct Limits {
     pub subscribers: usize,
     /// Streams that read from disk at the same time.
     pub catch_up_readers: usize,
+    /// Bytes of projections that filtered streams share with those behind them.
+    pub projection_bytes: u64,
     /// Open connections.
     pub connections: usize,
     /// HTTP/2 streams per connection.

@@ -88,6 +88,7 @@ impl Reader<'_> {
             retain_bytes: self.bytes("journal.retain_bytes"),
             retain_age: self.duration("journal.retain_age"),
             ring_bytes: self.bytes("journal.ring_bytes"),
+            cache_bytes: self.bytes("journal.cache_bytes"),
             reserve_bytes: self.bytes("journal.reserve_bytes"),
         };
         if journal.data_dir.as_os_str().is_empty() {
@@ -151,6 +152,7 @@ impl Reader<'_> {
             streams: self.count("limits.streams") as usize,
             subscribers: self.count("limits.subscribers") as usize,
             catch_up_readers: self.count("limits.catch_up_readers") as usize,
+            projection_bytes: self.bytes("limits.projection_bytes"),
             connections: self.count("limits.connections") as usize,
             streams_per_connection: self.count("limits.streams_per_connection"),
             request_bytes: self.small_bytes("limits.request_bytes") as usize,
