@@ -141,9 +141,10 @@ pub async fn run(hub: &Hub, options: &Options, output: &Output, stop: &Drain) ->
     }
 }
 
-/// When to try again: what the hub asks for, or the back-off with jitter where it could not say. `None`: never.
+/// When to try again: what the hub asks for, or the back-off with full jitter where it could not say (any time up to it,
+/// so that subscribers which lost their hub together do not come back together). `None`: never.
 fn retry_after(status: &Status, backoff: Duration) -> Option<Duration> {
-    let jittered = backoff.mul_f64(0.5 + fastrand::f64() / 2.0);
+    let jittered = backoff.mul_f64(fastrand::f64());
     if let Some(asked) = status.get_error_details().retry_info().and_then(|info| info.retry_delay) {
         return Some(asked.max(jittered));
     }
