@@ -108,7 +108,10 @@ impl Grant {
                     return (Reason::Unauthenticated, "the bearer token names another principal now");
                 }
                 Some(now) if !covers(now.principal.tables.as_deref(), self.caller.principal.tables.as_deref()) => {
-                    return (Reason::PermissionDenied, "the principal may not read all that it could when the stream opened");
+                    return (
+                        Reason::PermissionDenied,
+                        "the principal may not read all that it could when the stream opened",
+                    );
                 }
                 Some(_) => {}
             }

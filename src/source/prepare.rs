@@ -9,7 +9,7 @@ use crate::{
     journal::Journal,
     lsn::Lsn,
     model::Lineage,
-    postgres::{preflight, publication, replication::Replication, server, slot, sql::Sql},
+    postgres::{self, preflight, publication, replication::Replication, server, slot, sql::Sql},
     reason::{Classified, Reason},
 };
 
@@ -184,7 +184,11 @@ async fn existing_slot(
 /// Streaming could not begin for a reason that a person must remove: the preflight often knows better than the server's
 /// message why, and what to run.
 pub(super) async fn explain(options: &Options, sql: &Sql, error: Error) -> Error {
-    if !matches!(&error, Error::Postgres(server) if server.reason() == Reason::PreflightFailed) {
+    let asks_for_a_person = |server: &postgres::Error| {
+        // Also when there is no walsender left, which may pass by itself, but need not.
+        server.reason() == Reason::PreflightFailed || server.sqlstate() == Some("53300")
+    };
+    if !matches!(&error, Error::Postgres(server) if asks_for_a_person(server)) {
         return error;
     }
     let checks = preflight::checks(sql, &options.connect, &options.slot, &options.publication).await;

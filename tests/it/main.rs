@@ -4,6 +4,7 @@
 mod harness;
 
 mod checkpoints;
+mod connecting;
 mod crash;
 mod errors;
 mod filters;

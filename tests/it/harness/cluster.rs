@@ -106,6 +106,11 @@ impl Cluster {
         self.dir.join("data")
     }
 
+    /// The directory of the Unix socket.
+    pub fn socket_dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// The server's log.
     pub fn log_path(&self) -> PathBuf {
         self.dir.join("postgres.log")

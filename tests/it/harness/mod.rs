@@ -4,6 +4,7 @@
 
 pub mod client;
 pub mod cluster;
+pub mod command;
 pub mod follower;
 pub mod history;
 pub mod hub;
