@@ -11,6 +11,7 @@ mod filters;
 mod harness_tests;
 mod isolation;
 mod layers;
+mod operating;
 mod outages;
 mod predicates;
 mod schema;

@@ -71,6 +71,11 @@ impl Hub {
         self.env("WALCAST_FAILPOINTS", spec);
     }
 
+    /// Uses another hub's data directory.
+    pub fn in_data_dir(&mut self, dir: &Path) {
+        self.data_dir = dir.to_owned();
+    }
+
     /// A command that ends in executing its arguments, such as one that makes a mount namespace first.
     pub fn wrapper(&mut self, words: Vec<String>) {
         self.wrapper = words;

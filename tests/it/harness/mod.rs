@@ -10,6 +10,7 @@ pub mod history;
 pub mod hub;
 pub mod parsed;
 pub mod process;
+pub mod proxy;
 pub mod stage;
 pub mod truth;
 pub mod validators;
