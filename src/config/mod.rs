@@ -33,7 +33,7 @@ pub struct Config {
 /// `[source]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Source {
-    /// How to connect; never empty.
+    /// How to connect; empty: libpq's `PG*` variables say it all.
     pub dsn: Dsn,
     /// Slot name, as PostgreSQL allows it: `[a-z0-9_]{1,63}`.
     pub slot: String,

@@ -62,10 +62,11 @@ impl Reader<'_> {
                     return Dsn::default();
                 }
             },
+            (true, true) if self.layers.libpq => return Dsn::default(),
             (true, true) => {
                 self.wrong(
                     "source.dsn",
-                    "required: how to reach PostgreSQL, such as postgres://user@host:5432/database",
+                    "required: how to reach PostgreSQL, such as postgres://user@host:5432/database (or set PGHOST, PGDATABASE ...)",
                 );
                 return Dsn::default();
             }

@@ -104,7 +104,7 @@ impl<B: Backend> StreamServer<B> {
         let peer = peer(&parts.extensions);
         let subscription = request::subscription("", message, false, peer).map_err(|error| status::status(&error))?;
         let (session, span) = self.start(&parts.extensions, subscription).await?;
-        Ok(StreamBody::new(session, None, span))
+        Ok(StreamBody::new(session, None, parts.extensions.get().cloned(), span))
     }
 
     async fn consume(&self, request: Request<Body>) -> Result<StreamBody, Status> {
@@ -121,7 +121,7 @@ impl<B: Backend> StreamServer<B> {
         let (session, span) = self.start(&parts.extensions, subscription).await?;
         // A task of its own, because the body is not polled while the client's window is full.
         let requests = AbortOnDropHandle::new(tokio::spawn(follow(messages, session.control())));
-        Ok(StreamBody::new(session, Some(requests), span))
+        Ok(StreamBody::new(session, Some(requests), parts.extensions.get().cloned(), span))
     }
 
     async fn start(

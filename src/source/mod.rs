@@ -60,6 +60,24 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// What to run, where that is known and the message does not say so itself.
+    fn hint(&self) -> Option<String> {
+        match self {
+            Error::Postgres(error) | Error::Ingest(ingest::Error::Replication(error)) => error.hint(),
+            Error::Ingest(_) | Error::Refused { .. } => None,
+        }
+    }
+
+    /// The message and what to do about it, on one line.
+    fn told(&self) -> String {
+        match self.hint() {
+            Some(hint) => format!("{self}. {hint}"),
+            None => self.to_string(),
+        }
+    }
+}
+
 impl Classified for Error {
     fn reason(&self) -> Reason {
         match self {
@@ -90,12 +108,15 @@ pub async fn run(
     drain: Drain,
 ) -> Result<(), ingest::Error> {
     let mut pause = FIRST_PAUSE;
+    let mut stuck = None;
+    metrics::set(metrics::SOURCE_UNDECODABLE, 0.0);
     while !drain.started() {
         let begun = state.streams_begun();
-        let attempt = stream_once(&options, &journal, &mut ingest, &mut fresh, &state, &drain).await;
+        let attempt = stream_once(&options, &journal, &mut ingest, &mut fresh, &state, stuck, &drain).await;
         let Err(error) = attempt else { continue };
         let reason = error.reason();
-        state.away(&format!("{}: {error}", reason.as_str()));
+        let told = error.told();
+        state.away(&format!("{}: {told}", reason.as_str()));
         metrics::add(metrics::SOURCE_RECONNECTS, 1);
         if state.streams_begun() > begun {
             pause = FIRST_PAUSE;
@@ -106,13 +127,15 @@ pub async fn run(
         }
         if let Error::Ingest(ingest::Error::Undecodable { lsn, bytes, .. }) = &error {
             quarantine(&options.quarantine, *lsn, bytes);
+            metrics::set(metrics::SOURCE_UNDECODABLE, 1.0);
+            stuck = Some(*lsn);
             pause = LONGEST_PAUSE;
         }
         if starting_up(&error) {
             pause = pause.min(STARTING_PAUSE);
         }
-        let wait = pause.mul_f64(0.5 + fastrand::f64() / 2.0);
-        tracing::warn!(reason = reason.as_str(), retry_in_ms = wait.as_millis() as u64, "source: {error}");
+        let wait = pause.mul_f64(fastrand::f64());
+        tracing::warn!(reason = reason.as_str(), retry_in_ms = wait.as_millis() as u64, "source: {told}");
         tokio::select! {
             () = drain.wait() => {}
             () = tokio::time::sleep(wait) => {}
@@ -135,6 +158,7 @@ async fn stream_once(
     ingest: &mut Ingest,
     fresh: &mut bool,
     state: &SourceState,
+    stuck: Option<Lsn>,
     drain: &Drain,
 ) -> Result<(), Error> {
     let sql = tokio::select! {
@@ -142,13 +166,20 @@ async fn stream_once(
         connected = Sql::connect(&options.connect) => Arc::new(connected?),
     };
     ingest.settle().await?;
-    let mut replication = Replication::connect(&options.connect, sql.server()).await?;
-    let prepared = prepare::prepare(options, journal, ingest, fresh, &sql, &mut replication, state).await?;
-    state.reached(sql.clone());
-    let mut stream = replication.start(&options.slot, prepared.start, &options.publication).await?;
+    let opened = async {
+        let mut replication = Replication::connect(&options.connect, sql.server()).await?;
+        let prepared = prepare::prepare(options, journal, ingest, fresh, &sql, &mut replication, state).await?;
+        state.reached(sql.clone());
+        let stream = replication.start(&options.slot, prepared.start, &options.publication).await?;
+        Ok((stream, prepared))
+    };
+    let (mut stream, prepared) = match opened.await {
+        Ok(opened) => opened,
+        Err(error) => return Err(prepare::explain(options, &sql, error).await),
+    };
     tracing::info!(slot = options.slot, start = %prepared.start, "streaming");
     state.streams();
-    let watched = watch::Watch { sql: &sql, options, publication_oid: prepared.publication_oid, state };
+    let watched = watch::Watch { sql: &sql, options, publication_oid: prepared.publication_oid, state, journal, stuck };
     let ended = tokio::select! {
         ended = ingest.run(&mut stream, prepared.status_interval, state.nudged(), drain) => ended.map_err(Error::from),
         error = watched.run() => Err(error),

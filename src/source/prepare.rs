@@ -9,8 +9,8 @@ use crate::{
     journal::Journal,
     lsn::Lsn,
     model::Lineage,
-    postgres::{preflight, publication, replication::Replication, server, slot, sql::Sql},
-    reason::Reason,
+    postgres::{self, preflight, publication, replication::Replication, server, slot, sql::Sql},
+    reason::{Classified, Reason},
 };
 
 /// Status updates come at least this often, and three times per wal_sender_timeout.
@@ -64,10 +64,7 @@ pub(super) async fn prepare(
     let start = match found {
         Some(slot) => existing_slot(options, ingest, fresh, lineage, &slot).await?,
         None if *fresh => {
-            let consistent_point = match replication.create_slot(&options.slot, false).await {
-                Ok(created) => created.consistent_point,
-                Err(error) => return Err(explain(options, sql, error.into()).await),
-            };
+            let consistent_point = replication.create_slot(&options.slot, false).await?.consistent_point;
             tracing::info!(slot = options.slot, %consistent_point, "created the slot");
             ingest.found(lineage, consistent_point).await?;
             *fresh = false;
@@ -184,8 +181,16 @@ async fn existing_slot(
     Ok(complete)
 }
 
-/// Creating the slot failed: the preflight knows why more often than the message says.
-async fn explain(options: &Options, sql: &Sql, error: Error) -> Error {
+/// Streaming could not begin for a reason that a person must remove: the preflight often knows better than the server's
+/// message why, and what to run.
+pub(super) async fn explain(options: &Options, sql: &Sql, error: Error) -> Error {
+    let asks_for_a_person = |server: &postgres::Error| {
+        // Also when there is no walsender left, which may pass by itself, but need not.
+        server.reason() == Reason::PreflightFailed || server.sqlstate() == Some("53300")
+    };
+    if !matches!(&error, Error::Postgres(server) if asks_for_a_person(server)) {
+        return error;
+    }
     let checks = preflight::checks(sql, &options.connect, &options.slot, &options.publication).await;
     let failed: Vec<String> = checks
         .unwrap_or_default()
@@ -199,5 +204,5 @@ async fn explain(options: &Options, sql: &Sql, error: Error) -> Error {
     if failed.is_empty() {
         return error;
     }
-    refused(Reason::PreflightFailed, format!("{error}; {}", failed.join("; ")))
+    refused(Reason::PreflightFailed, format!("{error}. {}", failed.join("; ")))
 }

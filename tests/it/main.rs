@@ -4,12 +4,14 @@
 mod harness;
 
 mod checkpoints;
+mod connecting;
 mod crash;
 mod errors;
 mod filters;
 mod harness_tests;
 mod isolation;
 mod layers;
+mod operating;
 mod outages;
 mod predicates;
 mod schema;

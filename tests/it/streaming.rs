@@ -103,13 +103,24 @@ async fn rolled_back_and_empty_transactions_are_not_sent_but_covered_by_progress
     assert!(order(&history.position().expect("a position")).0 >= goal, "progress covers the rest");
 }
 
-/// What a new journal begins with stays its oldest position, also when WAL that holds nothing for it came first.
+/// What a new journal begins with stays its oldest position, also when WAL that holds nothing for it came first,
+/// and when the hub was restarted before its first transaction.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_new_hub_serves_from_where_its_slot_begins() {
-    let stage = with_table().await;
+    let mut stage = with_table().await;
     let begins = stage.slot("confirmed_flush_lsn").await.expect("an LSN");
     stage.db.run("CREATE TABLE unrelated ()").await;
     assert_eq!(ids(&stage.everything().await), Vec::<i64>::new());
+    for clean in [true, false] {
+        if clean {
+            stage.hub.terminate();
+        } else {
+            stage.hub.kill9();
+        }
+        stage.hub.start().await;
+        stage.streaming().await;
+        assert_eq!(ids(&stage.collect(Request::new().after_lsn(&begins)).await), Vec::<i64>::new());
+    }
     insert(&stage, 1, 2).await;
     let found = stage.collect(Request::new().after_lsn(&begins)).await;
     assert_eq!(ids(&found), [1, 2]);

@@ -63,6 +63,20 @@ impl Cluster {
         cluster
     }
 
+    /// A server of the default version from an initdb of its own: the others are copies of one and share its system
+    /// identifier. Takes no turn of its own.
+    pub fn with_new_identity() -> Cluster {
+        let major = versions::default_major();
+        let bin = versions::bin_dir(major);
+        let dir = process::fresh_dir("cluster");
+        process::give_to_server(&dir);
+        copy(&init(major, &bin), &dir.join("data"));
+        let mut cluster = Cluster { major, bin, dir, port: 0, server: None, _slot: None };
+        cluster.configure(&[]);
+        cluster.resume();
+        cluster
+    }
+
     fn configure(&mut self, settings: &[(&str, &str)]) {
         self.port = process::free_port();
         let mut conf = String::from("\n# the tests'\n");
@@ -104,6 +118,11 @@ impl Cluster {
     /// PGDATA.
     pub fn data_dir(&self) -> PathBuf {
         self.dir.join("data")
+    }
+
+    /// The directory of the Unix socket.
+    pub fn socket_dir(&self) -> &Path {
+        &self.dir
     }
 
     /// The server's log.

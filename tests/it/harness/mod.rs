@@ -4,11 +4,13 @@
 
 pub mod client;
 pub mod cluster;
+pub mod command;
 pub mod follower;
 pub mod history;
 pub mod hub;
 pub mod parsed;
 pub mod process;
+pub mod proxy;
 pub mod stage;
 pub mod truth;
 pub mod validators;
