@@ -18,11 +18,13 @@ pub(super) struct Pace {
     began: Instant,
     received: usize,
     crowded: bool,
+    /// Since the last read; so that a pause that is cancelled behind its sleep is not begun again.
+    paused: bool,
 }
 
 impl Pace {
     pub(super) fn new() -> Self {
-        Pace { began: Instant::now(), received: 0, crowded: false }
+        Pace { began: Instant::now(), received: 0, crowded: false, paused: false }
     }
 
     /// Whether bytes come so fast that the next read should wait for more of them.
@@ -32,6 +34,7 @@ impl Pace {
 
     /// Tells that a read has brought `n` bytes.
     pub(super) fn received(&mut self, n: usize) {
+        self.paused = false;
         self.received += n;
         if self.received >= WINDOW {
             let elapsed = self.began.elapsed();
@@ -44,13 +47,17 @@ impl Pace {
     /// Tells that a pause has brought nothing.
     pub(super) fn ended(&mut self) {
         self.crowded = false;
+        self.paused = false;
     }
 
     /// Lets bytes gather. It is the thread that sleeps, since a source has one of its own; then everything else on it has
     /// its turn, and the runtime learns what has come.
-    pub(super) async fn pause(&self) {
-        std::thread::sleep(PAUSE);
-        tokio::task::yield_now().await;
+    pub(super) async fn pause(&mut self) {
+        if !self.paused {
+            self.paused = true;
+            std::thread::sleep(PAUSE);
+            tokio::task::yield_now().await;
+        }
     }
 }
 
