@@ -256,7 +256,7 @@ async fn a_position_that_will_expire_is_told_in_time() {
         let Some(stream) = &mut slow else { continue };
         let seen = stream.log.progress().count();
         while stream.log.progress().count() == seen && crate::harness::client::within(stream.pull()).await {}
-        if let Some(left) = stream.log.progress().find_map(|progress| progress.expires_in.clone()) {
+        if let Some(left) = stream.log.progress().find_map(|progress| progress.expires_in) {
             assert!((0..7 * 86_400).contains(&left.seconds), "{left:?}");
             let caught_up = stage.collect(Request::new().latest()).await;
             assert!(caught_up.last().progress().all(|progress| progress.expires_in.is_none()), "only who is behind");
