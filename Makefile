@@ -11,7 +11,7 @@ BUF ?= npx --yes @bufbuild/buf@1.75.0
 MATRIX ?= 14 16 17 18
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: demo build bench bench-quick test test-clients test-versions test-matrix fmt lint clippy proto deny deps help
+.PHONY: demo build bench bench-quick test test-clients test-versions test-matrix fuzz fmt lint clippy proto deny deps help
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -49,6 +49,12 @@ bench: deps-build deps-postgres
 
 bench-quick: deps-build deps-postgres
 	$(CARGO) bench --locked --bench walcast -- --quick $(BENCH)
+
+# Both fuzz targets, from the seeds that are kept. Needs a nightly toolchain and cargo-fuzz.
+FUZZ_SECONDS ?= 600
+fuzz: deps-build
+	@set -e; for target in pgoutput journal; do mkdir -p fuzz/corpus/$$target; \
+	    $(CARGO) +nightly fuzz run $$target fuzz/corpus/$$target fuzz/seeds/$$target -- -max_total_time=$(FUZZ_SECONDS); done
 
 fmt:
 	$(CARGO) fmt --all

@@ -233,6 +233,39 @@ async fn what_expired_is_refused_and_the_rest_is_served() {
     refused(client.acknowledge("nobody", &first, 0).await, "SUBSCRIBER_UNKNOWN");
 }
 
+/// A stream that stands still near the end of what is retained is told how long its position will last.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_position_that_will_expire_is_told_in_time() {
+    let stage = stage()
+        .sql("CREATE TABLE t (id int PRIMARY KEY, v text)")
+        .env("WALCAST_SEGMENT_BYTES", "1MiB")
+        .env("WALCAST_RETAIN_BYTES", "8MiB")
+        .start()
+        .await;
+    let interval = std::time::Duration::from_millis(100);
+    let mut slow: Option<crate::harness::client::Stream> = None;
+    for round in 0..200 {
+        let sql =
+            format!("INSERT INTO t SELECT {round} * 1000 + i, repeat(md5(i::text), 32) FROM generate_series(1, 500) i");
+        stage.db.run(&sql).await;
+        stage.journaled().await;
+        // One that reads nothing more, opened again where it had to give up.
+        if slow.as_ref().is_none_or(|stream| !matches!(stream.log.end, End::Open)) {
+            slow = Some(stage.client().consume(&Request::new().earliest().progress_every(interval)).await);
+        }
+        let Some(stream) = &mut slow else { continue };
+        let seen = stream.log.progress().count();
+        while stream.log.progress().count() == seen && crate::harness::client::within(stream.pull()).await {}
+        if let Some(left) = stream.log.progress().find_map(|progress| progress.expires_in) {
+            assert!((0..7 * 86_400).contains(&left.seconds), "{left:?}");
+            let caught_up = stage.collect(Request::new().latest()).await;
+            assert!(caught_up.last().progress().all(|progress| progress.expires_in.is_none()), "only who is behind");
+            return;
+        }
+    }
+    panic!("no progress says when the position expires");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_not_offered_yet_is_said() {
     let stage = with_rows().await;
