@@ -5,7 +5,7 @@ use std::{sync::Arc, thread::JoinHandle, time::Duration};
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::Notify;
 
-use super::{Error, Inner, tail::LineageStart, writer::Entry};
+use super::{Error, Horizon, Inner, tail::LineageStart, writer::Entry};
 use crate::{
     feed::Marks,
     model::{Lineage, LineageId, Position, Relation},
@@ -23,6 +23,13 @@ pub enum Record {
     Lineage(Lineage),
     /// A resume point without events: what a keepalive says once everything received before it has been appended.
     Mark(Position),
+    /// What follows is replayed from log tables and counts only with [`Record::Recovered`]: until then the marks stay
+    /// where they are. Again inside a replay it changes nothing.
+    Replay,
+    /// Ends the replay: everything up to this position counts, and the named slot goes on from there.
+    Recovered(Position, String),
+    /// What a later replay need not read. At most the tail may lie before its high LSN.
+    Horizon(Horizon),
 }
 
 /// Between the appender and the writer thread.
@@ -104,6 +111,7 @@ pub struct Appender {
     tail: Position,
     open: bool,
     lineages: Vec<LineageId>,
+    replaying: bool,
 }
 
 impl Appender {
@@ -115,7 +123,7 @@ impl Appender {
         drop(map);
         let queue_bytes = inner.shared().options.queue_bytes;
         let (next_block, tail) = (marks.next_block, marks.tail);
-        Appender { queue, inner, thread: Some(thread), queue_bytes, next_block, tail, open, lineages }
+        Appender { queue, inner, thread: Some(thread), queue_bytes, next_block, tail, open, lineages, replaying: false }
     }
 
     /// Appends a record once there is room in the queue; the number of a block, 0 for other records. Durable later, see
@@ -185,6 +193,26 @@ impl Appender {
                 Some(start) => (Entry::Lineage(start), 0),
                 None => return Ok(0),
             },
+            Record::Replay if self.replaying => return Ok(0),
+            Record::Replay => {
+                self.check_mark(self.tail)?;
+                (Entry::Replay, 0)
+            }
+            Record::Recovered(position, slot) => {
+                if !self.replaying {
+                    return Err(Error::Order { what: "the end of a replay", position, tail: self.tail });
+                }
+                self.check_mark(position)?;
+                (Entry::Recovered(position, slot), 0)
+            }
+            Record::Horizon(horizon) => {
+                if self.replaying || self.tail.lineage != horizon.lineage || self.tail.lsn < horizon.high {
+                    let position = Position::new(horizon.lineage, horizon.high);
+                    return Err(Error::Order { what: "a horizon ahead of the journal", position, tail: self.tail });
+                }
+                let bytes = horizon.encoded_len();
+                (Entry::Horizon(horizon), bytes)
+            }
             Record::Mark(position) if position == self.tail => return Ok(0),
             Record::Mark(position) => {
                 self.check_mark(position)?;
@@ -206,13 +234,25 @@ impl Appender {
                 self.lineages.push(start.id);
             }
             Entry::Mark(position) => self.tail = *position,
-            Entry::Relation(_) => {}
+            Entry::Recovered(position, _) => (self.tail, self.replaying) = (*position, false),
+            Entry::Replay => self.replaying = true,
+            Entry::Relation(_) | Entry::Horizon(_) => {}
         }
         state.entries.push(entry);
         state.bytes += bytes;
         drop(state);
         self.queue.work.notify_one();
         Ok(number)
+    }
+
+    /// The end of everything appended, durable or not, counted or not.
+    pub fn tail(&self) -> Position {
+        self.tail
+    }
+
+    /// Whether a replay has begun and not ended.
+    pub fn replaying(&self) -> bool {
+        self.replaying
     }
 
     fn check_block(&self, block: &Block) -> Result<(), Error> {

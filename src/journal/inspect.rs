@@ -15,6 +15,7 @@ use std::{
 use super::{
     Error,
     disk::{FilePieces, list_segments, read_header},
+    horizon::get_horizon,
     segment::{BadHeader, FileHeader, Kind, RECORDS, RecordHeader, Scanner, Step},
     tail::{get_lineage, get_relation, get_state},
 };
@@ -318,7 +319,8 @@ impl Verifier<'_> {
         };
         let readable = match kind {
             Kind::Block => return self.block(path, offset, header, payload),
-            Kind::Mark => Ok(()),
+            Kind::Mark | Kind::Recovered => Ok(()),
+            Kind::Horizon => get_horizon(&payload).map(drop),
             Kind::State => get_state(&payload).map(drop),
             Kind::Lineage => get_lineage(&payload).map(drop),
             Kind::Relation => get_relation(&payload).map(|relation| self.relations.extend([relation.id])),

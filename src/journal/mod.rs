@@ -21,12 +21,14 @@ mod disk;
 #[doc(hidden)]
 pub mod fuzzing;
 mod history;
+mod horizon;
 pub mod inspect;
 mod keeper;
 mod map;
 mod open;
 mod read;
 mod recovery;
+mod replay;
 mod retention;
 mod ring;
 mod rows;
@@ -67,7 +69,9 @@ use crate::{
 pub use self::{
     appender::{Appender, Record},
     disk::{Disk, Os},
+    horizon::Horizon,
     recovery::Damage,
+    replay::Journaled,
     tail::{LineageStart, Unreadable},
 };
 
@@ -216,6 +220,8 @@ pub struct Recovered {
     pub open: Option<OpenTransaction>,
     /// Number of the next block.
     pub next_block: u64,
+    /// What a replay from log tables need not read, oldest first.
+    pub horizons: Vec<Horizon>,
     /// Nothing was there before.
     pub fresh: bool,
     /// Transaction id, with epoch, of the newest transaction: what a 32-bit id is widened with.

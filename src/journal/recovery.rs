@@ -15,7 +15,9 @@ use super::{
     Error,
     disk::{FilePieces, list_segments, read_header},
     history::History,
+    horizon::{self, get_horizon},
     map::{Map, Place, RelationEntry, Segment},
+    replay,
     rows::{self, Covered, Pointer, Row},
     segment::{BadHeader, Kind, Pieces, RECORD_LEN, RECORDS, RecordHeader, Scanner, Step},
     store::{Loaded, Write},
@@ -93,6 +95,7 @@ pub(super) fn find(dir: &Path, known: &Known) -> Result<Option<Found>, Error> {
             fs::remove_file(&path).map_err(Error::io(&path))?;
         }
     }
+    replay::cut(dir)?;
     let mut segments = read_headers(dir)?;
     let Some(last) = segments.last().cloned() else { return Ok(None) };
     if let Some(why) = &last.unreadable {
@@ -134,6 +137,7 @@ pub(super) fn find(dir: &Path, known: &Known) -> Result<Option<Found>, Error> {
         segments,
         earliest: None,
         earliest_commit_time: None,
+        held_from: None,
     };
     Ok(Some(Found { map, tail, resume, damage: finder.damage, torn: finder.torn, rows: finder.rows }))
 }
@@ -303,7 +307,7 @@ impl Finder {
                                 }
                             }
                         }
-                        Some(Kind::Mark) => {}
+                        Some(Kind::Mark | Kind::Recovered | Kind::Horizon) => {}
                     }
                 }
             }
@@ -448,10 +452,11 @@ impl Finder {
                     }
                     self.rows.push(rows::put_lineage(tail.lineages.len() as u32 - 1, at));
                 }),
-                Some(Kind::Mark) => {
+                Some(Kind::Mark | Kind::Recovered) => {
                     tail.position = header.last;
                     Ok(())
                 }
+                Some(Kind::Horizon) => get_horizon(&payload).map(|horizon| horizon::keep(&mut tail.horizons, horizon)),
                 Some(Kind::State) => get_state(&payload).map(|state| {
                     let place = place(offset, &header, &state);
                     tail.restore(header.block, header.last, state);

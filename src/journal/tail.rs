@@ -6,6 +6,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use prost::Message;
 
+use super::horizon::{Horizon, get_horizon, put_horizon};
 use super::segment::{POSITION_LEN, get_position, put_position};
 use crate::{
     lsn::Lsn,
@@ -53,6 +54,7 @@ pub(super) struct Open {
 pub(super) struct State {
     pub last_xid: Option<u64>,
     pub open: Option<Open>,
+    pub horizons: Vec<Horizon>,
 }
 
 /// The end of the stream.
@@ -70,6 +72,8 @@ pub(super) struct Tail {
     pub current: BTreeMap<u32, Arc<Relation>>,
     /// Versions superseded since the last segment began: a block that is sealed later may still use them.
     pub superseded: Vec<Arc<Relation>>,
+    /// Oldest first.
+    pub horizons: Vec<Horizon>,
     pub(super) last_xid: Option<u64>,
     pub(super) last_transaction: Option<Arc<Block>>,
 }
@@ -85,6 +89,7 @@ impl Tail {
         self.next_block = next_block;
         self.position = position;
         self.open = state.open;
+        self.horizons = state.horizons;
         self.last_xid = state.last_xid;
         self.last_transaction = None;
     }
@@ -92,7 +97,8 @@ impl Tail {
     /// A tail behind damage: which transaction is open is not known.
     pub fn resume_at(&mut self, next_block: u64, position: Position) {
         let last_xid = self.last_xid();
-        self.restore(next_block, position, State { last_xid, open: None });
+        let horizons = std::mem::take(&mut self.horizons);
+        self.restore(next_block, position, State { last_xid, open: None, horizons });
     }
 
     /// Follows a block. On an error nothing has moved.
@@ -148,7 +154,7 @@ impl Tail {
 
     /// What a STATE record says here.
     pub fn state(&mut self) -> State {
-        State { last_xid: self.last_xid(), open: self.open.clone() }
+        State { last_xid: self.last_xid(), open: self.open.clone(), horizons: self.horizons.clone() }
     }
 }
 
@@ -202,6 +208,11 @@ pub(super) fn put_state(out: &mut BytesMut, state: &State) {
             out.put_slice(&open.begin);
         }
     }
+    out.put_u16_le(state.horizons.len() as u16);
+    for horizon in &state.horizons {
+        out.put_u32_le(horizon.encoded_len() as u32);
+        put_horizon(out, horizon);
+    }
 }
 
 /// Reads the payload of a STATE record.
@@ -218,11 +229,17 @@ fn read_state(mut bytes: Bytes) -> Option<State> {
             let first_block = bytes.try_get_u64_le().ok()?;
             let ordinals = bytes.try_get_u64_le().ok()?;
             let len = bytes.try_get_u32_le().ok()? as usize;
-            Some(Open { first_block, ordinals, begin: Bytes::copy_from_slice(bytes.get(..len)?) })
+            Some(Open { first_block, ordinals, begin: bytes.len().checked_sub(len).map(|_| bytes.split_to(len))? })
         }
         _ => return None,
     };
-    Some(State { last_xid, open })
+    let mut horizons = Vec::new();
+    for _ in 0..if bytes.is_empty() { 0 } else { bytes.try_get_u16_le().ok()? } {
+        let len = bytes.try_get_u32_le().ok()? as usize;
+        horizons.push(get_horizon(bytes.get(..len)?).ok()?);
+        bytes.advance(len);
+    }
+    Some(State { last_xid, open, horizons })
 }
 
 /// Appends the payload of a LINEAGE record.
