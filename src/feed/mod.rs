@@ -232,6 +232,8 @@ pub struct SourceStatus {
     pub retained_wal_bytes: u64,
     /// Why it is away, with the reason's name in front; empty while connected.
     pub last_error: String,
+    /// What does not stop the stream and must be seen all the same, each with its reason's name in front.
+    pub alarms: Vec<String>,
 }
 
 /// An opaque, already framed gRPC message: 5-byte prefix and encoded events.

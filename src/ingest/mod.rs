@@ -12,19 +12,21 @@
 //! position may be acknowledged once everything received before it is durable and the position itself is journaled.
 
 mod relations;
+mod replay;
 mod resent;
 mod take;
 #[cfg(test)]
 mod tests;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use bytes::BytesMut;
+use parking_lot::Mutex;
 use tokio::{sync::Notify, time::Instant};
 
 use crate::{
     feed::{self, Feed},
-    journal::{self, Appender, Journal, OpenTransaction, Record, Recovered},
+    journal::{self, Appender, Horizon, Journal, OpenTransaction, Record, Recovered},
     lsn::Lsn,
     metrics,
     model::{Lineage, Position, Relation, Transaction},
@@ -103,6 +105,29 @@ pub struct Ingest {
     state: State,
     /// First block of the transaction that the journal's last block leaves open.
     open_since: Option<u64>,
+    horizons: Vec<Horizon>,
+    desk: Arc<Desk>,
+    /// Of a replay that has not ended.
+    replayed: HashSet<u64>,
+}
+
+/// What others hand to the running loop.
+#[derive(Debug, Default)]
+pub struct Desk {
+    horizons: Mutex<Vec<Horizon>>,
+    recorded: Mutex<Option<Horizon>>,
+}
+
+impl Desk {
+    /// Asks for a horizon to be recorded once the journal has reached it.
+    pub fn record(&self, horizon: Horizon) {
+        self.horizons.lock().push(horizon);
+    }
+
+    /// The last horizon that the journal had reached.
+    pub fn recorded(&self) -> Option<Horizon> {
+        self.recorded.lock().clone()
+    }
 }
 
 /// What frames change; apart from the connection, whose buffer they borrow.
@@ -150,7 +175,14 @@ impl Ingest {
         state.last_xid = recovered.last_xid.unwrap_or(0);
         state.resent = recovered.open.clone().map(|open| Resent::new(open, recovered.complete));
         let open_since = recovered.open.as_ref().map(|open| open.first_block);
-        Ingest { journal, appender, state, open_since }
+        let horizons = recovered.horizons.clone();
+        let (desk, replayed) = (Arc::default(), HashSet::new());
+        Ingest { journal, appender, state, open_since, horizons, desk, replayed }
+    }
+
+    /// Where others hand in what the loop takes.
+    pub fn desk(&self) -> Arc<Desk> {
+        self.desk.clone()
     }
 
     /// The complete mark: where the next connection starts.
@@ -178,16 +210,17 @@ impl Ingest {
     /// would otherwise be sent again.
     pub async fn settle(&mut self) -> Result<(), Error> {
         self.append().await?;
-        let marks = self.appender.flush().await?;
+        self.appender.flush().await?;
+        let tail = self.appender.tail();
         if let (Some((transaction, ordinals)), Some(first_block)) =
             (self.state.builder.open_transaction(), self.open_since)
         {
             let open = OpenTransaction { transaction: transaction.clone(), first_block, ordinals };
-            self.state.resent = Some(Resent::new(open, marks.tail));
+            self.state.resent = Some(Resent::new(open, tail));
         } else if let Some(resent) = self.state.resent.take() {
-            self.state.resent = Some(Resent::new(resent.open, marks.tail));
+            self.state.resent = Some(Resent::new(resent.open, tail));
         }
-        self.state.builder = BlockBuilder::new(marks.tail);
+        self.state.builder = BlockBuilder::new(tail);
         self.state.versions.start_connection();
         self.state.begun = None;
         self.state.in_transaction = false;
@@ -212,6 +245,7 @@ impl Ingest {
                 self.append().await?;
             }
             let durable = restart_lsn(marks.borrow_and_update().tail);
+            self.take_horizons()?;
             let now = Instant::now();
             if now >= status_due || self.state.reply_requested || told < Some(durable) {
                 crate::failpoint::hit("after_fsync_before_status");

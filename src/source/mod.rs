@@ -6,7 +6,9 @@
 //! protocol](https://www.postgresql.org/docs/current/protocol-replication.html)). So everything is compared here first,
 //! and what would be a silent gap is refused with a typed reason.
 
+mod guard;
 mod prepare;
+mod recover;
 mod state;
 mod watch;
 
@@ -90,11 +92,14 @@ pub async fn run(
     drain: Drain,
 ) -> Result<(), ingest::Error> {
     let mut pause = FIRST_PAUSE;
+    // The stream met WAL for which the publication does not exist: only a new slot gets past it.
+    let mut skipped = false;
     while !drain.started() {
         let begun = state.streams_begun();
-        let attempt = stream_once(&options, &journal, &mut ingest, &mut fresh, &state, &drain).await;
+        let attempt = stream_once(&options, &journal, &mut ingest, &mut fresh, &mut skipped, &state, &drain).await;
         let Err(error) = attempt else { continue };
         let reason = error.reason();
+        skipped |= matches!(error, Error::Ingest(_)) && reason == Reason::PublicationMissing;
         state.away(&format!("{}: {error}", reason.as_str()));
         metrics::add(metrics::SOURCE_RECONNECTS, 1);
         if state.streams_begun() > begun {
@@ -134,6 +139,7 @@ async fn stream_once(
     journal: &Journal,
     ingest: &mut Ingest,
     fresh: &mut bool,
+    skipped: &mut bool,
     state: &SourceState,
     drain: &Drain,
 ) -> Result<(), Error> {
@@ -143,15 +149,17 @@ async fn stream_once(
     };
     ingest.settle().await?;
     let mut replication = Replication::connect(&options.connect, sql.server()).await?;
-    let prepared = prepare::prepare(options, journal, ingest, fresh, &sql, &mut replication, state).await?;
+    let prepared = prepare::prepare(options, journal, ingest, fresh, *skipped, &sql, &mut replication, state).await?;
+    *skipped = false;
     state.reached(sql.clone());
     let mut stream = replication.start(&options.slot, prepared.start, &options.publication).await?;
     tracing::info!(slot = options.slot, start = %prepared.start, "streaming");
     state.streams();
+    let guard = guard::Guard::new(journal.clone(), ingest.desk());
     let watched = watch::Watch { sql: &sql, options, publication_oid: prepared.publication_oid, state };
     let ended = tokio::select! {
         ended = ingest.run(&mut stream, prepared.status_interval, state.nudged(), drain) => ended.map_err(Error::from),
-        error = watched.run() => Err(error),
+        error = watched.run(guard) => Err(error),
     };
     if ended.is_ok() {
         stream.stop().await?;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Error, Options, SourceState, refused};
+use super::{Error, Options, SourceState, recover, refused};
 use crate::{
     feed::Feed,
     ingest::{Ingest, restart_lsn},
@@ -10,7 +10,7 @@ use crate::{
     lsn::Lsn,
     model::Lineage,
     postgres::{preflight, publication, replication::Replication, server, slot, sql::Sql},
-    reason::Reason,
+    reason::{Classified, Reason},
 };
 
 /// Status updates come at least this often, and three times per wal_sender_timeout.
@@ -28,6 +28,7 @@ pub(super) async fn prepare(
     journal: &Journal,
     ingest: &mut Ingest,
     fresh: &mut bool,
+    skipped: bool,
     sql: &Sql,
     replication: &mut Replication,
     state: &SourceState,
@@ -62,7 +63,7 @@ pub(super) async fn prepare(
     ingest.widen_near(server::current_xid8(sql).await?);
     let found = slot::state(sql, &options.slot).await?;
     let start = match found {
-        Some(slot) => existing_slot(options, ingest, fresh, lineage, &slot).await?,
+        Some(slot) => existing_slot(options, ingest, fresh, lineage, &slot).await,
         None if *fresh => {
             let consistent_point = match replication.create_slot(&options.slot, false).await {
                 Ok(created) => created.consistent_point,
@@ -71,19 +72,29 @@ pub(super) async fn prepare(
             tracing::info!(slot = options.slot, %consistent_point, "created the slot");
             ingest.found(lineage, consistent_point).await?;
             *fresh = false;
-            consistent_point
+            Ok(consistent_point)
         }
         None => {
             let (from, to) = (restart_lsn(ingest.complete()), server::wal_positions(sql).await?.insert);
-            return Err(refused(
+            Err(refused(
                 Reason::SlotLost,
                 format!(
                     "slot {:?} does not exist, and the journal ends at {from}: a new slot would miss what was committed \
                      from {from} to {to}. Restore the slot, or start over with a new --data-dir",
                     options.slot
                 ),
-            ));
+            ))
         }
+    };
+    let start = match start {
+        Ok(_) if skipped || ingest.replaying() => Err(recover::republished(options)),
+        other => other,
+    };
+    let start = match start {
+        Err(error) if skipped || error.reason() == Reason::SlotLost => {
+            recover::instead_of(error, options, journal, ingest, sql, replication, &publication).await?
+        }
+        other => other?,
     };
     let end = server::wal_positions(sql).await?.insert;
     if start > end {

@@ -98,6 +98,16 @@ impl SourceState {
         self.0.published.store(Some(Arc::new(tables)));
     }
 
+    /// What does not stop the stream and must be seen all the same; empty: nothing of this kind any more.
+    pub(super) fn alarm(&self, reason: Reason, what: &[String]) {
+        let prefix = reason.as_str();
+        self.update(|status| {
+            status.alarms.retain(|alarm| !alarm.starts_with(prefix));
+            status.alarms.extend(what.iter().map(|what| format!("{prefix}: {what}")));
+        });
+        metrics::set(metrics::SOURCE_ALARMS, self.0.status.lock().alarms.len() as f64);
+    }
+
     pub(super) fn update(&self, change: impl FnOnce(&mut SourceStatus)) {
         change(&mut self.0.status.lock());
     }
