@@ -33,6 +33,8 @@ pub enum Command {
     Status(StatusArgs),
     /// Look at or drop the hub's replication slot at the source
     Slot(SlotArgs),
+    /// Tables that log every change, from which a lost slot is made good
+    Logtables(LogtablesArgs),
     /// List, reset or delete named subscribers
     Subscribers(SubscribersArgs),
     /// List or verify the journal's segment files
@@ -301,6 +303,70 @@ pub enum SlotCommand {
         /// Slot name
         #[arg(env = "WALCAST_SLOT", default_value = "walcast")]
         slot: String,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+        /// How to reach the source.
+        #[command(flatten)]
+        source: SourceArgs,
+    },
+}
+
+/// `walcast logtables`
+#[derive(Debug, Args)]
+pub struct LogtablesArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: LogtablesCommand,
+}
+
+/// What to do with the log tables.
+#[derive(Debug, Subcommand)]
+pub enum LogtablesCommand {
+    /// Log every change of the published tables from now on; again, to complete an installation
+    #[command(after_help = "\
+Each published table is locked against writes for a moment while its triggers are made. A superuser's installation also
+follows later DDL.
+
+Examples:
+  walcast logtables install --dsn postgres://postgres@localhost/shop --hub-role walcast
+  walcast logtables install --print-sql > logtables.sql    # to be read, then run with psql")]
+    Install {
+        /// Publication
+        #[arg(long, env = "WALCAST_PUBLICATION", default_value = "walcast")]
+        publication: String,
+        /// The role that the hub connects as, if it is another one: may read and prune the log
+        #[arg(long, value_name = "ROLE")]
+        hub_role: Option<String>,
+        /// Print the script and change nothing
+        #[arg(long)]
+        print_sql: bool,
+        /// How to reach the source.
+        #[command(flatten)]
+        source: SourceArgs,
+    },
+    /// Show what is logged, how large the log is, and which tables a lost slot would lose changes of
+    #[command(after_help = "Example:\n  walcast logtables status --dsn postgres://walcast@localhost/shop")]
+    Status {
+        /// How to reach the source.
+        #[command(flatten)]
+        source: SourceArgs,
+    },
+    /// Empty the leaves of which the journal has everything; the hub does so by itself while it streams
+    #[command(
+        after_help = "Example:\n  walcast logtables prune --data-dir /var/lib/walcast --dsn postgres://walcast@localhost/shop"
+    )]
+    Prune {
+        /// The hub's data directory, which says what the journal has
+        #[arg(long, value_name = "DIR", env = "WALCAST_DATA_DIR", default_value = "./walcast-data")]
+        data_dir: PathBuf,
+        /// How to reach the source.
+        #[command(flatten)]
+        source: SourceArgs,
+    },
+    /// Remove the triggers and the log
+    #[command(after_help = "Example:\n  walcast logtables uninstall --yes --dsn postgres://postgres@localhost/shop")]
+    Uninstall {
         /// Do not ask
         #[arg(long)]
         yes: bool,

@@ -9,6 +9,7 @@ mod doctor;
 pub mod error;
 mod health;
 mod journal;
+mod logtables;
 pub mod output;
 pub mod rows;
 mod serve;
@@ -68,6 +69,7 @@ fn dispatch(command: Command) -> Result<(), Error> {
         }),
         Command::Status(args) => one_thread(status::run(&args)),
         Command::Slot(args) => one_thread(slot::run(args.command)),
+        Command::Logtables(args) => one_thread(logtables::run(args.command)),
         Command::Subscribers(args) => one_thread(subscribers::run(args.command)),
         Command::Journal(args) => journal::run(args.command),
         Command::Doctor(args) => one_thread(doctor::run(&args)),

@@ -169,8 +169,10 @@ impl Recovery<'_> {
         }
         sink.begin_replay().await.map_err(Error::Sink)?;
         let position = |sequence| Position { lineage: self.cut.lineage, lsn: point, sequence };
+        let commit_lsn = |xid| commits.as_ref().and_then(|commits| commits.get(&xid)).copied();
         let transaction = |pending: &Pending, sequence| Transaction {
-            commit_lsn: commits.as_ref().and_then(|commits| commits.get(&pending.xid)).copied().unwrap_or(point),
+            // Not known without pg_walinspect, but not before the end of what is journaled.
+            commit_lsn: commit_lsn(pending.xid).unwrap_or(self.cut.lsn),
             sequence,
             xid: pending.xid,
             commit_time: pending.at,
@@ -198,7 +200,11 @@ impl Recovery<'_> {
     async fn journaled_since<E: Classified>(&self, horizon: &Horizon) -> Result<HashSet<u64>, Error<E>> {
         let mut journaled = HashSet::new();
         let after = Position::new(horizon.lineage, horizon.low);
-        self.journal.transactions_after(after, &mut |found| drop(journaled.insert(found.xid))).await?;
+        self.journal
+            .transactions_after(after, &mut |found| {
+                journaled.insert(found.xid);
+            })
+            .await?;
         Ok(journaled)
     }
 }

@@ -13,7 +13,7 @@ use std::{
 };
 
 use super::{
-    Error,
+    Error, Horizon,
     disk::{FilePieces, list_segments, read_header},
     horizon::get_horizon,
     segment::{BadHeader, FileHeader, Kind, RECORDS, RecordHeader, Scanner, Step},
@@ -218,6 +218,27 @@ fn walk(info: &mut SegmentInfo, file: &File, salt: u64) -> io::Result<()> {
                     }
                 }
             }
+        }
+    }
+}
+
+/// The newest horizon that the journal in `dir` has recorded. Reads the last segment only, where the latest ones are
+/// repeated; a hub may be writing it.
+pub fn horizon(dir: &Path) -> Result<Option<Horizon>, Error> {
+    let mut newest = None;
+    let Some((number, path, file)) = open_segments(dir)?.pop() else { return Ok(None) };
+    let Ok(header) = header(&path, &file, number)? else { return Ok(None) };
+    let pieces = FilePieces::new(&file, u64::MAX, 4096).map_err(Error::io(&path))?;
+    let mut scanner = Scanner::new(pieces, header.salt, RECORDS, false);
+    loop {
+        match scanner.step().map_err(Error::io(&path))? {
+            Step::End { .. } => return Ok(newest),
+            Step::Damage { .. } => {}
+            Step::Record { header, payload, .. } => match Kind::from_byte(header.kind) {
+                Some(Kind::State) => newest = get_state(&payload).ok().and_then(|state| state.horizons.last().cloned()),
+                Some(Kind::Horizon) => newest = get_horizon(&payload).ok(),
+                _ => {}
+            },
         }
     }
 }

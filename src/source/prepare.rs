@@ -87,11 +87,14 @@ pub(super) async fn prepare(
         }
     };
     let start = match start {
-        Ok(_) if skipped || ingest.replaying() => Err(recover::republished(options)),
-        other => other,
-    };
-    let start = match start {
-        Err(error) if skipped || error.reason() == Reason::SlotLost => {
+        Ok(start) if skipped || ingest.replaying() => {
+            let why = recover::republished(options);
+            match recover::instead_of(why, options, journal, ingest, sql, replication, &publication).await {
+                Err(Error::Refused { .. }) if !ingest.replaying() => start, // the stream itself says what is wrong
+                recovered => recovered?,
+            }
+        }
+        Err(error) if error.reason() == Reason::SlotLost => {
             recover::instead_of(error, options, journal, ingest, sql, replication, &publication).await?
         }
         other => other?,

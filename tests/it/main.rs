@@ -10,6 +10,7 @@ mod filters;
 mod harness_tests;
 mod isolation;
 mod layers;
+mod logtables;
 mod outages;
 mod predicates;
 mod schema;
