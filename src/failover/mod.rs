@@ -149,6 +149,7 @@ impl Recovery<'_> {
     /// repeated after any failure.
     pub async fn run<S: Sink>(&self, replication: &mut Replication, sink: &mut S) -> Result<Done, Error<S::Error>> {
         let horizon = self.check().await?;
+        let journaled = self.journaled_since(horizon).await?;
         slot::drop(self.sql, self.slot).await?;
         failpoint::hit("recovery_slot_dropped");
         let created = replication.create_slot_with_snapshot(self.slot, self.failover_slot).await?;
@@ -156,7 +157,6 @@ impl Recovery<'_> {
         let (point, snapshot) = (created.consistent_point, created.snapshot.unwrap_or_default());
         let reader = Reader::open(self.connect, &snapshot).await?;
         unfinished::wait(self.sql, &reader.snapshot().await?).await?;
-        let journaled = self.journaled_since(horizon).await?;
         let published = Published::read(self.sql, self.publication.clone()).await?;
         let mut pending = reader.pending(&horizon.snapshot, &published.tables).await?;
         pending.retain(|transaction| !journaled.contains(&transaction.xid) && !sink.has_replayed(transaction.xid));

@@ -71,6 +71,12 @@ pub struct Journaled {
 }
 
 impl Journal {
+    /// Whether retention has removed nothing yet.
+    fn has_its_beginning(&self) -> bool {
+        let map = self.shared().map.read();
+        map.segments.first().is_some_and(|first| first.after.lineage == LineageId::default())
+    }
+
     /// Hears of every whole transaction that was journaled after a position (exclusive) and still holds: those that a
     /// failover took back are left out. In the order of the journal.
     pub async fn transactions_after(
@@ -78,7 +84,11 @@ impl Journal {
         after: Position,
         hear: &mut (dyn FnMut(Journaled) + Send),
     ) -> Result<(), feed::Error> {
-        let mut cursor: Cursor = self.locate(Start::After(after)).await?;
+        let mut cursor: Cursor = match self.locate(Start::After(after)).await {
+            // It is not that something was removed: the journal begins there.
+            Err(feed::Error::Expired { .. }) if self.has_its_beginning() => self.locate(Start::Earliest).await?,
+            located => located?,
+        };
         let starts = self.lineages();
         let holds = |position: Position| {
             let rank = starts.iter().rposition(|start| start.id == position.lineage);

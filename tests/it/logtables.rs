@@ -16,10 +16,10 @@ use crate::harness::{
     workload::{self, Plan, Workload, ledger_agrees},
 };
 
-const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// `walcast` with arguments, against the stage's database.
-fn walcast(stage: &Stage, args: &[&str]) -> Output {
+pub fn walcast(stage: &Stage, args: &[&str]) -> Output {
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_walcast"));
     command.args(args).env("WALCAST_DSN", stage.cluster.dsn()).output().expect("walcast")
 }
@@ -30,7 +30,7 @@ pub fn install(stage: &Stage) {
 }
 
 /// Waits until the journal has recorded a horizon that was taken after the call.
-async fn horizon(stage: &Stage) {
+pub async fn horizon(stage: &Stage) {
     let now = stage.flushed().await;
     eventually(PATIENCE, || async {
         match inspect::horizon(stage.hub.data_dir()).expect("readable") {
@@ -41,7 +41,7 @@ async fn horizon(stage: &Stage) {
     .await;
 }
 
-async fn drop_slot(stage: &Stage) {
+pub async fn drop_slot(stage: &Stage) {
     eventually(PATIENCE, || async {
         let dropped = stage.db.batch_execute("SELECT pg_drop_replication_slot('walcast')").await;
         dropped.map_err(|error| error.to_string())
@@ -50,7 +50,7 @@ async fn drop_slot(stage: &Stage) {
 }
 
 /// Waits until the hub has recovered this often.
-async fn recoveries(stage: &Stage, times: usize) {
+pub async fn recoveries(stage: &Stage, times: usize) {
     eventually(PATIENCE, || async {
         let found = stage.hub.log().matches("recovered from the log tables").count();
         if found == times { Ok(()) } else { Err(format!("{found} of {times}: {}", stage.hub.log_tail(5))) }
@@ -73,7 +73,17 @@ async fn check(stage: &Stage, history: &History, exact_order: bool) -> validator
     counts
 }
 
-async fn everything(stage: &Stage, exact_order: bool) -> validators::Counts {
+/// A history from the beginning, whose changes must give the source's tables.
+pub async fn replica_agrees(stage: &Stage, history: &History) {
+    let parsed = held(history, validators::formal(history));
+    let mut replica = Replica::default();
+    held(history, replica.apply(&parsed));
+    held(history, ledger_agrees(&stage.db, &parsed).await);
+    let tables: Vec<String> = workload::TABLES.iter().map(|table| (*table).to_owned()).collect();
+    held(history, replica.equals_source(&stage.db, &tables).await);
+}
+
+pub async fn everything(stage: &Stage, exact_order: bool) -> validators::Counts {
     let history = stage.collect(Request::new().earliest()).await;
     check(stage, &history, exact_order).await
 }

@@ -11,6 +11,7 @@ mod harness_tests;
 mod isolation;
 mod layers;
 mod logtables;
+mod logtables_causes;
 mod outages;
 mod predicates;
 mod schema;

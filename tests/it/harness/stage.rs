@@ -35,6 +35,7 @@ pub struct Setup {
     config: Option<String>,
     env: Vec<(String, String)>,
     create_database: Option<String>,
+    oracle: bool,
 }
 
 /// The default stage: publication `walcast` for all tables, made before the hub starts.
@@ -48,6 +49,7 @@ pub fn stage() -> Setup {
         config: None,
         env: Vec::new(),
         create_database: None,
+        oracle: true,
     }
 }
 
@@ -60,6 +62,12 @@ impl Setup {
     /// A setting of the server.
     pub fn setting(mut self, name: &str, value: &str) -> Self {
         self.settings.push((name.into(), value.into()));
+        self
+    }
+
+    /// Without the oracle's slot, where slots are to be lost.
+    pub fn no_oracle(mut self) -> Self {
+        self.oracle = false;
         self
     }
 
@@ -116,7 +124,9 @@ impl Setup {
         if let Some(publication) = &self.publication {
             db.run(publication).await;
         }
-        truth::watch(&db).await;
+        if self.oracle {
+            truth::watch(&db).await;
+        }
         let args: Vec<&str> = self.args.iter().map(String::as_str).collect();
         let mut hub = Hub::new(&cluster.dsn_of(&database)).args(&args);
         if let Some(toml) = &self.config {
