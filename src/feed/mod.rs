@@ -1,10 +1,14 @@
 //! What a session reads from. The journal implements [`Feed`] today; a distributed log can later. A session owns a
 //! [`Cursor`], asks for the next block and sleeps on [`Feed::marks`] at the end: catch-up and live are the same loop.
 
+mod history;
+
 use std::{future::Future, pin::Pin, sync::Arc};
 
 use bytes::Bytes;
 use tokio::sync::watch;
+
+pub use history::{Crossing, History, Key, LineageStart};
 
 use crate::{
     lsn::Lsn,
@@ -165,6 +169,22 @@ pub trait Feed: Send + Sync + 'static {
 
     /// The current lineage; `None` before the source has ever connected.
     fn lineage(&self) -> Option<Arc<Lineage>>;
+
+    /// Every lineage that was followed.
+    fn history(&self) -> Arc<History> {
+        Arc::default()
+    }
+
+    /// How many lineages were followed: cheap enough to be asked before every block. Whoever has seen a block or a tail
+    /// of a lineage finds that lineage counted.
+    fn lineages(&self) -> usize {
+        0
+    }
+
+    /// The first block that may hold what a crossing leaves dead, as far as it is retained; `after` is what still holds.
+    fn locate_dead<'a>(&'a self, crossing: &'a Crossing) -> BoxFuture<'a, Result<Cursor, Error>> {
+        Box::pin(async { self.locate(Start::After(crossing.departs)).await })
+    }
 }
 
 /// What sessions may ask of the source without knowing what it is.

@@ -20,7 +20,6 @@ mod chunk;
 mod disk;
 #[doc(hidden)]
 pub mod fuzzing;
-mod history;
 pub mod inspect;
 mod keeper;
 mod map;
@@ -43,7 +42,7 @@ mod tests;
 use std::{
     io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, atomic::AtomicUsize},
     time::Duration,
 };
 
@@ -59,7 +58,7 @@ use self::{
     ring::Ring,
 };
 use crate::{
-    feed::Marks,
+    feed::{LineageStart, Marks},
     model::{Position, Relation, Transaction},
     reason::{Classified, Reason},
 };
@@ -68,7 +67,7 @@ pub use self::{
     appender::{Appender, Record},
     disk::{Disk, Os},
     recovery::Damage,
-    tail::{LineageStart, Unreadable},
+    tail::Unreadable,
 };
 
 /// How a journal is kept.
@@ -236,6 +235,8 @@ struct Shared {
     ring: Ring,
     chunks: ChunkCache,
     marks: watch::Sender<Marks>,
+    /// How many lineages there are; counted before the marks move to one.
+    lineages: AtomicUsize,
     disk_full: watch::Sender<bool>,
     expiry: Expiry,
     _lock: DirLock,
@@ -287,7 +288,7 @@ impl Journal {
 
     /// Every lineage, oldest first.
     pub fn lineages(&self) -> Vec<LineageStart> {
-        self.shared().map.read().history.0.clone()
+        self.shared().map.read().history.starts().to_vec()
     }
 
     /// The directory, for [`inspect`].
