@@ -10,6 +10,7 @@ pub mod error;
 mod health;
 mod journal;
 pub mod output;
+mod rebase;
 pub mod rows;
 mod serve;
 mod signals;
@@ -70,6 +71,7 @@ fn dispatch(command: Command) -> Result<(), Error> {
         Command::Slot(args) => one_thread(slot::run(args.command)),
         Command::Subscribers(args) => one_thread(subscribers::run(args.command)),
         Command::Journal(args) => journal::run(args.command),
+        Command::Rebase(args) => rebase::run(&args),
         Command::Doctor(args) => one_thread(doctor::run(&args)),
         Command::Health(args) => one_thread(health::run(&args)),
         Command::Completions(args) => {

@@ -184,8 +184,7 @@ impl History {
         let mut rank = self.rank(position.lineage).unwrap_or(0);
         while rank > 0 && position.order() < self.starts[rank].tail.order() {
             let Branch { parent, departs } = self.branches[rank];
-            let shared =
-                position.order() <= departs.order() && same_system(&self.starts[parent], &self.starts[rank]);
+            let shared = position.order() <= departs.order() && same_system(&self.starts[parent], &self.starts[rank]);
             position = if shared { Position { lineage: self.starts[parent].id, ..position } } else { departs };
             rank = parent;
         }
@@ -278,8 +277,7 @@ mod tests {
         for (number, (left, switch, gap)) in switches.iter().enumerate() {
             let left = Position::new(history.newest().unwrap().id, Lsn(*left));
             let gap = gap.map(|up_to| (Lsn(up_to), "lost".to_owned()));
-            let start =
-                history.start(lineage(number as u32 + 2, *switch), left, 10 * (number as u64 + 1), gap);
+            let start = history.start(lineage(number as u32 + 2, *switch), left, 10 * (number as u64 + 1), gap);
             history.push(start);
         }
         history

@@ -122,7 +122,8 @@ impl Classified for Error {
                 vec![("requested", requested.lsn.to_string()), ("earliest", earliest.lsn.to_string())]
             }
             Error::Diverged { requested, common } => {
-                vec![("requested", requested.lsn.to_string()), ("common", common.lsn.to_string())]
+                let (requested, lineage) = (requested.lsn.to_string(), common.lineage.to_string());
+                vec![("requested", requested), ("common", common.lsn.to_string()), ("lineage", lineage)]
             }
             Error::LineageUnknown(id) => vec![("lineage", id.to_string())],
             Error::Corrupt { after, up_to, .. } => {
@@ -210,6 +211,12 @@ pub trait Source: Send + Sync + 'static {
         Box::pin(async { Vec::new() })
     }
 
+    /// What the source cannot give any more, as long as the hub does not go on without it: streams that have come to the
+    /// end of what there is end with it.
+    fn lost(&self) -> Option<Lost> {
+        None
+    }
+
     /// Asks the source for a keepalive now, so that the tail moves although nothing commits.
     fn nudge(&self);
 
@@ -224,6 +231,28 @@ pub struct WalPositions {
     pub flush: Lsn,
     /// `pg_current_wal_insert_lsn()`.
     pub insert: Lsn,
+}
+
+/// A range that the source's slot does not cover.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{detail}")]
+pub struct Lost {
+    /// Complete up to here (exclusive start).
+    pub from: Lsn,
+    /// The source has written so far (inclusive end).
+    pub to: Lsn,
+    /// What became of the slot, and what an operator can do.
+    pub detail: String,
+}
+
+impl Classified for Lost {
+    fn reason(&self) -> Reason {
+        Reason::SlotLost
+    }
+
+    fn metadata(&self) -> Vec<(&'static str, String)> {
+        vec![("from", self.from.to_string()), ("to", self.to.to_string())]
+    }
 }
 
 /// The source cannot be asked now.

@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 
 mod acknowledge;
+mod ahead;
 mod control;
 mod credit;
 mod crossing;

@@ -280,11 +280,12 @@ impl<'a> Projector<'a> {
             let dead = |position: Position| cut.up_to.is_some_and(|up_to| position.lsn.0 & !7 > up_to.0);
             let dead = span.ending.position().is_some_and(dead);
             if number == 0 && continued {
-                let done = dead || cut.after.is_some_and(|after| match span.ending {
-                    SpanEnd::Commit { position, .. } => position.order() <= after.order(),
-                    SpanEnd::Discard => before.order() < after.order(),
-                    SpanEnd::Open | SpanEnd::Message { .. } => false,
-                });
+                let done = dead
+                    || cut.after.is_some_and(|after| match span.ending {
+                        SpanEnd::Commit { position, .. } => position.order() <= after.order(),
+                        SpanEnd::Discard => before.order() < after.order(),
+                        SpanEnd::Open | SpanEnd::Message { .. } => false,
+                    });
                 match self.head(span, cut.head || done) {
                     Ok(written) => head = Some(written),
                     Err(error) => {

@@ -15,12 +15,12 @@ use super::{
     frames::Message,
     group::Group,
     inner::{Inner, StreamPermit},
-    outbox::{End, Next, Outbox},
+    outbox::{Next, Outbox},
     pace::{self, Pace, Standing},
     router::{self, Route},
 };
 use crate::{
-    feed::{self, Crossing, Cursor, Fetched, Frame, Marks, Start},
+    feed::{self, Crossing, Cursor, Fetched, Frame, Marks},
     lsn::Lsn,
     metrics,
     model::{LineageId, Position, RelationId},
@@ -70,7 +70,7 @@ pub(super) struct Open {
 pub struct Session {
     pub(super) hub: Arc<Inner>,
     pub(super) group: Arc<Group>,
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     marks: watch::Receiver<Marks>,
     /// How the group's blocks are found while the stream follows the tail.
     route: Option<(Arc<Route>, watch::Receiver<()>)>,
@@ -106,7 +106,7 @@ pub struct Session {
     pub(super) until: Option<u64>,
     caught_up: bool,
     pace: Pace,
-    max_message: usize,
+    pub(super) max_message: usize,
     stop_at: Option<Lsn>,
     next_nudge: Instant,
     next_touch: Option<Instant>,
@@ -140,6 +140,8 @@ pub(super) enum Step {
     PassOver(usize),
     /// Cross to the lineage that goes on.
     Cross,
+    /// The source cannot give what comes next.
+    Lost(feed::Lost),
 }
 
 /// What a stream sleeps for, apart from its timer.
@@ -235,6 +237,7 @@ impl Session {
                 Ok(Step::Relocate) => self.relocate().await,
                 Ok(Step::PassOver(bytes)) => self.pass_over(bytes).await,
                 Ok(Step::Cross) => self.cross().await,
+                Ok(Step::Lost(lost)) => Err(Error::classified(&lost)),
                 Err(error) => Err(error),
             };
             if let Err(error) = waited {
@@ -384,11 +387,12 @@ impl Session {
     }
 
     fn rest(&mut self, now: Instant, tail: Option<Position>, for_what: For) -> Step {
-        if let Some(tail) = tail {
+        if let Some(tail) = tail.filter(|tail| tail.lineage == self.lineage) {
             self.reach_tail(tail);
         }
         match self.progress(now) {
             Some(frame) => Step::Frame(frame),
+            None if self.caught_up => self.hub.source.lost().map_or_else(|| self.pause(now, for_what), Step::Lost),
             None => self.pause(now, for_what),
         }
     }
@@ -517,69 +521,6 @@ impl Session {
             self.incoming = Some(block);
         }
         Ok(())
-    }
-
-    async fn relocate(&mut self) -> Result<(), Error> {
-        if let Some(skip) = self.skip {
-            self.hub.feed.locate(Start::After(skip)).await?;
-            self.skip = None;
-        }
-        Ok(())
-    }
-
-    async fn decide(&mut self) -> Result<(), Error> {
-        let Some(skip) = self.skip else { return Ok(()) };
-        self.wanted = match self.find_end().await? {
-            End::At(position) => Some(position.lineage != skip.lineage || position.order() > skip.order()),
-            End::Discarded => Some(false),
-            End::Later => None,
-        };
-        Ok(())
-    }
-
-    async fn pass_over(&mut self, bytes: usize) -> Result<(), Error> {
-        let end = match self.outbox.end() {
-            End::Later => self.find_end().await?,
-            end => end,
-        };
-        match end {
-            End::At(position) => {
-                self.shared.set_pass_over(Some(position));
-                Err(Error::too_large(bytes, self.max_message, position))
-            }
-            End::Discarded => {
-                self.outbox.leave_out();
-                Ok(())
-            }
-            End::Later => Ok(()),
-        }
-    }
-
-    /// How the transaction ends that is open behind the cursor; waits for it. `Later`: the stream is to end before.
-    async fn find_end(&self) -> Result<End, Error> {
-        let mut cursor = self.cursor.clone();
-        let mut marks = self.hub.feed.marks();
-        while self.shared.ended().is_none() && !self.hub.drain.started() {
-            marks.mark_unchanged();
-            let (next, fetched) = self
-                .hub
-                .spawn_read(cursor)
-                .await
-                .map_err(|error| Error::internal(format!("reading a block: {error}")))?;
-            cursor = next;
-            match fetched? {
-                Fetched::Block(block) => match super::take::end_of_head(&block)? {
-                    End::Later => {}
-                    end => return Ok(end),
-                },
-                Fetched::AtTail => tokio::select! {
-                    () = self.shared.wake.notified() => {}
-                    () = self.hub.drain.wait() => {}
-                    moved = marks.changed() => moved.map_err(|_| Error::draining(self.passed))?,
-                },
-            }
-        }
-        Ok(End::Later)
     }
 }
 

@@ -13,6 +13,7 @@
 mod connect;
 pub mod conninfo;
 mod error;
+pub mod lineage;
 pub mod preflight;
 pub mod publication;
 pub mod replication;
