@@ -85,7 +85,8 @@ impl Session {
     /// Whether nothing that holds is left for the stream on its lineage.
     pub(super) fn at_departure(&self) -> Result<bool, Error> {
         let Some(leaving) = &self.leaving else { return Ok(false) };
-        if self.lineage != leaving.departs.lineage || self.cursor.block > leaving.to.first_block {
+        let under_way = self.passage.is_some();
+        if under_way || self.lineage != leaving.departs.lineage || self.cursor.block > leaving.to.first_block {
             return Ok(true);
         }
         let Some(block) = &self.incoming else { return Ok(self.cursor.block >= leaving.to.first_block) };

@@ -147,6 +147,7 @@ async fn half_a_transaction_that_was_lost_ends_in_discard() {
     slow.grant(u64::MAX, u64::MAX).await;
     slow.until("the end of the half", |log| log.kinds().any(|kind| matches!(kind, Kind::Discard(_)))).await;
     slow.until("the new one", |log| log.commits() == 2).await;
+    println!("{}", outline(&slow.log));
     let history = slow.close();
     let parsed = held(&history, validators::formal(&history));
     assert_eq!(ids(&parsed), [0, -1]);
@@ -228,4 +229,27 @@ pub async fn status_says(pair: &Pair, what: impl Fn(&pb::GetStatusResponse) -> b
 /// Whether nothing comes for a moment; only to show that a check could see it.
 pub async fn quiet(stream: &mut crate::harness::client::Stream) -> bool {
     !within(stream.pull()).await
+}
+
+/// One line per event, runs of changes as one.
+pub fn outline(log: &StreamLog) -> String {
+    let mut text = String::new();
+    let mut run: Option<(u64, u64)> = None;
+    for kind in log.kinds() {
+        if let Kind::Change(change) = kind {
+            let first = run.map_or(change.ordinal, |(first, _)| first);
+            if run.is_some_and(|(_, last)| last + 1 != change.ordinal) {
+                text += &format!("  changes {run:?}\n");
+                run = Some((change.ordinal, change.ordinal));
+            } else {
+                run = Some((first, change.ordinal));
+            }
+            continue;
+        }
+        if let Some(run) = run.take() {
+            text += &format!("  changes {run:?}\n");
+        }
+        text += &format!("{}\n", crate::harness::history::Brief(kind));
+    }
+    text
 }
