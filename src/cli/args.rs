@@ -39,6 +39,8 @@ pub enum Command {
     Subscribers(SubscribersArgs),
     /// List or verify the journal's segment files
     Journal(JournalArgs),
+    /// Let the hub go on at another system: after pg_upgrade, or where a dump was restored
+    Rebase(RebaseArgs),
     /// Check whether the source meets every precondition, and print what to run where it does not
     Doctor(DoctorArgs),
     /// Ask a running hub whether it is well, for container health checks
@@ -445,6 +447,22 @@ pub enum JournalCommand {
         #[arg(long, value_name = "DIR", env = "WALCAST_DATA_DIR", default_value = "./walcast-data")]
         data_dir: PathBuf,
     },
+}
+
+/// `walcast rebase`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+The refusal in `walcast status` (SOURCE_CHANGED) names the system. The hub need not run.
+
+Example:
+  walcast rebase --system-identifier 7401234567890123456 --data-dir /var/lib/walcast")]
+pub struct RebaseArgs {
+    /// The system to go on at, as IDENTIFY_SYSTEM and pg_control_system() print it
+    #[arg(long, value_name = "N")]
+    pub system_identifier: u64,
+    /// The hub's data directory
+    #[arg(long, value_name = "DIR", env = "WALCAST_DATA_DIR", default_value = "./walcast-data")]
+    pub data_dir: PathBuf,
 }
 
 /// `walcast doctor`

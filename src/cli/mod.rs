@@ -11,6 +11,7 @@ mod health;
 mod journal;
 mod logtables;
 pub mod output;
+mod rebase;
 pub mod rows;
 mod serve;
 mod signals;
@@ -72,6 +73,7 @@ fn dispatch(command: Command) -> Result<(), Error> {
         Command::Logtables(args) => one_thread(logtables::run(args.command)),
         Command::Subscribers(args) => one_thread(subscribers::run(args.command)),
         Command::Journal(args) => journal::run(args.command),
+        Command::Rebase(args) => rebase::run(&args),
         Command::Doctor(args) => one_thread(doctor::run(&args)),
         Command::Health(args) => one_thread(health::run(&args)),
         Command::Completions(args) => {

@@ -7,7 +7,8 @@
 //! LSN. It serves a snapshot once everything below that id has ended.
 
 use crate::{
-    journal::{Horizon, LineageStart},
+    feed::History,
+    journal::Horizon,
     lsn::Lsn,
     model::{LineageId, Position},
     postgres::{
@@ -51,52 +52,47 @@ impl Marker {
     }
 }
 
-/// The newest horizon that means the same on the lineage of `cut` and that the journal covers up to there.
-pub fn newest_valid<'h>(horizons: &'h [Horizon], lineages: &[LineageStart], cut: Position) -> Option<&'h Horizon> {
-    let rank = |lineage: LineageId| lineages.iter().rposition(|start| start.id == lineage);
-    let last = rank(cut.lineage)?;
-    horizons
-        .iter()
-        .filter(|horizon| {
-            let shared = |from: usize| {
-                from <= last && lineages[from + 1..=last].iter().all(|later| horizon.high <= later.lineage.switch_lsn)
-            };
-            horizon.high <= cut.lsn && rank(horizon.lineage).is_some_and(shared)
-        })
-        .max_by_key(|horizon| (rank(horizon.lineage), horizon.high))
+/// The newest horizon that means the same on the newest lineage and that the journal covers up to `cut`.
+pub fn newest_valid<'h>(horizons: &'h [Horizon], history: &History, cut: Position) -> Option<&'h Horizon> {
+    let holds = |horizon: &&Horizon| {
+        let high = Position::new(horizon.lineage, horizon.high);
+        horizon.high <= cut.lsn && history.check(high).is_ok()
+    };
+    horizons.iter().filter(holds).max_by_key(|horizon| (history.rank(horizon.lineage), horizon.high))
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
     use crate::model::Lineage;
 
     #[test]
     fn only_a_horizon_before_the_switch_holds_on_both_sides() {
-        let start = |timeline, switch| {
+        let lineage = |timeline, switch| {
             let history = "x".repeat(timeline as usize);
-            let lineage = Lineage { system_identifier: 1, timeline, history, epoch: 0, switch_lsn: Lsn(switch) };
-            let (id, left) = (lineage.id(), Position::default());
-            LineageStart { lineage: Arc::new(lineage), id, first_block: 1, left }
+            Lineage { system_identifier: 1, timeline, history, epoch: 0, switch_lsn: Lsn(switch) }
         };
-        let lineages = [start(1, 0), start(2, 500)];
+        let mut history = History::default();
+        history.push(history.start(lineage(1, 0), Position::default(), 1, None));
+        let before = history.clone();
+        let left = Position::new(before.starts()[0].id, Lsn(600));
+        history.push(history.start(lineage(2, 504), left, 2, None));
+        let lineages = history.starts();
         let of = |which: usize, high| Horizon {
             lineage: lineages[which].id,
             snapshot: "1:1:".into(),
             low: Lsn(high - 10),
             high: Lsn(high),
         };
-        let horizons = [of(0, 100), of(0, 490), of(0, 510)];
+        let horizons = [of(0, 104), of(0, 496), of(0, 512)];
         let at = |which: usize, lsn| Position::new(lineages[which].id, Lsn(lsn));
         let high = |found: Option<&Horizon>| found.map(|horizon| horizon.high.0);
-        assert_eq!(high(newest_valid(&horizons, &lineages, at(0, 600))), Some(510));
-        assert_eq!(high(newest_valid(&horizons, &lineages, at(1, 500))), Some(490), "past the switch");
-        assert_eq!(high(newest_valid(&horizons, &lineages, at(1, 400))), Some(100), "not journaled on this lineage");
-        assert_eq!(high(newest_valid(&horizons, &lineages, at(1, 90))), None);
-        let both = [of(0, 490), of(1, 505)];
-        assert_eq!(high(newest_valid(&both, &lineages, at(1, 600))), Some(505));
-        assert_eq!(high(newest_valid(&both, &lineages[..1], at(1, 600))), None, "an unknown lineage");
+        assert_eq!(high(newest_valid(&horizons, &before, at(0, 600))), Some(512));
+        assert_eq!(high(newest_valid(&horizons, &history, at(1, 504))), Some(496), "past the switch");
+        assert_eq!(high(newest_valid(&horizons, &history, at(1, 400))), Some(104), "not journaled on this lineage");
+        assert_eq!(high(newest_valid(&horizons, &history, at(1, 90))), None);
+        let both = [of(0, 496), of(1, 520)];
+        assert_eq!(high(newest_valid(&both, &history, at(1, 600))), Some(520));
+        assert_eq!(high(newest_valid(&both[1..], &before, at(0, 600))), None, "an unknown lineage");
     }
 }

@@ -25,7 +25,8 @@ use self::apply::Applier;
 pub use self::apply::Sink;
 pub use self::horizon::{Marker, newest_valid};
 use crate::{
-    failpoint, feed,
+    failpoint,
+    feed::{self, Feed},
     journal::{Horizon, Journal},
     lsn::Lsn,
     model::{Position, Provenance, Transaction},
@@ -137,7 +138,7 @@ impl Recovery<'_> {
         if !logtables::installed(self.sql).await? {
             return Err(Error::NotInstalled);
         }
-        let horizon = newest_valid(self.horizons, &self.journal.lineages(), self.cut).ok_or(Error::NoHorizon)?;
+        let horizon = newest_valid(self.horizons, &self.journal.history(), self.cut).ok_or(Error::NoHorizon)?;
         let uncovered = logtables::unprotected(self.sql, &self.publication.name, Some(&horizon.snapshot)).await?;
         match uncovered.is_empty() {
             true => Ok(horizon),

@@ -200,6 +200,26 @@ impl Ingest {
         Ok(())
     }
 
+    /// Follows the server's history: what the journal holds behind the switch is dead from here on. A transaction that was
+    /// cut is closed: where it holds on the new history too, the slot sends it again.
+    pub async fn follow(&mut self, lineage: Lineage) -> Result<(), Error> {
+        self.leave(Record::Lineage(lineage), "the source's history forked before the transaction was complete").await
+    }
+
+    /// Goes on behind a gap, on a lineage of its own: everything up to `up_to` that the journal does not have is missing.
+    pub async fn skip(&mut self, lineage: Lineage, up_to: Lsn, reason: String) -> Result<(), Error> {
+        self.leave(Record::Gap(lineage, up_to, reason), "the rest of the transaction is missing").await
+    }
+
+    async fn leave(&mut self, record: Record, why: &str) -> Result<(), Error> {
+        self.state.discard_resent(why);
+        self.append().await?;
+        self.appender.append(record).await?;
+        let marks = self.appender.flush().await?;
+        self.state.builder = BlockBuilder::new(marks.tail);
+        Ok(())
+    }
+
     /// A 64-bit transaction id that lies near those to come, by which 32-bit ones are widened.
     pub fn widen_near(&mut self, xid: u64) {
         self.state.last_xid = xid;

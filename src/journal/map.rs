@@ -3,12 +3,9 @@
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
-use super::{
-    history::{History, Key},
-    rows::Pointer,
-};
+use super::rows::Pointer;
 use crate::{
-    feed::Marks,
+    feed::{Cursor, History, Key, Marks},
     model::{Position, Relation, RelationId},
 };
 
@@ -108,7 +105,8 @@ impl Map {
 
     /// The oldest resume point.
     pub fn earliest(&self) -> Position {
-        self.earliest.map_or(self.marks.tail, |(position, _)| position)
+        let (after, block) = self.earliest.unwrap_or((self.marks.tail, self.marks.next_block));
+        self.history.onward(Cursor { block, after }).after
     }
 
     /// Number of the first block that is still on disk.

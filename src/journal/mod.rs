@@ -20,7 +20,6 @@ mod chunk;
 mod disk;
 #[doc(hidden)]
 pub mod fuzzing;
-mod history;
 mod horizon;
 pub mod inspect;
 mod keeper;
@@ -45,7 +44,7 @@ mod tests;
 use std::{
     io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, atomic::AtomicUsize},
     time::Duration,
 };
 
@@ -61,7 +60,7 @@ use self::{
     ring::Ring,
 };
 use crate::{
-    feed::Marks,
+    feed::{LineageStart, Marks},
     model::{Position, Relation, Transaction},
     reason::{Classified, Reason},
 };
@@ -72,7 +71,7 @@ pub use self::{
     horizon::Horizon,
     recovery::Damage,
     replay::Journaled,
-    tail::{LineageStart, Unreadable},
+    tail::Unreadable,
 };
 
 /// How a journal is kept.
@@ -242,6 +241,8 @@ struct Shared {
     ring: Ring,
     chunks: ChunkCache,
     marks: watch::Sender<Marks>,
+    /// How many lineages there are; counted before the marks move to one.
+    lineages: AtomicUsize,
     disk_full: watch::Sender<bool>,
     expiry: Expiry,
     _lock: DirLock,
@@ -293,7 +294,7 @@ impl Journal {
 
     /// Every lineage, oldest first.
     pub fn lineages(&self) -> Vec<LineageStart> {
-        self.shared().map.read().history.0.clone()
+        self.shared().map.read().history.starts().to_vec()
     }
 
     /// The directory, for [`inspect`].

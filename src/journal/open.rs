@@ -1,6 +1,9 @@
 //! [`Journal::open`]: lock, store, segments, threads, in this order.
 
-use std::{fs, sync::Arc};
+use std::{
+    fs,
+    sync::{Arc, atomic::AtomicUsize},
+};
 
 use parking_lot::RwLock;
 use tokio::sync::watch;
@@ -52,6 +55,7 @@ impl Journal {
             ring: Ring::new(options.ring_bytes, found.tail.next_block),
             chunks: ChunkCache::new(options.cache_bytes),
             marks: watch::Sender::new(found.map.marks),
+            lineages: AtomicUsize::new(found.map.history.len()),
             disk_full: watch::Sender::new(false),
             expiry: Expiry::new(),
             map: RwLock::new(found.map),

@@ -14,17 +14,16 @@ use bytes::Bytes;
 use super::{
     Error,
     disk::{FilePieces, list_segments, read_header},
-    history::History,
     horizon::{self, get_horizon},
     map::{Map, Place, RelationEntry, Segment},
     replay,
     rows::{self, Covered, Pointer, Row},
     segment::{BadHeader, Kind, Pieces, RECORD_LEN, RECORDS, RecordHeader, Scanner, Step},
     store::{Loaded, Write},
-    tail::{LineageStart, State, Tail, get_lineage, get_relation, get_state},
+    tail::{State, Tail, get_lineage, get_relation, get_state},
 };
 use crate::{
-    feed::{Checkpoint, Marks, SubscriberKey},
+    feed::{Checkpoint, History, LineageStart, Marks, SubscriberKey},
     model::{LineageId, Position, Relation, RelationId},
     wire::block::Block,
 };
@@ -131,7 +130,7 @@ pub(super) fn find(dir: &Path, known: &Known) -> Result<Option<Found>, Error> {
     let resume = finder.read_last(&mut segments, known, &mut tail)?;
     let map = Map {
         relations: finder.relations,
-        history: Arc::new(History(tail.lineages.clone())),
+        history: Arc::new(History::of(tail.lineages.iter().cloned())),
         marks: Marks { next_block: tail.next_block, tail: tail.position },
         open_since: tail.open.as_ref().map(|open| open.first_block),
         segments,
@@ -444,13 +443,15 @@ impl Finder {
                     self.rows.push(rows::put_relation(relation.id, at));
                 }),
                 Some(Kind::Lineage) => get_lineage(&payload).map(|start| {
-                    if tail.lineages.iter().all(|known| known.id != start.id) {
+                    let known = tail.lineages.iter().position(|known| known.id == start.id);
+                    let rank = known.unwrap_or(tail.lineages.len());
+                    if known.is_none() {
                         tail.lineage(start);
                     }
                     if repeated {
                         tail.position = header.last;
                     }
-                    self.rows.push(rows::put_lineage(tail.lineages.len() as u32 - 1, at));
+                    self.rows.push(rows::put_lineage(rank as u32, at));
                 }),
                 Some(Kind::Mark | Kind::Recovered) => {
                     tail.position = header.last;

@@ -89,12 +89,7 @@ impl Journal {
             Err(feed::Error::Expired { .. }) if self.has_its_beginning() => self.locate(Start::Earliest).await?,
             located => located?,
         };
-        let starts = self.lineages();
-        let holds = |position: Position| {
-            let rank = starts.iter().rposition(|start| start.id == position.lineage);
-            rank.is_some_and(|rank| starts[rank + 1..].iter().all(|later| position.lsn <= later.lineage.switch_lsn))
-        };
-        let rank = |lineage: LineageId| starts.iter().rposition(|start| start.id == lineage);
+        let history = self.history();
         while let Fetched::Block(block) = self.fetch(&mut cursor).await? {
             let damaged = |what: &str| feed::Error::Corrupt {
                 after: block.after,
@@ -104,8 +99,7 @@ impl Journal {
             let index = block.index().map_err(|error| damaged(&error.to_string()))?;
             for span in &index.spans {
                 let SpanEnd::Commit { position, .. } = span.ending else { continue };
-                let later = (rank(position.lineage), position.order()) > (rank(after.lineage), after.order());
-                if !later || !holds(position) {
+                if history.key(position) <= history.key(after) || history.check(position).is_err() {
                     continue;
                 }
                 let begin = begin_of(&block, span.start, span.begin_len).and_then(|begin| read_begin(&begin));

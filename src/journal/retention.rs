@@ -103,7 +103,7 @@ fn needs(map: &Map, position: Position, next: &Segment) -> bool {
     if map.history.rank(position.lineage).is_none() {
         return false;
     }
-    let (at, start) = (map.key(map.history.normalize(position)), map.key(next.after));
+    let (at, start) = (map.key(map.history.floor(position)), map.key(next.after));
     let inside = next.places.first().is_some_and(|place| place.open_since.is_some());
     at < start || (at == start && inside)
 }

@@ -45,7 +45,7 @@
 //! |---|---|
 //! | 1 BLOCK | [`Block::encode_head`](crate::wire::block::Block::encode_head), then the gRPC message |
 //! | 2 RELATION | a protobuf `walcast.v1.Relation`, one immutable version |
-//! | 3 LINEAGE | system identifier `u64`, timeline `u32`, epoch `u32`, switch LSN `u64`, first block `u64`, last position on the lineage before (20), history length `u32`, history |
+//! | 3 LINEAGE | system identifier `u64`, timeline `u32`, epoch `u32`, switch LSN `u64`, first block `u64`, last position on the lineage before (20), history length `u32`, history, first resume point (20), 1 if changes are missing in front of it else 0, why |
 //! | 4 MARK | empty: a keepalive moved the resume point to the last position |
 //! | 5 STATE | last xid `u64` (0: none); open transaction `u8` 0/1; if 1: first block `u64`, ordinals `u64`, length `u32`, framed `begin`; then how many HORIZON payloads `u16`, each with its length `u32`, oldest first |
 //! | 6 RECOVERED | slot name: what was replayed up to the last position counts, and the named slot goes on there |

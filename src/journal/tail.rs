@@ -9,34 +9,14 @@ use prost::Message;
 use super::horizon::{Horizon, get_horizon, put_horizon};
 use super::segment::{POSITION_LEN, get_position, put_position};
 use crate::{
+    feed::LineageStart,
     lsn::Lsn,
-    model::{Lineage, LineageId, Position, Provenance, Relation, Transaction},
+    model::{Lineage, Position, Provenance, Relation, Transaction},
     wire::{
         block::{Block, SpanEnd},
         pb, relation_from_pb, relation_to_pb,
     },
 };
-
-/// A lineage and where it begins in the journal.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LineageStart {
-    /// The history.
-    pub lineage: Arc<Lineage>,
-    /// [`Lineage::id`], which is a hash, computed once.
-    pub id: LineageId,
-    /// Number of the first block that belongs to it.
-    pub first_block: u64,
-    /// The last position on the lineage before; the default for the first of a journal.
-    pub left: Position,
-}
-
-impl LineageStart {
-    /// The last resume point right after the switch: what both histories share.
-    pub(super) fn tail(&self, first: bool) -> Position {
-        let switch = Position::new(self.id, self.lineage.switch_lsn);
-        if !first && self.left.order() < switch.order() { Position { lineage: self.id, ..self.left } } else { switch }
-    }
-}
 
 /// The transaction whose end has not been journaled yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -136,9 +116,9 @@ impl Tail {
         }
     }
 
-    /// Follows a lineage that begins here: the resume point is carried over if it lies on the shared part.
+    /// Follows a lineage that begins here.
     pub fn lineage(&mut self, start: LineageStart) {
-        self.position = start.tail(self.lineages.is_empty());
+        self.position = start.tail;
         self.lineages.push(start);
     }
 
@@ -253,6 +233,9 @@ pub(super) fn put_lineage(out: &mut BytesMut, start: &LineageStart) {
     put_position(out, start.left);
     out.put_u32_le(lineage.history.len() as u32);
     out.put_slice(lineage.history.as_bytes());
+    put_position(out, start.tail);
+    out.put_u8(u8::from(start.gap.is_some()));
+    out.put_slice(start.gap.as_deref().unwrap_or_default().as_bytes());
 }
 
 /// Reads the payload of a LINEAGE record.
@@ -272,9 +255,16 @@ fn read_lineage(mut bytes: &[u8]) -> Option<LineageStart> {
     let left = get_position(&mut bytes);
     let len = bytes.try_get_u32_le().ok()? as usize;
     let history = std::str::from_utf8(bytes.get(..len)?).ok()?.to_owned();
+    bytes.advance(len);
     let lineage = Lineage { system_identifier, timeline, history, epoch, switch_lsn };
     let id = lineage.id();
-    Some(LineageStart { lineage: Arc::new(lineage), id, first_block, left })
+    let (mut tail, mut gap) = (Position::new(id, switch_lsn), None);
+    // Journals from before failovers were followed hold one lineage, which ends here.
+    if bytes.len() > POSITION_LEN {
+        tail = get_position(&mut bytes);
+        gap = (bytes.get_u8() != 0).then(|| std::str::from_utf8(bytes).map(str::to_owned));
+    }
+    Some(LineageStart { lineage: Arc::new(lineage), id, first_block, left, tail, gap: gap.transpose().ok()? })
 }
 
 /// Appends the payload of a RELATION record.

@@ -5,7 +5,7 @@ use std::{
     fs::File,
     io::{self, IoSlice},
     ops::Range,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
@@ -21,11 +21,11 @@ use super::{
     rows::{self, Covered, Pointer},
     segment::{FileHeader, Kind, RECORD_LEN, RECORDS, RecordHeader},
     store::Write,
-    tail::{LineageStart, Tail, put_lineage, put_relation, put_state},
+    tail::{Tail, put_lineage, put_relation, put_state},
 };
 use crate::{
     failpoint,
-    feed::Marks,
+    feed::{LineageStart, Marks},
     lsn::Lsn,
     metrics,
     model::{Position, Relation},
@@ -417,8 +417,9 @@ impl Writer {
                 rows.push(rows::put_relation(relation.id, *at));
             }
             for (start, rank, at) in &self.batch.lineages {
-                if *rank as usize == map.history.0.len() {
-                    Arc::make_mut(&mut map.history).0.push(start.clone());
+                if *rank as usize == map.history.len() {
+                    Arc::make_mut(&mut map.history).push(start.clone());
+                    self.shared.lineages.store(map.history.len(), Ordering::Release);
                 }
                 rows.push(rows::put_lineage(*rank, *at));
             }

@@ -13,6 +13,7 @@
 mod connect;
 pub mod conninfo;
 mod error;
+pub mod lineage;
 pub mod logtables;
 pub mod preflight;
 pub mod publication;

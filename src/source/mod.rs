@@ -6,14 +6,18 @@
 //! protocol](https://www.postgresql.org/docs/current/protocol-replication.html)). So everything is compared here first,
 //! and what would be a silent gap is refused with a typed reason.
 
+mod course;
 mod guard;
 mod prepare;
+mod reach;
 mod recover;
+mod slots;
 mod state;
 mod watch;
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{path::PathBuf, time::Duration};
 
+pub use course::REBASE;
 pub use state::SourceState;
 
 use crate::{
@@ -21,7 +25,7 @@ use crate::{
     journal::Journal,
     lsn::Lsn,
     metrics,
-    postgres::{self, conninfo::ConnectOptions, replication::Replication, sql::Sql},
+    postgres::{self, conninfo::ConnectOptions},
     reason::{Classified, Reason},
     shutdown::Drain,
 };
@@ -41,6 +45,22 @@ pub struct Options {
     pub schemas: Vec<String>,
     /// Messages that cannot be decoded are kept here.
     pub quarantine: PathBuf,
+    /// File in which an operator names the system to go on with.
+    pub rebase: PathBuf,
+    /// Have standbys keep the slot in step (PostgreSQL 17 and later).
+    pub failover_slot: bool,
+    /// What to do when the slot does not have what the journal lacks.
+    pub on_slot_lost: OnSlotLost,
+}
+
+/// What to do when the slot does not have what the journal lacks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnSlotLost {
+    /// Streams end with SLOT_LOST where the journal ends.
+    #[default]
+    Stop,
+    /// A new slot; streams get a `gap` event and go on behind it.
+    Continue,
 }
 
 /// Why the source does not stream.
@@ -143,14 +163,18 @@ async fn stream_once(
     state: &SourceState,
     drain: &Drain,
 ) -> Result<(), Error> {
-    let sql = tokio::select! {
-        () = drain.wait() => return Ok(()),
-        connected = Sql::connect(&options.connect) => Arc::new(connected?),
-    };
     ingest.settle().await?;
-    let mut replication = Replication::connect(&options.connect, sql.server()).await?;
-    let prepared = prepare::prepare(options, journal, ingest, fresh, *skipped, &sql, &mut replication, state).await?;
+    let mut reached = tokio::select! {
+        () = drain.wait() => return Ok(()),
+        reached = reach::reach(options, journal) => reached?,
+    };
+    state.update(|status| {
+        status.system_identifier = reached.identity.system_identifier;
+        status.timeline = reached.identity.timeline;
+    });
+    let prepared = prepare::prepare(options, journal, ingest, fresh, *skipped, &mut reached, state).await?;
     *skipped = false;
+    let reach::Reached { sql, replication, .. } = reached;
     state.reached(sql.clone());
     let mut stream = replication.start(&options.slot, prepared.start, &options.publication).await?;
     tracing::info!(slot = options.slot, start = %prepared.start, "streaming");

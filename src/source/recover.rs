@@ -1,16 +1,17 @@
 //! Where the slot cannot give what the journal lacks: recovery from log tables, if there are any, instead of an error.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
-use super::{Error, Options};
+use super::{
+    Error,
+    slots::{Broken, Mending},
+};
 use crate::{
     failover::{self, Recovery, Sink},
     ingest::{self, Ingest},
-    journal::Journal,
     lsn::Lsn,
     model::{Datum, OldImage, Operation, Position, Relation, Transaction},
-    postgres::{publication::Publication, replication::Replication, sql::Sql},
-    reason::{Classified, Reason},
+    reason::Classified,
 };
 
 impl From<failover::Error<ingest::Error>> for Error {
@@ -23,38 +24,37 @@ impl From<failover::Error<ingest::Error>> for Error {
     }
 }
 
-/// Recovers from the log tables and gives the start of the new slot; where they cannot help, `otherwise` with the reason.
-pub(super) async fn instead_of(
-    otherwise: Error,
-    options: &Options,
-    journal: &Journal,
-    ingest: &mut Ingest,
-    sql: &Sql,
-    replication: &mut Replication,
-    publication: &Publication,
-) -> Result<Lsn, Error> {
-    let horizons = ingest.horizons().to_vec();
+/// What came of it.
+pub(super) enum Recovered {
+    /// The journal has everything up to here, and the new slot goes on.
+    To(Lsn),
+    /// The log tables cannot help, and nothing was changed.
+    Not(String),
+}
+
+/// Recovers what the journal lacks from the log tables.
+pub(super) async fn from_log_tables(mending: &mut Mending<'_>, broken: &Broken) -> Result<Recovered, Error> {
+    let options = mending.options;
+    let horizons = mending.ingest.horizons().to_vec();
     let recovery = Recovery {
         connect: &options.connect,
-        sql,
-        journal,
+        sql: mending.sql,
+        journal: mending.journal,
         horizons: &horizons,
-        cut: ingest.complete(),
+        cut: mending.ingest.complete(),
         slot: &options.slot,
-        publication: publication.clone(),
-        failover_slot: false,
+        publication: mending.publication.clone(),
+        failover_slot: options.failover_slot,
     };
     match recovery.check::<ingest::Error>().await {
         Ok(_) => {}
-        Err(error) if error.is_final() => {
-            let message = format!("{otherwise}. The log tables cannot help: {error}");
-            return Err(Error::Refused { reason: otherwise.reason(), message });
-        }
+        Err(error) if error.is_final() => return Ok(Recovered::Not(error.to_string())),
         Err(error) => return Err(error.into()),
     }
-    tracing::warn!(reason = otherwise.reason().as_str(), "{otherwise}. Recovering from the log tables");
-    let begun = std::time::Instant::now();
-    let done = recovery.run(replication, &mut Writing(ingest)).await?;
+    let (slot, from) = (&options.slot, recovery.cut);
+    tracing::warn!(slot, %from, "the slot {broken}; recovering from the log tables");
+    let begun = Instant::now();
+    let done = recovery.run(mending.replication, &mut Writing(mending.ingest)).await?;
     tracing::info!(
         from = %recovery.cut,
         consistent_point = %done.consistent_point,
@@ -64,13 +64,7 @@ pub(super) async fn instead_of(
         seconds = begun.elapsed().as_secs_f64(),
         "recovered from the log tables"
     );
-    Ok(done.consistent_point)
-}
-
-/// What to recover from when the stream skips or refuses changes for want of a publication that is there now.
-pub(super) fn republished(options: &Options) -> Error {
-    let message = format!("publication {:?} did not exist for a part of the WAL", options.publication);
-    Error::Refused { reason: Reason::PublicationMissing, message }
+    Ok(Recovered::To(done.consistent_point))
 }
 
 /// The journal, as a replay sees it.

@@ -121,7 +121,14 @@ const AWKWARD_CHANGES: &str = r#"
 
 /// Everything up to now, from any hub.
 async fn collect(hub: &Hub, request: Request) -> History {
-    let mut stream = Client::new(hub.grpc_port()).subscribe(&request.stop_at_tail()).await;
+    let client = Client::new(hub.grpc_port());
+    eventually(PATIENCE, || async {
+        let status = client.status().await.map_err(|failure| format!("{failure:?}"))?;
+        let source = status.source.unwrap_or_default();
+        if source.connected { Ok(()) } else { Err(source.last_error) }
+    })
+    .await;
+    let mut stream = client.subscribe(&request.stop_at_tail()).await;
     assert!(matches!(stream.ended().await, End::Completed), "{:?}", stream.log.end);
     stream.close()
 }

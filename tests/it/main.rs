@@ -6,6 +6,7 @@ mod harness;
 mod checkpoints;
 mod crash;
 mod errors;
+mod failover;
 mod filters;
 mod harness_tests;
 mod isolation;

@@ -191,10 +191,10 @@ fn parse(id: i64, relid: u32, shape: &str) -> Option<Shape> {
         columns.push(Column {
             name: string(&column["name"])?,
             type_oid,
-            // As the stream names it: built-in types are known, and pgoutput names only the others.
+            // As the stream names it: pgoutput tells only the names of types that initdb did not number by hand.
             type_name: match Type::from_oid(type_oid) {
                 Some(builtin) => builtin.name().to_owned(),
-                None if schema == "pg_catalog" => format!("oid:{type_oid}"),
+                None if type_oid < 10_000 => format!("oid:{type_oid}"),
                 None => format!("{schema}.{name}"),
             },
             type_modifier: i32::try_from(column["modifier"].as_i64()?).ok()?,

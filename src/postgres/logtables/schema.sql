@@ -80,7 +80,15 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $shape$
                 'generated', a.attgenerated,
                 'key', c.relreplident = 'f' OR coalesce(a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1]), false))
                 ORDER BY a.attnum), '[]')
-            FROM pg_attribute a JOIN pg_type y ON y.oid = a.atttypid JOIN pg_namespace q ON q.oid = y.typnamespace
+            FROM pg_attribute a
+            -- Of a domain the stream names the base type, under the domain's OID.
+            JOIN LATERAL (WITH RECURSIVE base AS (
+                    SELECT t.typname, t.typnamespace, t.typtype, t.typbasetype FROM pg_type t WHERE t.oid = a.atttypid
+                    UNION ALL
+                    SELECT t.typname, t.typnamespace, t.typtype, t.typbasetype
+                    FROM base JOIN pg_type t ON t.oid = base.typbasetype WHERE base.typtype = 'd')
+                SELECT * FROM base WHERE typtype <> 'd') y ON true
+            JOIN pg_namespace q ON q.oid = y.typnamespace
             WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped))
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
     LEFT JOIN pg_index i ON i.indrelid = c.oid

@@ -90,6 +90,11 @@ impl Replication {
         }
     }
 
+    /// Has standbys keep an existing slot in step; 17 and later, and not while it streams.
+    pub async fn set_failover(&mut self, name: &str) -> Result<()> {
+        self.rows(&format!("ALTER_REPLICATION_SLOT {} (FAILOVER true)", identifier(name))).await.map(drop)
+    }
+
     /// A SQL_ASCII database holds bytes of any encoding. With `client_encoding` UTF8 the server converts nothing but
     /// verifies, and one byte that is not UTF-8 would end the stream at the same place for ever (22021).
     pub(super) async fn take_bytes_as_they_are(&mut self) -> Result<()> {

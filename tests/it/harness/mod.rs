@@ -7,6 +7,7 @@ pub mod cluster;
 pub mod follower;
 pub mod history;
 pub mod hub;
+pub mod pair;
 pub mod parsed;
 pub mod process;
 pub mod stage;
