@@ -6,7 +6,7 @@ use std::time::Duration;
 use walcast::wire::pb::{self, event::Kind};
 
 use crate::harness::{
-    client::{Request, within},
+    client::Request,
     eventually,
     history::{StreamLog, lsn},
     pair::{self, Pair, Slots, crossed, kept, retracted},
@@ -17,7 +17,7 @@ use crate::harness::{
 
 const TABLE: &str = "CREATE TABLE t (id int PRIMARY KEY, v text)";
 
-fn changed(log: &StreamLog) -> Vec<&pb::TimelineChanged> {
+pub fn changed(log: &StreamLog) -> Vec<&pb::TimelineChanged> {
     log.kinds()
         .filter_map(|kind| match kind {
             Kind::TimelineChanged(changed) => Some(changed),
@@ -27,7 +27,7 @@ fn changed(log: &StreamLog) -> Vec<&pb::TimelineChanged> {
 }
 
 /// Ids that committed transactions of a stream inserted.
-fn ids(parsed: &Parsed<'_>) -> Vec<i64> {
+pub fn ids(parsed: &Parsed<'_>) -> Vec<i64> {
     let id = |cell: Option<&Cell>| match cell {
         Some(Cell::Int(id)) => Some(*id),
         _ => None,
@@ -147,10 +147,9 @@ async fn half_a_transaction_that_was_lost_ends_in_discard() {
     slow.grant(u64::MAX, u64::MAX).await;
     slow.until("the end of the half", |log| log.kinds().any(|kind| matches!(kind, Kind::Discard(_)))).await;
     slow.until("the new one", |log| log.commits() == 2).await;
-    println!("{}", outline(&slow.log));
     let history = slow.close();
     let parsed = held(&history, validators::formal(&history));
-    assert_eq!(ids(&parsed), [0, -1]);
+    assert_eq!(ids(&parsed), [0, -1], "{}", outline(&history.streams[0]));
     assert!(crossed(&history.streams[0]));
     pair.check(&history).await;
 }
@@ -224,11 +223,6 @@ pub async fn status_says(pair: &Pair, what: impl Fn(&pb::GetStatusResponse) -> b
         if what(&status) { Ok(()) } else { Err(format!("{status:?}")) }
     })
     .await;
-}
-
-/// Whether nothing comes for a moment; only to show that a check could see it.
-pub async fn quiet(stream: &mut crate::harness::client::Stream) -> bool {
-    !within(stream.pull()).await
 }
 
 /// One line per event, runs of changes as one.

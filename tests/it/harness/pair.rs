@@ -36,7 +36,7 @@ pub struct Pair {
 }
 
 /// Settings of both servers: WAL stays, and commits do not wait for each other.
-const SETTINGS: [(&str, &str); 3] =
+pub const SETTINGS: [(&str, &str); 3] =
     [("wal_keep_size", "2GB"), ("wal_retrieve_retry_interval", "100ms"), ("deadlock_timeout", "50ms")];
 
 impl Pair {
@@ -59,57 +59,50 @@ impl Pair {
         db.run("CREATE PUBLICATION walcast FOR ALL TABLES").await;
         db.run("SELECT pg_create_physical_replication_slot('standby', true)").await;
         let standby = follow(&primary, slots).await;
-        match slots {
-            Slots::Synced => {
-                let sql = format!(
-                    "SELECT pg_create_logical_replication_slot('{}', 'pgoutput', false, false, true)",
-                    truth::SLOT
-                );
-                db.run(&sql).await;
-            }
-            _ => truth::watch(&db).await,
-        }
+        truth::watch(&db).await;
         let hub = Hub::new(&dsn(&[&primary, &standby])).args(args);
         Pair { hub, primary, standby, slots }
     }
 
-    /// Waits until the slots are on the standby and usable there.
+    /// Waits until the slots are on the standby and usable there. The oracle's is copied in any case: a slot that never
+    /// advances is never synchronized.
     pub async fn carry(&mut self) {
-        match self.slots {
-            Slots::Lost => {}
-            Slots::Copied => {
-                self.primary.connect().await.run("CHECKPOINT").await;
-                self.caught_up().await;
-                self.standby.stop(Shutdown::Fast);
-                for name in ["walcast", truth::SLOT] {
-                    let (from, to) = (self.primary.data_dir(), self.standby.data_dir());
-                    let status = std::process::Command::new("cp")
-                        .arg("-a")
-                        .arg(from.join("pg_replslot").join(name))
-                        .arg(to.join("pg_replslot"))
-                        .status();
-                    assert!(status.expect("cp").success());
-                }
-                self.standby.resume();
-                self.caught_up().await;
-            }
-            Slots::Synced => {
-                let (primary, standby) = (self.primary.connect().await, self.standby.connect().await);
-                eventually(Duration::from_secs(60), || async {
-                    primary.run("SELECT pg_log_standby_snapshot()").await;
-                    let sql = format!("SELECT pg_replication_slot_advance('{}', pg_current_wal_flush_lsn())", truth::SLOT);
-                    let _ = sql;
-                    let ready = standby
-                        .rows("SELECT slot_name, synced AND NOT temporary AND invalidation_reason IS NULL FROM pg_replication_slots ORDER BY 1")
-                        .await;
-                    let ready_of = |name: &str| {
-                        ready.iter().any(|row| row[0].as_deref() == Some(name) && row[1].as_deref() == Some("t"))
-                    };
-                    if ready_of("walcast") { Ok(()) } else { Err(format!("{ready:?}")) }
-                })
-                .await;
-            }
+        if self.slots == Slots::Lost {
+            return;
         }
+        self.primary.connect().await.run("CHECKPOINT").await;
+        self.caught_up().await;
+        self.standby.stop(Shutdown::Fast);
+        self.copy(truth::SLOT);
+        if self.slots == Slots::Copied {
+            self.copy("walcast");
+        }
+        self.standby.resume();
+        self.caught_up().await;
+        if self.slots == Slots::Synced {
+            self.synchronized().await;
+        }
+    }
+
+    fn copy(&self, slot: &str) {
+        let place = |cluster: &Cluster| cluster.data_dir().join("pg_replslot").join(slot);
+        let _ = fs::remove_dir_all(place(&self.standby));
+        let mut cp = std::process::Command::new("cp");
+        let status = cp.arg("-a").arg(place(&self.primary)).arg(self.standby.data_dir().join("pg_replslot")).status();
+        assert!(status.expect("cp").success());
+    }
+
+    async fn synchronized(&self) {
+        let sql = "SELECT synced AND NOT temporary AND invalidation_reason IS NULL FROM pg_replication_slots \
+                   WHERE slot_name = 'walcast'";
+        eventually(Duration::from_secs(60), || async {
+            self.primary.connect().await.run("SELECT pg_log_standby_snapshot()").await;
+            match self.standby.connect().await.text(sql).await.as_deref() {
+                Some("t") => Ok(()),
+                other => Err(format!("ready = {other:?}")),
+            }
+        })
+        .await;
     }
 
     /// Waits until the hub streams from its slot.
@@ -119,31 +112,52 @@ impl Pair {
 
     /// Waits until the standby has replayed what the primary has flushed.
     pub async fn caught_up(&self) {
-        let goal = self.primary.connect().await.lsn("pg_current_wal_flush_lsn()").await;
-        eventually(Duration::from_secs(30), || async {
-            let db = self.standby.connect().await;
-            let replayed = db.lsn("pg_last_wal_replay_lsn()").await;
-            if replayed >= goal { Ok(()) } else { Err(format!("replayed {replayed} of {goal}")) }
-        })
-        .await;
+        replayed(&self.standby, &self.primary).await;
+    }
+
+    /// Brings the slots to the standby again, in the `round`-th failover; in the first they are there.
+    pub async fn carry_again(&mut self, round: u32) {
+        if round > 0 {
+            self.carry().await;
+        }
+        self.caught_up().await;
+    }
+
+    /// The lineage that the hub is on.
+    pub async fn lineage(&self) -> String {
+        let status = self.client().status().await.unwrap_or_else(|failure| panic!("{failure:?}"));
+        status.source.map(|source| source.lineage).unwrap_or_default()
     }
 
     /// The standby receives nothing more: whatever commits from now on is lost with the primary.
     pub async fn cut_off(&self) {
-        let db = self.standby.connect().await;
-        db.run("ALTER SYSTEM SET primary_conninfo = 'host=127.0.0.1 port=1'; SELECT pg_reload_conf()").await;
-        eventually(Duration::from_secs(30), || async {
-            let receivers = self
-                .standby
-                .connect()
-                .await
-                .number("SELECT count(*) FROM pg_stat_wal_receiver WHERE status = 'streaming'")
-                .await;
-            if receivers == 0 { Ok(()) } else { Err(receivers) }
-        })
-        .await;
+        isolate(&self.standby).await;
     }
+}
 
+/// Waits until the standby has replayed what the primary has flushed.
+pub async fn replayed(standby: &Cluster, primary: &Cluster) {
+    let goal = primary.connect().await.lsn("pg_current_wal_flush_lsn()").await;
+    eventually(Duration::from_secs(30), || async {
+        let replayed = standby.connect().await.lsn("pg_last_wal_replay_lsn()").await;
+        if replayed >= goal { Ok(()) } else { Err(format!("replayed {replayed} of {goal}")) }
+    })
+    .await;
+}
+
+/// A standby receives nothing more.
+pub async fn isolate(standby: &Cluster) {
+    let db = standby.connect().await;
+    db.run("ALTER SYSTEM SET primary_conninfo = 'host=127.0.0.1 port=1'; SELECT pg_reload_conf()").await;
+    eventually(Duration::from_secs(30), || async {
+        let sql = "SELECT count(*) FROM pg_stat_wal_receiver WHERE status = 'streaming'";
+        let receivers = standby.connect().await.number(sql).await;
+        if receivers == 0 { Ok(()) } else { Err(receivers) }
+    })
+    .await;
+}
+
+impl Pair {
     /// The primary dies and the standby takes its place; `primary` is the survivor then, `standby` the dead one.
     pub async fn fail_over(&mut self) {
         self.primary.kill9();
@@ -155,6 +169,7 @@ impl Pair {
     pub async fn rebuild(&mut self) {
         let db = self.primary.connect().await;
         db.run("SELECT pg_create_physical_replication_slot('standby', true) WHERE NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = 'standby')").await;
+        db.run("ALTER SYSTEM RESET primary_conninfo").await;
         let port = self.standby.port();
         self.standby = follow_at(&self.primary, self.slots, Some(port)).await;
     }
