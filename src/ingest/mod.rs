@@ -215,8 +215,8 @@ impl Ingest {
         self.state.discard_resent(why);
         self.append().await?;
         self.appender.append(record).await?;
-        let marks = self.appender.flush().await?;
-        self.state.builder = BlockBuilder::new(marks.tail);
+        self.appender.flush().await?;
+        self.state.builder = BlockBuilder::new(self.appender.tail());
         Ok(())
     }
 

@@ -14,6 +14,7 @@ mod isolation;
 mod layers;
 mod logtables;
 mod logtables_causes;
+mod logtables_failover;
 mod outages;
 mod predicates;
 mod schema;
