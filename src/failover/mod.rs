@@ -17,7 +17,7 @@ mod apply;
 mod horizon;
 mod unfinished;
 
-use std::collections::HashSet;
+use std::{collections::HashSet, time::Duration};
 
 use futures_util::StreamExt;
 
@@ -34,11 +34,13 @@ use crate::{
         self,
         conninfo::ConnectOptions,
         logtables::{
-            self, Unprotected, order,
+            self, Unprotected,
+            blockers::{self, Blocker},
+            order,
             read::{Pending, Published, Reader},
         },
         publication::Publication,
-        replication::Replication,
+        replication::{CreatedSlot, Replication},
         slot,
         sql::Sql,
     },
@@ -117,6 +119,8 @@ pub struct Recovery<'a> {
     pub publication: Publication,
     /// Make the new slot a failover slot, where the server knows them.
     pub failover_slot: bool,
+    /// Hears whom the creation of the slot waits for, every two seconds while it does.
+    pub blocked: &'a (dyn Fn(&[Blocker]) + Send + Sync),
 }
 
 /// How a recovery went.
@@ -131,6 +135,9 @@ pub struct Done {
     /// By commit records rather than by rows.
     pub exact_order: bool,
 }
+
+/// A new slot that takes longer than this waits for somebody who should be named.
+const BLOCKED_AFTER: Duration = Duration::from_secs(2);
 
 impl Recovery<'_> {
     /// Whether log tables can fill the gap, as far as can be said before the slot is made anew. Changes nothing.
@@ -153,7 +160,7 @@ impl Recovery<'_> {
         let journaled = self.journaled_since(horizon).await?;
         slot::drop(self.sql, self.slot).await?;
         failpoint::hit("recovery_slot_dropped");
-        let created = replication.create_slot_with_snapshot(self.slot, self.failover_slot).await?;
+        let created = self.create_slot(replication).await?;
         failpoint::hit("recovery_slot_created");
         let (point, snapshot) = (created.consistent_point, created.snapshot.unwrap_or_default());
         let reader = Reader::open(self.connect, &snapshot).await?;
@@ -195,6 +202,18 @@ impl Recovery<'_> {
         sink.recovered(position(transactions), self.slot).await.map_err(Error::Sink)?;
         reader.close().await?;
         Ok(Done { consistent_point: point, transactions, rows, exact_order: commits.is_some() })
+    }
+
+    /// Waits for every transaction that runs now, and says for which.
+    async fn create_slot(&self, replication: &mut Replication) -> Result<CreatedSlot, postgres::Error> {
+        let creating = replication.create_slot_with_snapshot(self.slot, self.failover_slot);
+        tokio::pin!(creating);
+        loop {
+            tokio::select! {
+                created = &mut creating => return created,
+                () = tokio::time::sleep(BLOCKED_AFTER) => (self.blocked)(&blockers::read(self.sql, self.slot).await?),
+            }
+        }
     }
 
     /// Transactions that the journal has on this lineage and that the horizon does not cover.

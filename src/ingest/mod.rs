@@ -18,7 +18,14 @@ mod take;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::BytesMut;
 use parking_lot::Mutex;
@@ -116,12 +123,23 @@ pub struct Ingest {
 pub struct Desk {
     horizons: Mutex<Vec<Horizon>>,
     recorded: Mutex<Option<Horizon>>,
+    sampling: AtomicBool,
+    sample: Mutex<Sample>,
 }
+
+/// Per table (by OID) one transaction and how many of its changes came.
+pub type Sample = HashMap<u32, (u64, u64)>;
 
 impl Desk {
     /// Asks for a horizon to be recorded once the journal has reached it.
     pub fn record(&self, horizon: Horizon) {
         self.horizons.lock().push(horizon);
+    }
+
+    /// What was counted since the last call, a transaction per table; the first call begins the counting.
+    pub fn sample(&self) -> Sample {
+        self.sampling.store(true, Ordering::Relaxed);
+        std::mem::take(&mut *self.sample.lock())
     }
 
     /// The last horizon that the journal had reached.
@@ -147,6 +165,10 @@ struct State {
     last_xid: u64,
     transactions: u64,
     events: u64,
+    /// Changes of the open transaction by table.
+    tally: Vec<(u32, u64)>,
+    counting: bool,
+    desk: Arc<Desk>,
 }
 
 impl State {
@@ -164,6 +186,9 @@ impl State {
             last_xid: 0,
             transactions: 0,
             events: 0,
+            tally: Vec::new(),
+            counting: false,
+            desk: Arc::default(),
         }
     }
 }
@@ -176,7 +201,7 @@ impl Ingest {
         state.resent = recovered.open.clone().map(|open| Resent::new(open, recovered.complete));
         let open_since = recovered.open.as_ref().map(|open| open.first_block);
         let horizons = recovered.horizons.clone();
-        let (desk, replayed) = (Arc::default(), HashSet::new());
+        let (desk, replayed) = (state.desk.clone(), HashSet::new());
         Ingest { journal, appender, state, open_since, horizons, desk, replayed }
     }
 
@@ -243,6 +268,7 @@ impl Ingest {
         self.state.builder = BlockBuilder::new(tail);
         self.state.versions.start_connection();
         self.state.begun = None;
+        self.state.tally.clear();
         self.state.in_transaction = false;
         self.state.passed = Lsn::ZERO;
         Ok(())

@@ -1,6 +1,6 @@
 //! The log tables while the slot streams: horizons, pruning, and whether every published table is still covered.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
@@ -11,7 +11,11 @@ use crate::{
     ingest::Desk,
     journal::Journal,
     model::Position,
-    postgres::{logtables, sql::Sql},
+    postgres::{
+        logtables::{self, audit},
+        publication,
+        sql::Sql,
+    },
     reason::Reason,
 };
 
@@ -26,11 +30,23 @@ pub(super) struct Guard {
     last: Option<Position>,
     due: Instant,
     alarmed: bool,
+    first: bool,
+    /// By table.
+    mismatched: BTreeMap<u32, String>,
 }
 
 impl Guard {
     pub fn new(journal: Journal, desk: Arc<Desk>) -> Guard {
-        Guard { journal, desk, marker: Marker::default(), last: None, due: Instant::now(), alarmed: false }
+        Guard {
+            journal,
+            desk,
+            marker: Marker::default(),
+            last: None,
+            due: Instant::now(),
+            alarmed: false,
+            first: true,
+            mismatched: BTreeMap::new(),
+        }
     }
 
     pub async fn look(&mut self, sql: &Sql, options: &Options, state: &SourceState) -> Result<(), Error> {
@@ -61,15 +77,32 @@ impl Guard {
 
     async fn audit(&mut self, sql: &Sql, options: &Options, state: &SourceState) -> Result<(), Error> {
         let found = logtables::unprotected(sql, &options.publication, None).await?;
-        let text: Vec<String> = found.iter().map(|found| format!("{}: {}", found.table, found.problem)).collect();
+        let mut text: Vec<String> = found.iter().map(|found| format!("{}: {}", found.table, found.problem)).collect();
+        self.compare(sql, options).await?;
+        text.extend(self.mismatched.values().cloned());
         state.alarm(Reason::FailoverNotProtected, &text);
-        if !found.is_empty() && !self.alarmed {
+        if !text.is_empty() && !self.alarmed {
             let reason = Reason::FailoverNotProtected.as_str();
             tracing::error!(reason, "a failover would lose changes: {}", text.join("; "));
-        } else if found.is_empty() && self.alarmed {
+        } else if text.is_empty() && self.alarmed {
             tracing::info!("every published table is covered by the log tables again");
         }
-        self.alarmed = !found.is_empty();
+        self.alarmed = !text.is_empty();
+        Ok(())
+    }
+
+    /// A table that did not match stays an alarm until one of its transactions matches again.
+    async fn compare(&mut self, sql: &Sql, options: &Options) -> Result<(), Error> {
+        let sample = self.desk.sample();
+        if std::mem::take(&mut self.first) {
+            return Ok(()); // from another connection's time: its rows may have been pruned
+        }
+        let Some(publication) = publication::find(sql, &options.publication).await? else { return Ok(()) };
+        let found = audit::compare(sql, &publication, &sample).await?;
+        self.mismatched.retain(|oid, _| !sample.contains_key(oid) || found.iter().any(|found| found.oid == *oid));
+        for found in found {
+            self.mismatched.insert(found.oid, found.text);
+        }
         Ok(())
     }
 }

@@ -172,7 +172,10 @@ async fn stream_once(
         status.system_identifier = reached.identity.system_identifier;
         status.timeline = reached.identity.timeline;
     });
-    let prepared = prepare::prepare(options, journal, ingest, fresh, *skipped, &mut reached, state).await?;
+    let prepared = tokio::select! {
+        () = drain.wait() => return Ok(()), // a new slot may wait for others for ever
+        prepared = prepare::prepare(options, journal, ingest, fresh, *skipped, &mut reached, state) => prepared?,
+    };
     *skipped = false;
     let reach::Reached { sql, replication, .. } = reached;
     state.reached(sql.clone());

@@ -11,7 +11,8 @@ use crate::{
     ingest::{self, Ingest},
     lsn::Lsn,
     model::{Datum, OldImage, Operation, Position, Relation, Transaction},
-    reason::Classified,
+    postgres::logtables::blockers::Blocker,
+    reason::{Classified, Reason},
 };
 
 impl From<failover::Error<ingest::Error>> for Error {
@@ -36,6 +37,14 @@ pub(super) enum Recovered {
 pub(super) async fn from_log_tables(mending: &mut Mending<'_>, broken: &Broken) -> Result<Recovered, Error> {
     let options = mending.options;
     let horizons = mending.ingest.horizons().to_vec();
+    let state = mending.state;
+    let blocked = |blockers: &[Blocker]| {
+        let text: Vec<String> = blockers.iter().map(ToString::to_string).collect();
+        let reason = Reason::RecoveryBlocked;
+        state.alarm(reason, &text);
+        state.away(&format!("{}: the new slot waits for {}", reason.as_str(), text.join("; ")));
+        tracing::warn!(reason = reason.as_str(), "the new slot waits for {}", text.join("; "));
+    };
     let recovery = Recovery {
         connect: &options.connect,
         sql: mending.sql,
@@ -45,6 +54,7 @@ pub(super) async fn from_log_tables(mending: &mut Mending<'_>, broken: &Broken) 
         slot: &options.slot,
         publication: mending.publication.clone(),
         failover_slot: options.failover_slot,
+        blocked: &blocked,
     };
     match recovery.check::<ingest::Error>().await {
         Ok(_) => {}
@@ -54,7 +64,9 @@ pub(super) async fn from_log_tables(mending: &mut Mending<'_>, broken: &Broken) 
     let (slot, from) = (&options.slot, recovery.cut);
     tracing::warn!(slot, %from, "the slot {broken}; recovering from the log tables");
     let begun = Instant::now();
-    let done = recovery.run(mending.replication, &mut Writing(mending.ingest)).await?;
+    let done = recovery.run(mending.replication, &mut Writing(mending.ingest)).await;
+    state.alarm(Reason::RecoveryBlocked, &[]);
+    let done = done?;
     tracing::info!(
         from = %recovery.cut,
         consistent_point = %done.consistent_point,

@@ -131,7 +131,7 @@ const PLACES: [&str; 7] = [
 async fn every_step_of_a_recovery_survives_kill_9() {
     let mut stage = stage().sql(workload::SCHEMA).env("WALCAST_SEGMENT_BYTES", "1MiB").start().await;
     install(&stage);
-    let plan = Plan { large_rows: 3000, clients: 2, ..Plan::random() };
+    let plan = Plan { large_rows: 500, clients: 2, ..Plan::random() };
     let follower = Follower::start(stage.client(), Request::new().earliest(), Resume::Position, true);
     let workload = Workload::start(stage.cluster.config("postgres"), plan);
     workload.commits(50, PATIENCE).await;

@@ -78,7 +78,7 @@ async fn check(pair: &Pair, history: &History) -> Seen {
 async fn promoted_without_the_slot(major: u32, places: &[&str]) {
     let mut pair = Pair::start(major, Slots::Lost, workload::SCHEMA, &[]).await;
     install(&pair);
-    let plan = Plan { large_rows: 1000, clients: 3, ..Plan::random() };
+    let plan = Plan { large_rows: 300, clients: 3, ..Plan::random() };
     let follower = Follower::start(pair.client(), Request::new().earliest(), Resume::Position, true);
     let workload = Workload::start(pair.primary.config("postgres"), plan);
     workload.commits(60, PATIENCE).await;
@@ -95,13 +95,17 @@ async fn promoted_without_the_slot(major: u32, places: &[&str]) {
     let plan = Plan { first_client: 100, ..plan };
     let workload = Workload::start(pair.primary.config("postgres"), plan);
     workload.commits(80, PATIENCE).await;
-    for place in places {
+    println!("after: {:?}", workload.stop().await);
+    for (number, place) in places.iter().enumerate() {
         pair.hub.failpoints(&format!("{place}=abort@1"));
         pair.hub.spawn();
         let status = pair.hub.wait_exit(PATIENCE).await;
         assert_eq!(status.signal(), Some(6), "{place}: {status}\n{}", pair.hub.log_tail(20));
-        workload.commits(workload.report().committed + 10, PATIENCE).await;
+        let more = format!("INSERT INTO load.ledger (client, n) VALUES (-1, {number})");
+        pair.db().await.run(&more).await;
     }
+    let plan = Plan { first_client: 200, ..plan };
+    let workload = Workload::start(pair.primary.config("postgres"), plan);
     pair.hub.failpoints("");
     pair.hub.start().await;
     recoveries(&pair, 1).await;

@@ -13,6 +13,7 @@ mod harness_tests;
 mod isolation;
 mod layers;
 mod logtables;
+mod logtables_care;
 mod logtables_causes;
 mod logtables_failover;
 mod outages;

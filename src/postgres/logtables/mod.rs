@@ -7,6 +7,8 @@
 //! ones not under `session_replication_role = replica`, so they are row triggers, ENABLE ALWAYS; rows are kept as
 //! text under the settings that the stream has, because a column of the row's own type would make ALTER TABLE fail.
 
+pub mod audit;
+pub mod blockers;
 pub mod order;
 pub mod read;
 mod row;
