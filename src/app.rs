@@ -110,6 +110,12 @@ pub async fn serve(config: Config, drain: Drain) -> Result<(), Error> {
         create_publication: config.source.create_publication,
         schemas: config.source.schemas.clone(),
         quarantine: config.journal.data_dir.join("quarantine"),
+        rebase: config.journal.data_dir.join(source::REBASE),
+        failover_slot: config.source.failover_slot,
+        on_slot_lost: match config.source.continue_after_gap {
+            true => source::OnSlotLost::Continue,
+            false => source::OnSlotLost::Stop,
+        },
     };
     let loop_ = source::run(source, journal.clone(), fresh, ingest, state.clone(), drain.clone());
     let source = on_its_own_thread(loop_)?;

@@ -3,6 +3,7 @@
 pub mod app;
 pub mod cli;
 pub mod config;
+pub mod failover;
 pub mod failpoint;
 pub mod feed;
 pub mod http;

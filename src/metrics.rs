@@ -24,6 +24,7 @@ names! {
     gauge SLOT_RETAINED_BYTES = "walcast_slot_retained_bytes", "WAL that the slot holds back on the source.";
     gauge SLOT_CONFIRMED_LSN = "walcast_slot_confirmed_flush_lsn", "confirmed_flush_lsn of the slot, as a number.";
     gauge SOURCE_CONNECTED = "walcast_source_connected", "1 while the slot streams.";
+    gauge SOURCE_ALARMS = "walcast_source_alarms", "Alarms about the source, such as tables that a failover would lose; `walcast status` names them.";
     counter SOURCE_RECONNECTS = "walcast_source_reconnects_total", "Connections to the source that ended.";
     gauge SOURCE_UNDECODABLE = "walcast_source_undecodable", "1 while a message of the source that cannot be decoded keeps it stopped: alert on it.";
     counter SOURCE_TRANSACTIONS = "walcast_source_transactions_total", "Transactions received from the source.";

@@ -61,7 +61,7 @@ macro_rules! reasons {
 reasons! {
     PositionExpired = "POSITION_EXPIRED", OutOfRange, None, "The position is older than what the journal retains.", "Start over from a snapshot, or at `earliest` if the gap is acceptable; metadata `earliest` names the oldest position.";
     PositionInFuture = "POSITION_IN_FUTURE", OutOfRange, None, "The position lies beyond the WAL that the source has written.", "Check that it belongs to this cluster.";
-    PositionDiverged = "POSITION_DIVERGED", FailedPrecondition, None, "The position lies on a part of history that a failover took back.", "Undo what came after metadata `common` (ReadRetracted shows it) and resume there.";
+    PositionDiverged = "POSITION_DIVERGED", FailedPrecondition, None, "The position lies on a part of history that a failover took back.", "Undo what came after metadata `common` (ReadRetracted shows it) and resume there, on metadata `lineage`.";
     LineageUnknown = "LINEAGE_UNKNOWN", FailedPrecondition, None, "The position belongs to a history that this hub has never seen.", "Check that it belongs to this cluster and hub.";
     AckAhead = "ACK_AHEAD", FailedPrecondition, None, "The acknowledged position has not been sent in the live session.", "Acknowledge positions from received commits and progress only.";
     CheckpointMissing = "CHECKPOINT_MISSING", NotFound, None, "The subscriber has no checkpoint and the request names no start.", "Give a start; if there was a checkpoint before, the hub's data directory was lost.";
@@ -77,12 +77,14 @@ reasons! {
     Unauthenticated = "UNAUTHENTICATED", Unauthenticated, None, "The call carries no valid bearer token.", "Send `authorization: Bearer <token>`.";
     PermissionDenied = "PERMISSION_DENIED", PermissionDenied, None, "The principal may not do this.", "Metadata `table` names the table; ask the hub's operator for the right.";
     JournalCorrupt = "JOURNAL_CORRUPT", DataLoss, None, "A part of the journal is damaged.", "Metadata names the range; start after it, or from a snapshot.";
-    SlotLost = "SLOT_LOST", DataLoss, None, "The slot no longer covers what the journal lacks.", "Metadata `from` and `to` name the gap.";
+    SlotLost = "SLOT_LOST", DataLoss, None, "The slot no longer covers what the journal lacks.", "Metadata `from` and `to` name the gap. Restore the slot, or set `source.on_slot_lost = \"continue\"`, or start over from a snapshot.";
+    FailoverNotProtected = "FAILOVER_NOT_PROTECTED", FailedPrecondition, None, "Changes of a published table are not all in the log tables, so a lost slot would lose them.", "`walcast logtables status` names the tables; `walcast logtables install` repairs.";
+    RecoveryBlocked = "RECOVERY_BLOCKED", Unavailable, Some(5.0), "A new slot waits for a transaction that does not end.", "End the transaction that the message names: COMMIT PREPARED, ROLLBACK PREPARED, or pg_terminate_backend.";
     Starting = "STARTING", Unavailable, Some(1.0), "The hub is not ready yet.", "Try again.";
     Draining = "DRAINING", Unavailable, Some(1.0), "The hub is shutting down.", "Connect again and resume after metadata `position`.";
     SourceUnavailable = "SOURCE_UNAVAILABLE", Unavailable, Some(2.0), "The call needs the source, which is away.", "Try again.";
     SourceStalePrimary = "SOURCE_STALE_PRIMARY", FailedPrecondition, Some(5.0), "The server is behind the history that the journal has already seen.", "Point the hub at the current primary.";
-    SourceChanged = "SOURCE_CHANGED", FailedPrecondition, None, "The server is another cluster than the journal's.", "Point the hub back, or use a new data directory.";
+    SourceChanged = "SOURCE_CHANGED", FailedPrecondition, None, "The server is another cluster than the journal's.", "Point the hub back; or, if the database moved there, `walcast rebase`; or use a new data directory.";
     SlotInUse = "SLOT_IN_USE", FailedPrecondition, Some(5.0), "Another process streams from the slot.", "Stop it, or give this hub a slot of its own with --slot.";
     PreflightFailed = "PREFLIGHT_FAILED", FailedPrecondition, Some(10.0), "The source does not meet a precondition.", "`walcast doctor` lists what to run.";
     DecodeError = "DECODE_ERROR", Internal, None, "A message from the source cannot be decoded; its bytes are kept in the data directory.", "Report it with the quarantined file; nothing is skipped.";

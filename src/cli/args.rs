@@ -33,10 +33,14 @@ pub enum Command {
     Status(StatusArgs),
     /// Look at or drop the hub's replication slot at the source
     Slot(SlotArgs),
+    /// Tables that log every change, from which a lost slot is made good
+    Logtables(LogtablesArgs),
     /// List, reset or delete named subscribers
     Subscribers(SubscribersArgs),
     /// List or verify the journal's segment files
     Journal(JournalArgs),
+    /// Let the hub go on at another system: after pg_upgrade, or where a dump was restored
+    Rebase(RebaseArgs),
     /// Check whether the source meets every precondition, and print what to run where it does not
     Doctor(DoctorArgs),
     /// Ask a running hub whether it is well, for container health checks
@@ -310,6 +314,70 @@ pub enum SlotCommand {
     },
 }
 
+/// `walcast logtables`
+#[derive(Debug, Args)]
+pub struct LogtablesArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: LogtablesCommand,
+}
+
+/// What to do with the log tables.
+#[derive(Debug, Subcommand)]
+pub enum LogtablesCommand {
+    /// Log every change of the published tables from now on; again, to complete an installation
+    #[command(after_help = "\
+Each published table is locked against writes for a moment while its triggers are made. A superuser's installation also
+follows later DDL.
+
+Examples:
+  walcast logtables install --dsn postgres://postgres@localhost/shop --hub-role walcast
+  walcast logtables install --print-sql > logtables.sql    # to be read, then run with psql")]
+    Install {
+        /// Publication
+        #[arg(long, env = "WALCAST_PUBLICATION", default_value = "walcast")]
+        publication: String,
+        /// The role that the hub connects as, if it is another one: may read and prune the log
+        #[arg(long, value_name = "ROLE")]
+        hub_role: Option<String>,
+        /// Print the script and change nothing
+        #[arg(long)]
+        print_sql: bool,
+        /// How to reach the source.
+        #[command(flatten)]
+        source: SourceArgs,
+    },
+    /// Show what is logged, how large the log is, and which tables a lost slot would lose changes of
+    #[command(after_help = "Example:\n  walcast logtables status --dsn postgres://walcast@localhost/shop")]
+    Status {
+        /// How to reach the source.
+        #[command(flatten)]
+        source: SourceArgs,
+    },
+    /// Empty the leaves of which the journal has everything; the hub does so by itself while it streams
+    #[command(
+        after_help = "Example:\n  walcast logtables prune --data-dir /var/lib/walcast --dsn postgres://walcast@localhost/shop"
+    )]
+    Prune {
+        /// The hub's data directory, which says what the journal has
+        #[arg(long, value_name = "DIR", env = "WALCAST_DATA_DIR", default_value = "./walcast-data")]
+        data_dir: PathBuf,
+        /// How to reach the source.
+        #[command(flatten)]
+        source: SourceArgs,
+    },
+    /// Remove the triggers and the log
+    #[command(after_help = "Example:\n  walcast logtables uninstall --yes --dsn postgres://postgres@localhost/shop")]
+    Uninstall {
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+        /// How to reach the source.
+        #[command(flatten)]
+        source: SourceArgs,
+    },
+}
+
 /// `walcast subscribers`
 #[derive(Debug, Args)]
 pub struct SubscribersArgs {
@@ -379,6 +447,22 @@ pub enum JournalCommand {
         #[arg(long, value_name = "DIR", env = "WALCAST_DATA_DIR", default_value = "./walcast-data")]
         data_dir: PathBuf,
     },
+}
+
+/// `walcast rebase`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+The refusal in `walcast status` (SOURCE_CHANGED) names the system. The hub need not run.
+
+Example:
+  walcast rebase --system-identifier 7401234567890123456 --data-dir /var/lib/walcast")]
+pub struct RebaseArgs {
+    /// The system to go on at, as IDENTIFY_SYSTEM and pg_control_system() print it
+    #[arg(long, value_name = "N")]
+    pub system_identifier: u64,
+    /// The hub's data directory
+    #[arg(long, value_name = "DIR", env = "WALCAST_DATA_DIR", default_value = "./walcast-data")]
+    pub data_dir: PathBuf,
 }
 
 /// `walcast doctor`

@@ -9,7 +9,9 @@ mod doctor;
 pub mod error;
 mod health;
 mod journal;
+mod logtables;
 pub mod output;
+mod rebase;
 pub mod rows;
 mod serve;
 mod signals;
@@ -68,8 +70,10 @@ fn dispatch(command: Command) -> Result<(), Error> {
         }),
         Command::Status(args) => one_thread(status::run(&args)),
         Command::Slot(args) => one_thread(slot::run(args.command)),
+        Command::Logtables(args) => one_thread(logtables::run(args.command)),
         Command::Subscribers(args) => one_thread(subscribers::run(args.command)),
         Command::Journal(args) => journal::run(args.command),
+        Command::Rebase(args) => rebase::run(&args),
         Command::Doctor(args) => one_thread(doctor::run(&args)),
         Command::Health(args) => one_thread(health::run(&args)),
         Command::Completions(args) => {

@@ -31,7 +31,8 @@ fn pretty(status: &pb::GetStatusResponse) -> String {
     };
     let since = journal.earliest_commit_time.as_ref().and_then(timestamp);
     let since = since.map_or_else(String::new, |time| format!("  since {time:.0}"));
-    pairs(&[
+    let alarms = source.alarms.iter().fold(String::new(), |text, alarm| text + "ALARM " + alarm + "\n");
+    let known = pairs(&[
         ("hub", format!("walcast {}", status.version)),
         ("streams", grouped(u64::from(status.streams))),
         ("source", state),
@@ -44,7 +45,8 @@ fn pretty(status: &pb::GetStatusResponse) -> String {
         ("journal", show_bytes(journal.bytes)),
         ("  earliest", format!("{}{since}", lsn(journal.earliest.as_ref()))),
         ("  tail", lsn(journal.tail.as_ref())),
-    ])
+    ]);
+    alarms + &known
 }
 
 fn lsn(position: Option<&pb::Position>) -> String {
@@ -64,6 +66,7 @@ fn to_json(status: &pb::GetStatusResponse) -> Value {
             "current_lsn": source.current_lsn,
             "retained_wal_bytes": source.retained_wal_bytes,
             "last_error": source.last_error,
+            "alarms": source.alarms,
         })
     });
     let journal = status.journal.as_ref().map(|journal| {

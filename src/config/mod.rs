@@ -43,6 +43,12 @@ pub struct Source {
     pub create_publication: bool,
     /// Schemas for a publication that may not be for all tables.
     pub schemas: Vec<String>,
+    /// Whether standbys are to keep the slot in step, where the server can.
+    pub failover_slot: bool,
+    /// Whether the hub goes on behind a gap when the slot was lost.
+    pub continue_after_gap: bool,
+    /// Standbys, by application name, that must have flushed a transaction before it is delivered.
+    pub gate: Vec<String>,
 }
 
 /// `[journal]`

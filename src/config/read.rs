@@ -39,7 +39,14 @@ impl Reader<'_> {
             publication: self.text("source.publication"),
             create_publication: self.switch("source.create_publication"),
             schemas: self.list("source.schemas"),
+            failover_slot: self.switch("source.failover_slot"),
+            continue_after_gap: self.text("source.on_slot_lost") == "continue",
+            gate: self.list("source.gate"),
         };
+        let policy = self.text("source.on_slot_lost");
+        if !matches!(policy.as_str(), "stop" | "continue") {
+            self.wrong("source.on_slot_lost", &format!("{policy:?} is neither stop nor continue"));
+        }
         let slot_bytes = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
         if source.slot.is_empty() || source.slot.len() > 63 || !source.slot.bytes().all(slot_bytes) {
             self.wrong("source.slot", "a slot's name has 1 to 63 lower-case letters, digits and underscores");

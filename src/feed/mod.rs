@@ -1,10 +1,14 @@
 //! What a session reads from. The journal implements [`Feed`] today; a distributed log can later. A session owns a
 //! [`Cursor`], asks for the next block and sleeps on [`Feed::marks`] at the end: catch-up and live are the same loop.
 
+mod history;
+
 use std::{future::Future, pin::Pin, sync::Arc};
 
 use bytes::Bytes;
 use tokio::sync::watch;
+
+pub use history::{Crossing, History, Key, LineageStart};
 
 use crate::{
     lsn::Lsn,
@@ -118,7 +122,8 @@ impl Classified for Error {
                 vec![("requested", requested.lsn.to_string()), ("earliest", earliest.lsn.to_string())]
             }
             Error::Diverged { requested, common } => {
-                vec![("requested", requested.lsn.to_string()), ("common", common.lsn.to_string())]
+                let (requested, lineage) = (requested.lsn.to_string(), common.lineage.to_string());
+                vec![("requested", requested), ("common", common.lsn.to_string()), ("lineage", lineage)]
             }
             Error::LineageUnknown(id) => vec![("lineage", id.to_string())],
             Error::Corrupt { after, up_to, .. } => {
@@ -165,6 +170,22 @@ pub trait Feed: Send + Sync + 'static {
 
     /// The current lineage; `None` before the source has ever connected.
     fn lineage(&self) -> Option<Arc<Lineage>>;
+
+    /// Every lineage that was followed.
+    fn history(&self) -> Arc<History> {
+        Arc::default()
+    }
+
+    /// How many lineages were followed: cheap enough to be asked before every block. Whoever has seen a block or a tail
+    /// of a lineage finds that lineage counted.
+    fn lineages(&self) -> usize {
+        0
+    }
+
+    /// The first block that may hold what a crossing leaves dead, as far as it is retained; `after` is what still holds.
+    fn locate_dead<'a>(&'a self, crossing: &'a Crossing) -> BoxFuture<'a, Result<Cursor, Error>> {
+        Box::pin(async { self.locate(Start::After(crossing.departs)).await })
+    }
 }
 
 /// What sessions may ask of the source without knowing what it is.
@@ -190,6 +211,12 @@ pub trait Source: Send + Sync + 'static {
         Box::pin(async { Vec::new() })
     }
 
+    /// What the source cannot give any more, as long as the hub does not go on without it: streams that have come to the
+    /// end of what there is end with it.
+    fn lost(&self) -> Option<Lost> {
+        None
+    }
+
     /// Asks the source for a keepalive now, so that the tail moves although nothing commits.
     fn nudge(&self);
 
@@ -204,6 +231,28 @@ pub struct WalPositions {
     pub flush: Lsn,
     /// `pg_current_wal_insert_lsn()`.
     pub insert: Lsn,
+}
+
+/// A range that the source's slot does not cover.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{detail}")]
+pub struct Lost {
+    /// Complete up to here (exclusive start).
+    pub from: Lsn,
+    /// The source has written so far (inclusive end).
+    pub to: Lsn,
+    /// What became of the slot, and what an operator can do.
+    pub detail: String,
+}
+
+impl Classified for Lost {
+    fn reason(&self) -> Reason {
+        Reason::SlotLost
+    }
+
+    fn metadata(&self) -> Vec<(&'static str, String)> {
+        vec![("from", self.from.to_string()), ("to", self.to.to_string())]
+    }
 }
 
 /// The source cannot be asked now.
@@ -232,6 +281,8 @@ pub struct SourceStatus {
     pub retained_wal_bytes: u64,
     /// Why it is away, with the reason's name in front; empty while connected.
     pub last_error: String,
+    /// What does not stop the stream and must be seen all the same, each with its reason's name in front.
+    pub alarms: Vec<String>,
 }
 
 /// An opaque, already framed gRPC message: 5-byte prefix and encoded events.

@@ -5,8 +5,10 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 
 mod acknowledge;
+mod ahead;
 mod control;
 mod credit;
+mod crossing;
 mod error;
 mod frames;
 mod group;
@@ -36,7 +38,7 @@ use inner::Inner;
 
 use crate::{
     feed::{Checkpoint, Checkpoints, Feed, Source, Start, SubscriberKey},
-    model::Position,
+    model::{LineageId, Position},
     selection::Filter,
     shutdown::Drain,
 };
@@ -98,6 +100,17 @@ pub struct Subscription {
     pub peer: String,
 }
 
+/// A validated request for what a failover took back.
+#[derive(Clone, Debug, Default)]
+pub struct Retracted {
+    /// The lineage that ended.
+    pub old_lineage: LineageId,
+    /// `None`: everything, messages included.
+    pub filter: Option<Filter>,
+    /// Compact or struct.
+    pub row_format: RowFormat,
+}
+
 /// Where to start.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StartAt {
@@ -145,6 +158,11 @@ impl Hub {
     /// Validates, resolves the start, fences an older stream of the same subscriber.
     pub async fn subscribe(&self, principal: &Principal, request: Subscription) -> Result<Session, Error> {
         self.inner.subscribe(principal, request).await
+    }
+
+    /// A stream of what was left behind where a lineage ended; ends with OK behind it.
+    pub async fn read_retracted(&self, principal: &Principal, request: Retracted) -> Result<Session, Error> {
+        self.inner.read_retracted(principal, request).await
     }
 
     /// Returns the durable checkpoint after the fsync. `session` 0: not fenced.

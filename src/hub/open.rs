@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    Error, Principal, Session, StartAt, Subscription,
+    Error, Principal, Retracted, Session, StartAt, Subscription,
     control::Shared,
     inner::{self, Inner},
     lag,
@@ -14,7 +14,7 @@ use super::{
     session::Opening,
 };
 use crate::{
-    feed::{Checkpoint, Cursor, Start, SubscriberKey},
+    feed::{self, Checkpoint, Cursor, Start, SubscriberKey},
     lsn::Lsn,
     model::{Position, Relation},
     reason::Reason,
@@ -67,7 +67,9 @@ impl Inner {
             return Err(Error::new(Reason::TooManyStreams, message));
         }
         let start = self.start(request.start.clone(), key.is_some(), known.as_ref())?;
-        let cursor = self.locate(start).await?;
+        let at_checkpoint = !matches!(request.start, Some(StartAt::Feed(_)));
+        let claims = matches!(start, Start::After(_));
+        let cursor = self.locate_or_common(start, at_checkpoint).await?;
         let stop_at = match request.stop_at_tail {
             true => Some(self.source.wal().await?.flush),
             false => None,
@@ -101,7 +103,54 @@ impl Inner {
             max_message_bytes: request.max_message_bytes,
             progress_interval: request.progress_interval,
             permit,
+            claims,
+            until: None,
         }))
+    }
+
+    /// See [`Hub::read_retracted`](super::Hub::read_retracted).
+    pub async fn read_retracted(self: &Arc<Self>, principal: &Principal, request: Retracted) -> Result<Session, Error> {
+        if self.drain.started() {
+            return Err(Error::draining(self.tail()));
+        }
+        let permit = self.permit()?;
+        let rights = principal.tables.as_ref().map(|tables| tables.as_slice());
+        let selection = Selection::compile(request.filter.as_ref(), rights)?;
+        let history = self.feed.history();
+        if history.rank(request.old_lineage).is_none() {
+            return Err(feed::Error::LineageUnknown(request.old_lineage).into());
+        }
+        let (cursor, until) = match history.crossing(request.old_lineage) {
+            Some(crossing) => (self.feed.locate_dead(&crossing).await?, crossing.to.first_block),
+            None => (self.feed.locate(Start::Latest).await?, 0),
+        };
+        let shared = Shared::new(None, 0, selection.filter_hash(), String::new(), cursor.after, None, false);
+        Ok(Session::new(Opening {
+            group: self.groups.join(&self.feed, selection, request.row_format),
+            hub: self.clone(),
+            shared: Arc::new(shared),
+            cursor,
+            stop_at: None,
+            created: false,
+            filter_changed: false,
+            max_message_bytes: None,
+            progress_interval: None,
+            permit,
+            claims: false,
+            until: Some(until),
+        }))
+    }
+
+    /// A checkpoint that a failover took back is the hub's own business: the stream begins where both histories part, and
+    /// first tells what never happened.
+    async fn locate_or_common(&self, start: Start, at_checkpoint: bool) -> Result<Cursor, Error> {
+        if let Start::After(checkpoint) = start
+            && at_checkpoint
+            && let Err(feed::Error::Diverged { common, .. }) = self.feed.history().check(checkpoint)
+        {
+            return Ok(self.feed.locate(Start::After(common)).await?);
+        }
+        self.locate(start).await
     }
 
     async fn selection(&self, principal: &Principal, request: &Subscription) -> Result<Selection, Error> {

@@ -17,6 +17,7 @@ use super::{
 };
 use crate::{
     feed::Frame,
+    lsn::Lsn,
     model::{Operation, Position, RelationId},
     reason::{Classified, Reason},
     selection::Selection,
@@ -104,6 +105,8 @@ impl Failed {
 pub(super) struct Cut {
     /// Transactions and messages up to and including this resume point.
     pub after: Option<Position>,
+    /// Transactions and messages that end behind this, unless they do at the end of a record there.
+    pub up_to: Option<Lsn>,
     /// What belongs to the transaction that the block continues.
     pub head: bool,
     /// The transaction that begins in the block and goes on in the next one.
@@ -274,12 +277,15 @@ impl<'a> Projector<'a> {
             let span = &index.spans[number];
             let before = self.resume_point(number);
             let resume = span.ending.position().unwrap_or(before);
+            let dead = |position: Position| cut.up_to.is_some_and(|up_to| position.lsn.0 & !7 > up_to.0);
+            let dead = span.ending.position().is_some_and(dead);
             if number == 0 && continued {
-                let done = cut.after.is_some_and(|after| match span.ending {
-                    SpanEnd::Commit { position, .. } => position.order() <= after.order(),
-                    SpanEnd::Discard => before.order() < after.order(),
-                    SpanEnd::Open | SpanEnd::Message { .. } => false,
-                });
+                let done = dead
+                    || cut.after.is_some_and(|after| match span.ending {
+                        SpanEnd::Commit { position, .. } => position.order() <= after.order(),
+                        SpanEnd::Discard => before.order() < after.order(),
+                        SpanEnd::Open | SpanEnd::Message { .. } => false,
+                    });
                 match self.head(span, cut.head || done) {
                     Ok(written) => head = Some(written),
                     Err(error) => {
@@ -292,6 +298,7 @@ impl<'a> Projector<'a> {
             let opens = span.ending == SpanEnd::Open;
             let skipped = match (cut.after, span.ending) {
                 (_, SpanEnd::Open) => cut.tail,
+                _ if dead => true,
                 (Some(after), SpanEnd::Discard) => before.order() < after.order(),
                 (Some(after), _) => resume.order() <= after.order(),
                 (None, _) => false,

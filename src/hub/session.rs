@@ -11,18 +11,19 @@ use tokio::{sync::watch, task::JoinHandle, time::Instant};
 use super::{
     Error,
     control::{SessionHandle, Shared},
+    crossing::Passage,
     frames::Message,
     group::Group,
     inner::{Inner, StreamPermit},
-    outbox::{End, Next, Outbox},
+    outbox::{Next, Outbox},
     pace::{self, Pace, Standing},
     router::{self, Route},
 };
 use crate::{
-    feed::{self, Cursor, Fetched, Frame, Marks, Start},
+    feed::{self, Crossing, Cursor, Fetched, Frame, Marks},
     lsn::Lsn,
     metrics,
-    model::{Position, RelationId},
+    model::{LineageId, Position, RelationId},
     reason::Classified,
     wire::{block::Block, encode, pb, position_to_pb},
 };
@@ -48,6 +49,10 @@ pub(super) struct Opening {
     pub max_message_bytes: Option<u32>,
     pub progress_interval: Option<Duration>,
     pub permit: StreamPermit,
+    /// The client says where it is, and so may have received anything before.
+    pub claims: bool,
+    /// Only what lies in front of this block, whatever became of it.
+    pub until: Option<u64>,
 }
 
 /// The transaction that the next block continues.
@@ -65,17 +70,17 @@ pub(super) struct Open {
 pub struct Session {
     pub(super) hub: Arc<Inner>,
     pub(super) group: Arc<Group>,
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     marks: watch::Receiver<Marks>,
     /// How the group's blocks are found while the stream follows the tail.
     route: Option<(Arc<Route>, watch::Receiver<()>)>,
     /// The marks up to which the router says that nothing concerns the stream, while it stands there.
     routed: Option<Marks>,
     /// Behind the last block that was taken in.
-    cursor: Cursor,
-    reading: Option<JoinHandle<(Cursor, Result<Fetched, feed::Error>)>>,
+    pub(super) cursor: Cursor,
+    pub(super) reading: Option<JoinHandle<(Cursor, Result<Fetched, feed::Error>)>>,
     /// Read, and not yet taken in.
-    incoming: Option<Arc<Block>>,
+    pub(super) incoming: Option<Arc<Block>>,
     pub(super) outbox: Outbox,
     /// The resume point behind the block in the outbox.
     pub(super) behind: Option<Position>,
@@ -89,10 +94,19 @@ pub struct Session {
     pub(super) wanted: Option<bool>,
     pub(super) relations_sent: HashSet<RelationId>,
     /// Every selected change at or before this has been handed out.
-    passed: Position,
+    pub(super) passed: Position,
+    /// The lineage that it is on.
+    pub(super) lineage: LineageId,
+    /// Lineages of the feed when `leaving` was found out.
+    pub(super) lineages: usize,
+    /// Where the lineage ends, if it does.
+    pub(super) leaving: Option<Crossing>,
+    pub(super) passage: Option<Passage>,
+    pub(super) claims: bool,
+    pub(super) until: Option<u64>,
     caught_up: bool,
     pace: Pace,
-    max_message: usize,
+    pub(super) max_message: usize,
     stop_at: Option<Lsn>,
     next_nudge: Instant,
     next_touch: Option<Instant>,
@@ -124,6 +138,10 @@ pub(super) enum Step {
     Relocate,
     /// Find the end of a transaction with an event of so many bytes, to tell how it can be passed over.
     PassOver(usize),
+    /// Cross to the lineage that goes on.
+    Cross,
+    /// The source cannot give what comes next.
+    Lost(feed::Lost),
 }
 
 /// What a stream sleeps for, apart from its timer.
@@ -139,9 +157,9 @@ pub(super) enum For {
 
 impl Session {
     pub(super) fn new(opening: Opening) -> Self {
-        let Opening { hub, group, shared, cursor, stop_at, .. } = opening;
+        let Opening { hub, group, shared, cursor, stop_at, claims, until, .. } = opening;
         let marks = hub.feed.marks();
-        let route = group.route.as_ref().filter(|_| stop_at.is_none());
+        let route = group.route.as_ref().filter(|_| stop_at.is_none() && until.is_none());
         let route = route.map(|route| (route.clone(), route.concerned()));
         let now = Instant::now();
         let standing =
@@ -156,6 +174,12 @@ impl Session {
         };
         Session {
             passed: cursor.after,
+            lineage: cursor.after.lineage,
+            lineages: usize::MAX,
+            leaving: None,
+            passage: None,
+            claims,
+            until,
             start: cursor.after,
             skip: Some(cursor.after),
             next_touch: shared.key.as_ref().map(|_| now + TOUCH),
@@ -180,7 +204,7 @@ impl Session {
             max_message: opening.max_message_bytes.map_or(MAX_MESSAGE, |bytes| bytes as usize),
             stop_at,
             next_nudge: now,
-            opened: Some(opened),
+            opened: until.is_none().then_some(opened),
             ended: None,
             events_delivered: ::metrics::counter!(metrics::EVENTS_DELIVERED),
             bytes_delivered: ::metrics::counter!(metrics::BYTES_DELIVERED),
@@ -212,6 +236,8 @@ impl Session {
                 Ok(Step::Decide) => self.decide().await,
                 Ok(Step::Relocate) => self.relocate().await,
                 Ok(Step::PassOver(bytes)) => self.pass_over(bytes).await,
+                Ok(Step::Cross) => self.cross().await,
+                Ok(Step::Lost(lost)) => Err(Error::classified(&lost)),
                 Err(error) => Err(error),
             };
             if let Err(error) = waited {
@@ -264,6 +290,14 @@ impl Session {
                 self.shared.sent(self.passed);
                 return Err(error);
             }
+            self.look_at_history();
+            if self.at_departure()? {
+                return Ok(Step::Cross);
+            }
+            let number = self.incoming.as_ref().map_or(self.cursor.block, |block| block.number);
+            if self.until.is_some_and(|until| number >= until) {
+                return Ok(Step::Finished);
+            }
             if (self.pace.may_be_due(now) || self.at_stop())
                 && let Some(frame) = self.progress(now)
             {
@@ -297,6 +331,9 @@ impl Session {
                     if marks.next_block > self.cursor.block {
                         return Ok(Step::Read);
                     }
+                    if self.hub.feed.lineages() != self.lineages && self.until.is_none() {
+                        continue;
+                    }
                     if self.skip.is_some_and(|skip| skip.lineage != marks.tail.lineage) {
                         return Ok(Step::Relocate);
                     }
@@ -311,12 +348,16 @@ impl Session {
     /// stream, and where the tail is, if that is known.
     fn look_ahead(&mut self) -> Option<Option<Position>> {
         self.routed = None;
-        if self.skip.is_some() || self.open.dropped {
+        if self.skip.is_some() || self.open.dropped || self.leaving.is_some() {
             return None;
         }
         let (route, concerned) = self.route.as_mut()?;
         concerned.mark_unchanged();
-        match route.next(self.cursor.block) {
+        let next = route.next(self.cursor.block);
+        if self.hub.feed.lineages() != self.lineages {
+            return None;
+        }
+        match next {
             router::Next::Unknown => None,
             router::Next::Block(number) => {
                 self.pass_over_blocks(number);
@@ -346,11 +387,12 @@ impl Session {
     }
 
     fn rest(&mut self, now: Instant, tail: Option<Position>, for_what: For) -> Step {
-        if let Some(tail) = tail {
+        if let Some(tail) = tail.filter(|tail| tail.lineage == self.lineage) {
             self.reach_tail(tail);
         }
         match self.progress(now) {
             Some(frame) => Step::Frame(frame),
+            None if self.caught_up => self.hub.source.lost().map_or_else(|| self.pause(now, for_what), Step::Lost),
             None => self.pause(now, for_what),
         }
     }
@@ -358,6 +400,7 @@ impl Session {
     fn send(&mut self) -> Next {
         let next = self.shared.credits(|credits| self.outbox.next(self.max_message, credits));
         if let Some(reached) = self.outbox.take_reached() {
+            self.crossed(reached);
             self.pass(reached);
             self.shared.sent(reached);
         }
@@ -389,18 +432,22 @@ impl Session {
     }
 
     fn at_stop(&self) -> bool {
-        self.stop_at.is_some_and(|stop| self.passed.lsn >= stop)
+        self.leaving.is_none() && self.stop_at.is_some_and(|stop| self.passed.lsn >= stop)
     }
 
     /// Whether the progress that ends the stream has been told.
     fn stopped(&self, stop: Lsn) -> bool {
-        self.pace.last_told().is_some_and(|told| told.lsn >= stop)
+        self.leaving.is_none()
+            && self.pace.last_told().is_some_and(|told| told.lineage == self.lineage && told.lsn >= stop)
     }
 
     fn progress(&mut self, now: Instant) -> Option<Frame> {
         let standing = self.standing();
         let last = self.at_stop() && self.outbox.is_empty();
-        if self.outbox.begun() || !(last || self.pace.due(now, standing)) {
+        if self.outbox.begun() || self.passage.is_some() || self.until.is_some() {
+            return None;
+        }
+        if !(last || self.pace.due(now, standing)) {
             return None;
         }
         self.pace.told(now, standing);
@@ -474,73 +521,6 @@ impl Session {
             self.incoming = Some(block);
         }
         Ok(())
-    }
-
-    async fn relocate(&mut self) -> Result<(), Error> {
-        if let Some(skip) = self.skip {
-            self.hub.feed.locate(Start::After(skip)).await?;
-            self.skip = None;
-        }
-        Ok(())
-    }
-
-    async fn decide(&mut self) -> Result<(), Error> {
-        let Some(skip) = self.skip else { return Ok(()) };
-        self.wanted = match self.find_end().await? {
-            End::At(position) => Some(position.lineage != skip.lineage || position.order() > skip.order()),
-            End::Discarded => Some(false),
-            End::Later => None,
-        };
-        Ok(())
-    }
-
-    async fn pass_over(&mut self, bytes: usize) -> Result<(), Error> {
-        let end = match self.outbox.end() {
-            End::Later => self.find_end().await?,
-            end => end,
-        };
-        match end {
-            End::At(position) => {
-                self.shared.set_pass_over(Some(position));
-                let row = self.outbox.subject().and_then(|subject| {
-                    let table = self.hub.feed.relation(subject.relation)?.qualified_name();
-                    Some((table, subject.ordinal))
-                });
-                Err(Error::too_large(bytes, self.max_message, position, row))
-            }
-            End::Discarded => {
-                self.outbox.leave_out();
-                Ok(())
-            }
-            End::Later => Ok(()),
-        }
-    }
-
-    /// How the transaction ends that is open behind the cursor; waits for it. `Later`: the stream is to end before.
-    async fn find_end(&self) -> Result<End, Error> {
-        let mut cursor = self.cursor.clone();
-        let mut marks = self.hub.feed.marks();
-        while self.shared.ended().is_none() && !self.hub.drain.started() {
-            marks.mark_unchanged();
-            let (next, fetched) = self
-                .hub
-                .spawn_read(cursor)
-                .await
-                .map_err(|error| Error::internal(format!("reading a block: {error}")))?;
-            cursor = next;
-            match fetched? {
-                Fetched::Block(block) => match super::take::end_of_head(&block)? {
-                    End::Later => {}
-                    end => return Ok(end),
-                },
-                Fetched::AtTail => tokio::select! {
-                    () = self.shared.wake.notified() => {}
-                    () = self.hub.drain.wait() => {}
-                    moved = marks.changed() => moved.map_err(|_| Error::draining(self.passed))?,
-                },
-            }
-        }
-        Ok(End::Later)
     }
 }
 

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use super::{
     Error, Session,
-    frames::{Message, payload},
+    crossing::open_commit,
+    frames::Message,
     outbox::{End, Item},
     projection::{Cut, Head, Plans, Projection, head_of},
     session::{Open, Step},
@@ -13,7 +14,7 @@ use crate::{
     model::Position,
     wire::{
         block::{Block, SpanEnd},
-        encode, pb,
+        encode,
     },
 };
 
@@ -48,6 +49,9 @@ impl Session {
             tail: self.wanted.take() == Some(false),
             ..Cut::default()
         };
+        let departs = self.cut_at(block)?;
+        cut.up_to = departs.map(|departs| departs.lsn);
+        cut.tail |= departs.is_some();
         match self.skip {
             Some(skip) if block.after.order() < skip.order() => cut.after = Some(skip),
             _ => self.skip = None,
@@ -63,8 +67,11 @@ impl Session {
         if open.dropped {
             self.check_dropped(&projection)?;
         }
-        self.fill(block, open, &projection)?;
-        self.behind = Some(block.up_to);
+        self.fill(block, open, &projection, departs)?;
+        self.behind = Some(departs.unwrap_or(block.up_to));
+        if departs.is_some() {
+            self.leave();
+        }
         if let Some(failed) = &projection.failed {
             self.behind = Some(failed.up_to);
             self.failed = Some(failed.error.clone());
@@ -94,7 +101,13 @@ impl Session {
         }
     }
 
-    fn fill(&mut self, block: &Block, open: Open, projection: &Projection) -> Result<(), Error> {
+    fn fill(
+        &mut self,
+        block: &Block,
+        open: Open,
+        projection: &Projection,
+        departs: Option<Position>,
+    ) -> Result<(), Error> {
         self.preface(block, open, projection)?;
         let after = projection.tail.map(|tail| tail.begun);
         if projection.untouched {
@@ -118,7 +131,8 @@ impl Session {
             });
             self.end_head(open, head);
         }
-        let up_to = projection.failed.as_ref().map_or(block.up_to, |failed| failed.up_to);
+        let up_to = departs.unwrap_or(block.up_to);
+        let up_to = projection.failed.as_ref().map_or(up_to, |failed| failed.up_to);
         self.outbox.push(Item {
             message: projection.body.message.clone(),
             events: projection.body.events,
@@ -193,12 +207,7 @@ fn opens_before(block: &Block, skip: Position) -> Result<bool, Error> {
     if !block.ends_open {
         return Ok(false);
     }
-    let malformed = || Error::corrupt(block.number, "a begin does not decode");
     let index = block.index().map_err(|error| Error::corrupt(block.number, &error.to_string()))?;
-    let Some(span) = index.spans.last().filter(|span| span.begin_len > 0) else { return Ok(false) };
-    let begin = payload(block.message()).get(span.start as usize..(span.start + span.begin_len) as usize);
-    let event = begin.and_then(super::frames::first).ok_or_else(malformed)?;
-    let begin: pb::Begin = prost::Message::decode(event.body).map_err(|_| malformed())?;
-    let commit: crate::lsn::Lsn = begin.commit_lsn.parse().map_err(|_| malformed())?;
-    Ok((commit, begin.sequence) < skip.order())
+    let begins_here = index.spans.last().is_some_and(|span| span.begin_len > 0);
+    Ok(begins_here && open_commit(block)?.is_some_and(|commit| commit < skip.order()))
 }

@@ -12,19 +12,28 @@
 //! position may be acknowledged once everything received before it is durable and the position itself is journaled.
 
 mod relations;
+mod replay;
 mod resent;
 mod take;
 #[cfg(test)]
 mod tests;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::BytesMut;
+use parking_lot::Mutex;
 use tokio::{sync::Notify, time::Instant};
 
 use crate::{
     feed::{self, Feed},
-    journal::{self, Appender, Journal, OpenTransaction, Record, Recovered},
+    journal::{self, Appender, Horizon, Journal, OpenTransaction, Record, Recovered},
     lsn::Lsn,
     metrics,
     model::{Lineage, Position, Relation, Transaction},
@@ -107,6 +116,40 @@ pub struct Ingest {
     state: State,
     /// First block of the transaction that the journal's last block leaves open.
     open_since: Option<u64>,
+    horizons: Vec<Horizon>,
+    desk: Arc<Desk>,
+    /// Of a replay that has not ended.
+    replayed: HashSet<u64>,
+}
+
+/// What others hand to the running loop.
+#[derive(Debug, Default)]
+pub struct Desk {
+    horizons: Mutex<Vec<Horizon>>,
+    recorded: Mutex<Option<Horizon>>,
+    sampling: AtomicBool,
+    sample: Mutex<Sample>,
+}
+
+/// Per table (by OID) one transaction and how many of its changes came.
+pub type Sample = HashMap<u32, (u64, u64)>;
+
+impl Desk {
+    /// Asks for a horizon to be recorded once the journal has reached it.
+    pub fn record(&self, horizon: Horizon) {
+        self.horizons.lock().push(horizon);
+    }
+
+    /// What was counted since the last call, a transaction per table; the first call begins the counting.
+    pub fn sample(&self) -> Sample {
+        self.sampling.store(true, Ordering::Relaxed);
+        std::mem::take(&mut *self.sample.lock())
+    }
+
+    /// The last horizon that the journal had reached.
+    pub fn recorded(&self) -> Option<Horizon> {
+        self.recorded.lock().clone()
+    }
 }
 
 /// What frames change; apart from the connection, whose buffer they borrow.
@@ -126,6 +169,10 @@ struct State {
     last_xid: u64,
     transactions: u64,
     events: u64,
+    /// Changes of the open transaction by table.
+    tally: Vec<(u32, u64)>,
+    counting: bool,
+    desk: Arc<Desk>,
 }
 
 impl State {
@@ -143,6 +190,9 @@ impl State {
             last_xid: 0,
             transactions: 0,
             events: 0,
+            tally: Vec::new(),
+            counting: false,
+            desk: Arc::default(),
         }
     }
 }
@@ -154,7 +204,14 @@ impl Ingest {
         state.last_xid = recovered.last_xid.unwrap_or(0);
         state.resent = recovered.open.clone().map(|open| Resent::new(open, recovered.complete));
         let open_since = recovered.open.as_ref().map(|open| open.first_block);
-        Ingest { journal, appender, state, open_since }
+        let horizons = recovered.horizons.clone();
+        let (desk, replayed) = (state.desk.clone(), HashSet::new());
+        Ingest { journal, appender, state, open_since, horizons, desk, replayed }
+    }
+
+    /// Where others hand in what the loop takes.
+    pub fn desk(&self) -> Arc<Desk> {
+        self.desk.clone()
     }
 
     /// The complete mark: where the next connection starts.
@@ -172,6 +229,26 @@ impl Ingest {
         Ok(())
     }
 
+    /// Follows the server's history: what the journal holds behind the switch is dead from here on. A transaction that was
+    /// cut is closed: where it holds on the new history too, the slot sends it again.
+    pub async fn follow(&mut self, lineage: Lineage) -> Result<(), Error> {
+        self.leave(Record::Lineage(lineage), "the source's history forked before the transaction was complete").await
+    }
+
+    /// Goes on behind a gap, on a lineage of its own: everything up to `up_to` that the journal does not have is missing.
+    pub async fn skip(&mut self, lineage: Lineage, up_to: Lsn, reason: String) -> Result<(), Error> {
+        self.leave(Record::Gap(lineage, up_to, reason), "the rest of the transaction is missing").await
+    }
+
+    async fn leave(&mut self, record: Record, why: &str) -> Result<(), Error> {
+        self.state.discard_resent(why);
+        self.append().await?;
+        self.appender.append(record).await?;
+        self.appender.flush().await?;
+        self.state.builder = BlockBuilder::new(self.appender.tail());
+        Ok(())
+    }
+
     /// A 64-bit transaction id that lies near those to come, by which 32-bit ones are widened.
     pub fn widen_near(&mut self, xid: u64) {
         self.state.last_xid = xid;
@@ -182,18 +259,20 @@ impl Ingest {
     /// would otherwise be sent again.
     pub async fn settle(&mut self) -> Result<(), Error> {
         self.append().await?;
-        let marks = self.appender.flush().await?;
+        self.appender.flush().await?;
+        let tail = self.appender.tail();
         if let (Some((transaction, ordinals)), Some(first_block)) =
             (self.state.builder.open_transaction(), self.open_since)
         {
             let open = OpenTransaction { transaction: transaction.clone(), first_block, ordinals };
-            self.state.resent = Some(Resent::new(open, marks.tail));
+            self.state.resent = Some(Resent::new(open, tail));
         } else if let Some(resent) = self.state.resent.take() {
-            self.state.resent = Some(Resent::new(resent.open, marks.tail));
+            self.state.resent = Some(Resent::new(resent.open, tail));
         }
-        self.state.builder = BlockBuilder::new(marks.tail);
+        self.state.builder = BlockBuilder::new(tail);
         self.state.versions.start_connection();
         self.state.begun = None;
+        self.state.tally.clear();
         self.state.in_transaction = false;
         self.state.passed = Lsn::ZERO;
         Ok(())
@@ -217,6 +296,7 @@ impl Ingest {
                 self.append().await?;
             }
             let durable = restart_lsn(marks.borrow_and_update().tail);
+            self.take_horizons()?;
             let now = Instant::now();
             let news = told < Some(durable) && (!stream.crowded() || now >= next_news);
             if now >= status_due || self.state.reply_requested || news {

@@ -53,7 +53,7 @@ impl Versions {
     /// Makes the described version current. Returns it when it must be journaled before the next block: it is new, or
     /// was not the current one until now.
     pub fn describe(&mut self, message: &RelationMessage<'_>) -> Option<Arc<Relation>> {
-        let mut relation = Relation {
+        self.adopt(Relation {
             id: RelationId(0),
             oid: message.oid,
             schema: message.namespace.to_string(),
@@ -70,8 +70,12 @@ impl Versions {
                     in_identity: column.in_identity,
                 })
                 .collect(),
-        };
-        let table = self.by_oid.entry(message.oid).or_default();
+        })
+    }
+
+    /// The same for a relation that was not described by the stream; its `id` is 0.
+    pub fn adopt(&mut self, mut relation: Relation) -> Option<Arc<Relation>> {
+        let table = self.by_oid.entry(relation.oid).or_default();
         if table.current.as_ref().is_some_and(|current| current.same_version(&relation)) {
             return None;
         }

@@ -1,5 +1,7 @@
 //! One frame at a time: what each pgoutput message does to the block that is being filled.
 
+use std::sync::atomic::Ordering;
+
 use super::{Error, Resent, State, undecodable};
 use bytes::BytesMut;
 
@@ -73,6 +75,8 @@ impl State {
             Message::Begin { final_lsn, commit_time, xid } => {
                 self.last_xid = server::widen(*xid, self.last_xid);
                 self.in_transaction = true;
+                self.counting = self.desk.sampling.load(Ordering::Relaxed);
+                self.tally.clear();
                 self.begun = Some(Transaction {
                     commit_lsn: *final_lsn,
                     xid: self.last_xid,
@@ -150,6 +154,7 @@ impl State {
         if relation.schema == OWN_SCHEMA {
             return Ok(());
         }
+        self.count(oid);
         self.event(lsn, |builder, scratch, ordinal| {
             match scratch {
                 Some(out) => encode::change(out, &relation, operation, ordinal, old, new),
@@ -167,11 +172,14 @@ impl State {
         cascade: bool,
         restart_identity: bool,
     ) -> Result<(), Error> {
-        let mut ids = Vec::new();
+        let (mut ids, mut counted) = (Vec::new(), Vec::new());
         for oid in oids {
             match self.versions.current(oid) {
                 Some(relation) if relation.schema == OWN_SCHEMA => {}
-                Some(relation) => ids.push(relation.id.0),
+                Some(relation) => {
+                    ids.push(relation.id.0);
+                    counted.push(oid);
+                }
                 None => {
                     let detail = format!("relation {oid} was not described on this connection");
                     return Err(undecodable(lsn, bytes, detail));
@@ -181,6 +189,7 @@ impl State {
         if ids.is_empty() {
             return Ok(());
         }
+        counted.into_iter().for_each(|oid| self.count(oid));
         self.event(lsn, |builder, scratch, ordinal| {
             match scratch {
                 Some(out) => encode::truncate(out, &ids, cascade, restart_identity, ordinal),
@@ -188,6 +197,25 @@ impl State {
             }
             Ok(())
         })
+    }
+
+    /// One more change of a table, for whoever compares with the log tables.
+    fn count(&mut self, oid: u32) {
+        match self.tally.iter_mut().rev().find(|(table, _)| *table == oid) {
+            Some((_, count)) => *count += 1,
+            None if self.counting => self.tally.push((oid, 1)),
+            None => {}
+        }
+    }
+
+    fn tell_counts(&mut self) {
+        if self.tally.is_empty() {
+            return;
+        }
+        let mut sample = self.desk.sample.lock();
+        for (oid, count) in self.tally.drain(..) {
+            sample.insert(oid, (self.last_xid, count));
+        }
     }
 
     /// Adds one event with an ordinal: to the block, or, while a cut transaction comes again, to the comparison.
@@ -235,6 +263,7 @@ impl State {
     }
 
     fn commit(&mut self, end_lsn: Lsn) -> Result<(), Error> {
+        self.tell_counts();
         self.in_transaction = false;
         self.transactions += 1;
         if let Some(begun) = self.begun.take() {

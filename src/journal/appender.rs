@@ -5,10 +5,11 @@ use std::{sync::Arc, thread::JoinHandle, time::Duration};
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::Notify;
 
-use super::{Error, Inner, tail::LineageStart, writer::Entry};
+use super::{Error, Horizon, Inner, writer::Entry};
 use crate::{
-    feed::Marks,
-    model::{Lineage, LineageId, Position, Relation},
+    feed::{History, LineageStart, Marks},
+    lsn::Lsn,
+    model::{Lineage, Position, Relation},
     wire::block::Block,
 };
 
@@ -21,8 +22,17 @@ pub enum Record {
     Relation(Arc<Relation>),
     /// The history that everything after it belongs to. The current one again changes nothing.
     Lineage(Lineage),
+    /// The same, where changes are missing in front of what follows: the first resume point behind them, and why.
+    Gap(Lineage, Lsn, String),
     /// A resume point without events: what a keepalive says once everything received before it has been appended.
     Mark(Position),
+    /// What follows is replayed from log tables and counts only with [`Record::Recovered`]: until then the marks stay
+    /// where they are. Again inside a replay it changes nothing.
+    Replay,
+    /// Ends the replay: everything up to this position counts, and the named slot goes on from there.
+    Recovered(Position, String),
+    /// What a later replay need not read. At most the tail may lie before its high LSN.
+    Horizon(Horizon),
 }
 
 /// Between the appender and the writer thread.
@@ -103,19 +113,20 @@ pub struct Appender {
     next_block: u64,
     tail: Position,
     open: bool,
-    lineages: Vec<LineageId>,
+    history: Arc<History>,
+    replaying: bool,
 }
 
 impl Appender {
     pub(super) fn new(queue: Arc<Queue>, inner: Arc<Inner>, thread: JoinHandle<()>) -> Appender {
         let map = inner.shared().map.read();
         let marks = map.marks;
-        let lineages = map.history.0.iter().map(|start| start.id).collect();
+        let history = map.history.clone();
         let open = map.open_since.is_some();
         drop(map);
         let queue_bytes = inner.shared().options.queue_bytes;
         let (next_block, tail) = (marks.next_block, marks.tail);
-        Appender { queue, inner, thread: Some(thread), queue_bytes, next_block, tail, open, lineages }
+        Appender { queue, inner, thread: Some(thread), queue_bytes, next_block, tail, open, history, replaying: false }
     }
 
     /// Appends a record once there is room in the queue; the number of a block, 0 for other records. Durable later, see
@@ -181,10 +192,34 @@ impl Appender {
                 (Entry::Block(Arc::new(block)), bytes)
             }
             Record::Relation(relation) => (Entry::Relation(relation), size_of::<Relation>()),
-            Record::Lineage(lineage) => match self.start_of(lineage)? {
+            Record::Lineage(lineage) => match self.start_of(lineage, None)? {
                 Some(start) => (Entry::Lineage(start), 0),
                 None => return Ok(0),
             },
+            Record::Gap(lineage, up_to, reason) => match self.start_of(lineage, Some((up_to, reason)))? {
+                Some(start) => (Entry::Lineage(start), 0),
+                None => return Ok(0),
+            },
+            Record::Replay if self.replaying => return Ok(0),
+            Record::Replay => {
+                self.check_mark(self.tail)?;
+                (Entry::Replay, 0)
+            }
+            Record::Recovered(position, slot) => {
+                if !self.replaying {
+                    return Err(Error::Order { what: "the end of a replay", position, tail: self.tail });
+                }
+                self.check_mark(position)?;
+                (Entry::Recovered(position, slot), 0)
+            }
+            Record::Horizon(horizon) => {
+                if self.replaying || self.tail.lineage != horizon.lineage || self.tail.lsn < horizon.high {
+                    let position = Position::new(horizon.lineage, horizon.high);
+                    return Err(Error::Order { what: "a horizon ahead of the journal", position, tail: self.tail });
+                }
+                let bytes = horizon.encoded_len();
+                (Entry::Horizon(horizon), bytes)
+            }
             Record::Mark(position) if position == self.tail => return Ok(0),
             Record::Mark(position) => {
                 self.check_mark(position)?;
@@ -202,11 +237,13 @@ impl Appender {
                 self.open = block.ends_open;
             }
             Entry::Lineage(start) => {
-                self.tail = start.tail(self.lineages.is_empty());
-                self.lineages.push(start.id);
+                self.tail = start.tail;
+                Arc::make_mut(&mut self.history).push(start.clone());
             }
             Entry::Mark(position) => self.tail = *position,
-            Entry::Relation(_) => {}
+            Entry::Recovered(position, _) => (self.tail, self.replaying) = (*position, false),
+            Entry::Replay => self.replaying = true,
+            Entry::Relation(_) | Entry::Horizon(_) => {}
         }
         state.entries.push(entry);
         state.bytes += bytes;
@@ -215,10 +252,20 @@ impl Appender {
         Ok(number)
     }
 
+    /// The end of everything appended, durable or not, counted or not.
+    pub fn tail(&self) -> Position {
+        self.tail
+    }
+
+    /// Whether a replay has begun and not ended.
+    pub fn replaying(&self) -> bool {
+        self.replaying
+    }
+
     fn check_block(&self, block: &Block) -> Result<(), Error> {
         let order = |what| Err(Error::Order { what, position: block.up_to, tail: self.tail });
         let completes = block.up_to != block.after;
-        if self.lineages.is_empty() {
+        if self.history.is_empty() {
             return order("a block before the first lineage");
         }
         if block.after.lineage != self.tail.lineage || block.up_to.lineage != self.tail.lineage {
@@ -238,7 +285,7 @@ impl Appender {
 
     fn check_mark(&self, position: Position) -> Result<(), Error> {
         let order = |what| Err(Error::Order { what, position, tail: self.tail });
-        if self.lineages.is_empty() || position.lineage != self.tail.lineage {
+        if self.history.is_empty() || position.lineage != self.tail.lineage {
             return order("a mark of another lineage");
         }
         if self.open {
@@ -250,20 +297,19 @@ impl Appender {
         Ok(())
     }
 
-    fn start_of(&self, lineage: Lineage) -> Result<Option<LineageStart>, Error> {
+    fn start_of(&self, lineage: Lineage, gap: Option<(Lsn, String)>) -> Result<Option<LineageStart>, Error> {
         let id = lineage.id();
-        if self.lineages.last() == Some(&id) {
+        if self.history.newest().is_some_and(|newest| newest.id == id) {
             return Ok(None);
         }
         let order = |what| Err(Error::Order { what, position: Position::new(id, lineage.switch_lsn), tail: self.tail });
-        if self.lineages.contains(&id) {
+        if self.history.rank(id).is_some() {
             return order("a lineage that was left before");
         }
         if self.open {
             return order("a lineage inside a transaction");
         }
-        let left = self.tail;
-        Ok(Some(LineageStart { lineage: Arc::new(lineage), id, first_block: self.next_block, left }))
+        Ok(Some(self.history.start(lineage, self.tail, self.next_block, gap)))
     }
 
     /// Makes everything appended durable, stops the writer and writes the catalogue. While the disk is full it does not

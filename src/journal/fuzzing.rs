@@ -48,7 +48,7 @@ fn decode(header: &RecordHeader, payload: Bytes) {
         Some(Kind::Relation) => drop(get_relation(&payload)),
         Some(Kind::Lineage) => drop(get_lineage(&payload)),
         Some(Kind::State) => drop(get_state(&payload)),
-        Some(Kind::Mark) | None => {}
+        Some(Kind::Mark | Kind::Recovered | Kind::Horizon) | None => {}
     }
 }
 
@@ -56,7 +56,8 @@ fn decode(header: &RecordHeader, payload: Bytes) {
 pub fn seal(mut data: &[u8]) -> BytesMut {
     let salt = 5;
     let position = Position::default();
-    let header = FileHeader { number: 1, first_block: 1, after: position, created: 0, salt, preamble: RECORDS };
+    let header =
+        FileHeader { number: 1, first_block: 1, after: position, created: 0, salt, preamble: RECORDS, replay: false };
     let mut out = header.encode();
     while let [kind, low, high, rest @ ..] = data {
         let len = usize::from(u16::from_le_bytes([*low, *high])).min(rest.len());

@@ -13,8 +13,9 @@ use std::{
 };
 
 use super::{
-    Error,
+    Error, Horizon,
     disk::{FilePieces, list_segments, read_header},
+    horizon::get_horizon,
     segment::{BadHeader, FileHeader, Kind, RECORDS, RecordHeader, Scanner, Step},
     tail::{get_lineage, get_relation, get_state},
 };
@@ -221,6 +222,27 @@ fn walk(info: &mut SegmentInfo, file: &File, salt: u64) -> io::Result<()> {
     }
 }
 
+/// The newest horizon that the journal in `dir` has recorded. Reads the last segment only, where the latest ones are
+/// repeated; a hub may be writing it.
+pub fn horizon(dir: &Path) -> Result<Option<Horizon>, Error> {
+    let mut newest = None;
+    let Some((number, path, file)) = open_segments(dir)?.pop() else { return Ok(None) };
+    let Ok(header) = header(&path, &file, number)? else { return Ok(None) };
+    let pieces = FilePieces::new(&file, u64::MAX, 4096).map_err(Error::io(&path))?;
+    let mut scanner = Scanner::new(pieces, header.salt, RECORDS, false);
+    loop {
+        match scanner.step().map_err(Error::io(&path))? {
+            Step::End { .. } => return Ok(newest),
+            Step::Damage { .. } => {}
+            Step::Record { header, payload, .. } => match Kind::from_byte(header.kind) {
+                Some(Kind::State) => newest = get_state(&payload).ok().and_then(|state| state.horizons.last().cloned()),
+                Some(Kind::Horizon) => newest = get_horizon(&payload).ok(),
+                _ => {}
+            },
+        }
+    }
+}
+
 /// Reads everything in `dir` and checks it: checksums, the order of numbers and positions, relation versions.
 /// `progress` hears how many bytes of how many are done.
 pub fn verify(dir: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<Report, Error> {
@@ -318,7 +340,8 @@ impl Verifier<'_> {
         };
         let readable = match kind {
             Kind::Block => return self.block(path, offset, header, payload),
-            Kind::Mark => Ok(()),
+            Kind::Mark | Kind::Recovered => Ok(()),
+            Kind::Horizon => get_horizon(&payload).map(drop),
             Kind::State => get_state(&payload).map(drop),
             Kind::Lineage => get_lineage(&payload).map(drop),
             Kind::Relation => get_relation(&payload).map(|relation| self.relations.extend([relation.id])),

@@ -3,12 +3,9 @@
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
-use super::{
-    history::{History, Key},
-    rows::Pointer,
-};
+use super::rows::Pointer;
 use crate::{
-    feed::Marks,
+    feed::{Cursor, History, Key, Marks},
     model::{Position, Relation, RelationId},
 };
 
@@ -96,6 +93,8 @@ pub(super) struct Map {
     pub earliest: Option<(Position, u64)>,
     /// First commit time behind `earliest`.
     pub earliest_commit_time: Option<i64>,
+    /// The first segment of a replay that does not count yet: nobody reads from there.
+    pub held_from: Option<u64>,
 }
 
 impl Map {
@@ -106,7 +105,8 @@ impl Map {
 
     /// The oldest resume point.
     pub fn earliest(&self) -> Position {
-        self.earliest.map_or(self.marks.tail, |(position, _)| position)
+        let (after, block) = self.earliest.unwrap_or((self.marks.tail, self.marks.next_block));
+        self.history.onward(Cursor { block, after }).after
     }
 
     /// Number of the first block that is still on disk.
@@ -140,7 +140,8 @@ impl Map {
 
     /// The first chunk with a commit at or after this time.
     pub fn chunk_of_time(&self, time: i64) -> Option<Chunk> {
-        self.segments.iter().enumerate().find_map(|(s, segment)| {
+        let held = |segment: &&Segment| self.held_from.is_none_or(|from| segment.number < from);
+        self.segments.iter().take_while(held).enumerate().find_map(|(s, segment)| {
             let p = segment.places.iter().position(|place| place.commit_time != 0 && place.commit_time >= time)?;
             Some(self.chunk(s, p))
         })
@@ -158,7 +159,7 @@ impl Map {
             After::Chunk(now)
         } else if p < segment.places.len() {
             After::Chunk(self.chunk(s, p))
-        } else if s + 1 < self.segments.len() {
+        } else if s + 1 < self.segments.len() && self.held_from != Some(self.segments[s + 1].number) {
             After::Chunk(self.chunk(s + 1, 0))
         } else {
             After::Tail

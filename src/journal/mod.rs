@@ -20,13 +20,14 @@ mod chunk;
 mod disk;
 #[doc(hidden)]
 pub mod fuzzing;
-mod history;
+mod horizon;
 pub mod inspect;
 mod keeper;
 mod map;
 mod open;
 mod read;
 mod recovery;
+mod replay;
 mod retention;
 mod ring;
 mod rows;
@@ -43,7 +44,7 @@ mod tests;
 use std::{
     io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, atomic::AtomicUsize},
     time::Duration,
 };
 
@@ -59,7 +60,7 @@ use self::{
     ring::Ring,
 };
 use crate::{
-    feed::Marks,
+    feed::{LineageStart, Marks},
     model::{Position, Relation, Transaction},
     reason::{Classified, Reason},
 };
@@ -67,8 +68,10 @@ use crate::{
 pub use self::{
     appender::{Appender, Record},
     disk::{Disk, Os},
+    horizon::Horizon,
     recovery::Damage,
-    tail::{LineageStart, Unreadable},
+    replay::Journaled,
+    tail::Unreadable,
 };
 
 /// How a journal is kept.
@@ -216,6 +219,8 @@ pub struct Recovered {
     pub open: Option<OpenTransaction>,
     /// Number of the next block.
     pub next_block: u64,
+    /// What a replay from log tables need not read, oldest first.
+    pub horizons: Vec<Horizon>,
     /// Nothing was there before.
     pub fresh: bool,
     /// Transaction id, with epoch, of the newest transaction: what a 32-bit id is widened with.
@@ -236,6 +241,8 @@ struct Shared {
     ring: Ring,
     chunks: ChunkCache,
     marks: watch::Sender<Marks>,
+    /// How many lineages there are; counted before the marks move to one.
+    lineages: AtomicUsize,
     disk_full: watch::Sender<bool>,
     expiry: Expiry,
     _lock: DirLock,
@@ -287,7 +294,7 @@ impl Journal {
 
     /// Every lineage, oldest first.
     pub fn lineages(&self) -> Vec<LineageStart> {
-        self.shared().map.read().history.0.clone()
+        self.shared().map.read().history.starts().to_vec()
     }
 
     /// The directory, for [`inspect`].

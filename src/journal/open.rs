@@ -1,6 +1,9 @@
 //! [`Journal::open`]: lock, store, segments, threads, in this order.
 
-use std::{fs, sync::Arc};
+use std::{
+    fs,
+    sync::{Arc, atomic::AtomicUsize},
+};
 
 use parking_lot::RwLock;
 use tokio::sync::watch;
@@ -52,6 +55,7 @@ impl Journal {
             ring: Ring::new(options.ring_bytes, found.tail.next_block),
             chunks: ChunkCache::new(options.cache_bytes),
             marks: watch::Sender::new(found.map.marks),
+            lineages: AtomicUsize::new(found.map.history.len()),
             disk_full: watch::Sender::new(false),
             expiry: Expiry::new(),
             map: RwLock::new(found.map),
@@ -107,6 +111,7 @@ fn writer(
         created: now(),
         salt: fastrand::u64(..),
         preamble: 0,
+        replay: false,
     };
     let path = last.as_ref().map_or_else(|| shared.segments_dir.clone(), |last| last.path.clone());
     let open = |path| fs::File::options().read(true).write(true).open(path);
@@ -126,6 +131,7 @@ fn writer(
         preallocated: false,
         place: 0,
         has_blocks: false,
+        held_rows: Vec::new(),
         batch: Batch::default(),
     };
     match (last, resume) {
@@ -137,6 +143,7 @@ fn writer(
                 created: last.created,
                 salt: last.salt,
                 preamble: last.preamble,
+                replay: false, // complete, or it would have been cut
             };
             (writer.offset, writer.synced, writer.place, writer.has_blocks) = (offset, offset, place, has_blocks);
             writer.file.set_len(offset).map_err(Error::io(&path))?;
@@ -179,6 +186,7 @@ fn recovered(
         current: tail.current.values().cloned().collect(),
         open,
         next_block: tail.next_block,
+        horizons: tail.horizons.clone(),
         fresh,
         last_xid,
         damage,

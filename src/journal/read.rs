@@ -1,6 +1,10 @@
 //! [`Feed`] over segments and ring: from a start to a cursor, from a cursor to a block.
 
-use std::{fs::File, io, sync::Arc};
+use std::{
+    fs::File,
+    io,
+    sync::{Arc, atomic::Ordering},
+};
 
 use tokio::sync::watch;
 
@@ -8,13 +12,12 @@ use super::{
     Shared,
     chunk::{self, Decoded},
     disk::FilePieces,
-    history::History,
     map::{After, Chunk, Map, Segment},
     ring::Lookup,
     segment::{Kind, RECORDS, Scanner, Step},
 };
 use crate::{
-    feed::{BoxFuture, Cursor, Error, Feed, Fetched, Marks, Start, Window},
+    feed::{BoxFuture, Crossing, Cursor, Error, Feed, Fetched, History, Marks, Start, Window},
     model::{Lineage, LineageId, Position, Relation, RelationId},
     wire::block::{Block, SpanEnd},
 };
@@ -56,7 +59,19 @@ impl Feed for super::Journal {
     }
 
     fn lineage(&self) -> Option<Arc<Lineage>> {
-        self.shared().map.read().history.0.last().map(|start| start.lineage.clone())
+        self.shared().map.read().history.newest().map(|start| start.lineage.clone())
+    }
+
+    fn history(&self) -> Arc<History> {
+        self.shared().map.read().history.clone()
+    }
+
+    fn lineages(&self) -> usize {
+        self.shared().lineages.load(Ordering::Acquire)
+    }
+
+    fn locate_dead<'a>(&'a self, crossing: &'a Crossing) -> BoxFuture<'a, Result<Cursor, Error>> {
+        Box::pin(self.shared().locate_dead(crossing))
     }
 }
 
@@ -202,34 +217,61 @@ impl Shared {
             Start::Latest => Ok(tail_cursor(&self.map.read())),
             Start::After(position) => {
                 let cursor = self.locate_after(position, position).await?;
-                Ok(Cursor { after: position, ..cursor })
+                Ok(Cursor { after: self.map.read().history.normalize(position), ..cursor })
             }
             Start::AfterLsn(lsn) => {
-                let lineage = self.map.read().history.0.last().map(|start| start.id).unwrap_or_default();
+                let lineage = self.map.read().history.newest().map(|start| start.id).unwrap_or_default();
                 let at = Position { lineage, lsn, sequence: u32::MAX };
                 self.locate_after(at, Position::new(lineage, lsn)).await
             }
-            Start::Since(time) => self.locate_since(time).await,
+            Start::Since(time) => {
+                let cursor = self.locate_since(time).await?;
+                Ok(self.map.read().history.onward(cursor))
+            }
         }
+    }
+
+    async fn locate_dead(&self, crossing: &Crossing) -> Result<Cursor, Error> {
+        let departs = crossing.departs;
+        {
+            let map = self.map.read();
+            if let Some((after, block)) = map.earliest.filter(|(after, _)| map.key(*after) > map.key(departs)) {
+                return Ok(Cursor { block, after });
+            }
+        }
+        let cursor = self.locate_at(departs, departs, false).await?;
+        Ok(Cursor { after: departs, ..cursor })
     }
 
     /// The cursor whose `after` is the greatest resume point that is not after `position`.
     async fn locate_after(&self, position: Position, requested: Position) -> Result<Cursor, Error> {
+        self.locate_at(position, requested, true).await
+    }
+
+    async fn locate_at(&self, position: Position, requested: Position, alive: bool) -> Result<Cursor, Error> {
         loop {
             let (mut search, mut chunk, first_block, expired) = {
                 let map = self.map.read();
                 let tail = map.marks.tail;
-                if !map.history.0.is_empty() || requested.lineage != LineageId::default() {
+                if alive && (!map.history.is_empty() || requested.lineage != LineageId::default()) {
                     map.history.check(requested)?;
                 }
                 let at_tail = tail.lineage == position.lineage && position.order() >= tail.order();
-                if at_tail || map.history.0.is_empty() {
+                if at_tail || map.history.is_empty() {
                     let after = if requested.lsn == tail.lsn { tail } else { requested };
                     return Ok(Cursor { after, ..tail_cursor(&map) });
                 }
                 let at = map.history.normalize(position);
+                // Nothing that holds lies between here and where the history goes on.
+                if let Some(crossing) = map.history.crossing(at.lineage).filter(|_| alive)
+                    && crossing.departs.lineage == at.lineage
+                    && at.order() >= crossing.departs.order()
+                    && crossing.to.first_block >= map.first_block()
+                {
+                    return Ok(Cursor { block: crossing.to.first_block, after: at });
+                }
                 let expired = Error::Expired { requested, earliest: map.earliest() };
-                let retained = map.key(at) >= map.key(map.earliest());
+                let retained = !alive || map.key(at) >= map.key(map.earliest());
                 let Some(chunk) = map.chunk_of_position(at).filter(|_| retained) else { return Err(expired) };
                 let (open_since, floor) = (Ok(chunk.open_since), chunk.after);
                 let search = Search { history: map.history.clone(), tail, position: at, open_since, floor };
@@ -302,7 +344,8 @@ fn tail_cursor(map: &Map) -> Cursor {
 }
 
 fn earliest_cursor(map: &Map) -> Cursor {
-    map.earliest.map_or_else(|| tail_cursor(map), |(after, block)| Cursor { block, after })
+    let cursor = map.earliest.map_or_else(|| tail_cursor(map), |(after, block)| Cursor { block, after });
+    map.history.onward(cursor)
 }
 
 /// The oldest resume point, the block that follows it, and the first commit time there. Blocks the thread.

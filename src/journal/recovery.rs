@@ -14,15 +14,16 @@ use bytes::Bytes;
 use super::{
     Error,
     disk::{FilePieces, list_segments, read_header},
-    history::History,
+    horizon::{self, get_horizon},
     map::{Map, Place, RelationEntry, Segment},
+    replay,
     rows::{self, Covered, Pointer, Row},
     segment::{BadHeader, Kind, Pieces, RECORD_LEN, RECORDS, RecordHeader, Scanner, Step},
     store::{Loaded, Write},
-    tail::{LineageStart, State, Tail, get_lineage, get_relation, get_state},
+    tail::{State, Tail, get_lineage, get_relation, get_state},
 };
 use crate::{
-    feed::{Checkpoint, Marks, SubscriberKey},
+    feed::{Checkpoint, History, LineageStart, Marks, SubscriberKey},
     model::{LineageId, Position, Relation, RelationId},
     wire::block::Block,
 };
@@ -93,6 +94,7 @@ pub(super) fn find(dir: &Path, known: &Known) -> Result<Option<Found>, Error> {
             fs::remove_file(&path).map_err(Error::io(&path))?;
         }
     }
+    replay::cut(dir)?;
     let mut segments = read_headers(dir)?;
     let Some(last) = segments.last().cloned() else { return Ok(None) };
     if let Some(why) = &last.unreadable {
@@ -128,12 +130,13 @@ pub(super) fn find(dir: &Path, known: &Known) -> Result<Option<Found>, Error> {
     let resume = finder.read_last(&mut segments, known, &mut tail)?;
     let map = Map {
         relations: finder.relations,
-        history: Arc::new(History(tail.lineages.clone())),
+        history: Arc::new(History::of(tail.lineages.iter().cloned())),
         marks: Marks { next_block: tail.next_block, tail: tail.position },
         open_since: tail.open.as_ref().map(|open| open.first_block),
         segments,
         earliest: None,
         earliest_commit_time: None,
+        held_from: None,
     };
     Ok(Some(Found { map, tail, resume, damage: finder.damage, torn: finder.torn, rows: finder.rows }))
 }
@@ -303,7 +306,7 @@ impl Finder {
                                 }
                             }
                         }
-                        Some(Kind::Mark) => {}
+                        Some(Kind::Mark | Kind::Recovered | Kind::Horizon) => {}
                     }
                 }
             }
@@ -440,18 +443,21 @@ impl Finder {
                     self.rows.push(rows::put_relation(relation.id, at));
                 }),
                 Some(Kind::Lineage) => get_lineage(&payload).map(|start| {
-                    if tail.lineages.iter().all(|known| known.id != start.id) {
+                    let known = tail.lineages.iter().position(|known| known.id == start.id);
+                    let rank = known.unwrap_or(tail.lineages.len());
+                    if known.is_none() {
                         tail.lineage(start);
                     }
                     if repeated {
                         tail.position = header.last;
                     }
-                    self.rows.push(rows::put_lineage(tail.lineages.len() as u32 - 1, at));
+                    self.rows.push(rows::put_lineage(rank as u32, at));
                 }),
-                Some(Kind::Mark) => {
+                Some(Kind::Mark | Kind::Recovered) => {
                     tail.position = header.last;
                     Ok(())
                 }
+                Some(Kind::Horizon) => get_horizon(&payload).map(|horizon| horizon::keep(&mut tail.horizons, horizon)),
                 Some(Kind::State) => get_state(&payload).map(|state| {
                     let place = place(offset, &header, &state);
                     tail.restore(header.block, header.last, state);

@@ -82,7 +82,8 @@ fn removable(map: &Map, needed: &[Position], retain_bytes: u64, retain_age: Dura
     let mut count = 0;
     for pair in map.segments.windows(2) {
         let [segment, next] = pair else { break };
-        if map.open_since.is_some_and(|block| block < next.first_block) {
+        let held = map.held_from.is_some_and(|from| segment.number >= from);
+        if held || map.open_since.is_some_and(|block| block < next.first_block) {
             break;
         }
         let over = bytes > retain_bytes;
@@ -102,7 +103,7 @@ fn needs(map: &Map, position: Position, next: &Segment) -> bool {
     if map.history.rank(position.lineage).is_none() {
         return false;
     }
-    let (at, start) = (map.key(map.history.normalize(position)), map.key(next.after));
+    let (at, start) = (map.key(map.history.floor(position)), map.key(next.after));
     let inside = next.places.first().is_some_and(|place| place.open_since.is_some());
     at < start || (at == start && inside)
 }

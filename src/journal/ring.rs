@@ -55,6 +55,12 @@ impl Ring {
         drop(inner); // freeing takes longer than readers should wait
     }
 
+    /// Forgets everything: the next block will be number `first`.
+    pub fn restart(&self, first: u64) {
+        let old = std::mem::replace(&mut *self.inner.write(), Inner { first, ..Inner::default() });
+        drop(old); // outside the lock
+    }
+
     /// The block with this number.
     pub fn get(&self, number: u64) -> Lookup {
         let inner = self.inner.read();

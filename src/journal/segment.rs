@@ -9,7 +9,7 @@
 //! |---|---|---|
 //! | 0 | 8 | magic `WALCASTJ` |
 //! | 8 | 4 | format version, 1 |
-//! | 12 | 4 | zero |
+//! | 12 | 4 | flags; bit 0: replay, counts only with a RECOVERED record in it or in a later one of the same replay |
 //! | 16 | 8 | segment number, from 1, without gaps |
 //! | 24 | 8 | number of the first block in it |
 //! | 32 | 20 | position in front: lineage `u64`, LSN `u64`, sequence `u32` |
@@ -45,9 +45,14 @@
 //! |---|---|
 //! | 1 BLOCK | [`Block::encode_head`](crate::wire::block::Block::encode_head), then the gRPC message |
 //! | 2 RELATION | a protobuf `walcast.v1.Relation`, one immutable version |
-//! | 3 LINEAGE | system identifier `u64`, timeline `u32`, epoch `u32`, switch LSN `u64`, first block `u64`, last position on the lineage before (20), history length `u32`, history |
+//! | 3 LINEAGE | system identifier `u64`, timeline `u32`, epoch `u32`, switch LSN `u64`, first block `u64`, last position on the lineage before (20), history length `u32`, history, first resume point (20), 1 if changes are missing in front of it else 0, why |
 //! | 4 MARK | empty: a keepalive moved the resume point to the last position |
-//! | 5 STATE | last xid `u64` (0: none); open transaction `u8` 0/1; if 1: first block `u64`, ordinals `u64`, length `u32`, framed `begin` |
+//! | 5 STATE | last xid `u64` (0: none); open transaction `u8` 0/1; if 1: first block `u64`, ordinals `u64`, length `u32`, framed `begin`; then how many HORIZON payloads `u16`, each with its length `u32`, oldest first |
+//! | 6 RECOVERED | slot name: what was replayed up to the last position counts, and the named slot goes on there |
+//! | 7 HORIZON | lineage `u64`, low LSN `u64`, high LSN `u64`, the text of a `pg_snapshot` |
+//!
+//! A replay from log tables begins a segment of its own, flagged in the header, and RECOVERED ends it. Segments of a
+//! replay without RECOVERED are removed when the journal is opened: nobody was ever told of them.
 //!
 //! Other kinds belong to later versions and are an error that says so, never skipped.
 //!
@@ -95,6 +100,10 @@ pub enum Kind {
     Mark = 4,
     /// What a reader that starts here must know.
     State = 5,
+    /// The replay up to here counts.
+    Recovered = 6,
+    /// What a replay from log tables need not read.
+    Horizon = 7,
 }
 
 impl Kind {
@@ -106,6 +115,8 @@ impl Kind {
             3 => Kind::Lineage,
             4 => Kind::Mark,
             5 => Kind::State,
+            6 => Kind::Recovered,
+            7 => Kind::Horizon,
             _ => return None,
         })
     }
@@ -126,6 +137,8 @@ pub struct FileHeader {
     pub salt: u64,
     /// Where the records that the segment begins with end: everything in front was synced before the file got its name.
     pub preamble: u64,
+    /// Part of a replay, which counts only with RECOVERED.
+    pub replay: bool,
 }
 
 /// Why the head of a file is not a header that can be used.
@@ -154,7 +167,7 @@ impl FileHeader {
         let start = out.len();
         out.put_slice(FILE_MAGIC);
         out.put_u32_le(VERSION);
-        out.put_u32_le(0);
+        out.put_u32_le(u32::from(self.replay));
         out.put_u64_le(self.number);
         out.put_u64_le(self.first_block);
         put_position(out, self.after);
@@ -180,8 +193,9 @@ impl FileHeader {
                 version = Some(found);
                 continue;
             }
-            copy.advance(4);
+            let replay = copy.get_u32_le() & 1 != 0;
             return Ok(FileHeader {
+                replay,
                 number: copy.get_u64_le(),
                 first_block: copy.get_u64_le(),
                 after: get_position(&mut copy),

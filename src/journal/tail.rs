@@ -6,36 +6,17 @@ use std::{collections::BTreeMap, sync::Arc};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use prost::Message;
 
+use super::horizon::{Horizon, get_horizon, put_horizon};
 use super::segment::{POSITION_LEN, get_position, put_position};
 use crate::{
+    feed::LineageStart,
     lsn::Lsn,
-    model::{Lineage, LineageId, Position, Provenance, Relation, Transaction},
+    model::{Lineage, Position, Provenance, Relation, Transaction},
     wire::{
         block::{Block, SpanEnd},
         pb, relation_from_pb, relation_to_pb,
     },
 };
-
-/// A lineage and where it begins in the journal.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LineageStart {
-    /// The history.
-    pub lineage: Arc<Lineage>,
-    /// [`Lineage::id`], which is a hash, computed once.
-    pub id: LineageId,
-    /// Number of the first block that belongs to it.
-    pub first_block: u64,
-    /// The last position on the lineage before; the default for the first of a journal.
-    pub left: Position,
-}
-
-impl LineageStart {
-    /// The last resume point right after the switch: what both histories share.
-    pub(super) fn tail(&self, first: bool) -> Position {
-        let switch = Position::new(self.id, self.lineage.switch_lsn);
-        if !first && self.left.order() < switch.order() { Position { lineage: self.id, ..self.left } } else { switch }
-    }
-}
 
 /// The transaction whose end has not been journaled yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,6 +34,7 @@ pub(super) struct Open {
 pub(super) struct State {
     pub last_xid: Option<u64>,
     pub open: Option<Open>,
+    pub horizons: Vec<Horizon>,
 }
 
 /// The end of the stream.
@@ -70,6 +52,8 @@ pub(super) struct Tail {
     pub current: BTreeMap<u32, Arc<Relation>>,
     /// Versions superseded since the last segment began: a block that is sealed later may still use them.
     pub superseded: Vec<Arc<Relation>>,
+    /// Oldest first.
+    pub horizons: Vec<Horizon>,
     pub(super) last_xid: Option<u64>,
     pub(super) last_transaction: Option<Arc<Block>>,
 }
@@ -85,6 +69,7 @@ impl Tail {
         self.next_block = next_block;
         self.position = position;
         self.open = state.open;
+        self.horizons = state.horizons;
         self.last_xid = state.last_xid;
         self.last_transaction = None;
     }
@@ -92,7 +77,8 @@ impl Tail {
     /// A tail behind damage: which transaction is open is not known.
     pub fn resume_at(&mut self, next_block: u64, position: Position) {
         let last_xid = self.last_xid();
-        self.restore(next_block, position, State { last_xid, open: None });
+        let horizons = std::mem::take(&mut self.horizons);
+        self.restore(next_block, position, State { last_xid, open: None, horizons });
     }
 
     /// Follows a block. On an error nothing has moved.
@@ -130,9 +116,9 @@ impl Tail {
         }
     }
 
-    /// Follows a lineage that begins here: the resume point is carried over if it lies on the shared part.
+    /// Follows a lineage that begins here.
     pub fn lineage(&mut self, start: LineageStart) {
-        self.position = start.tail(self.lineages.is_empty());
+        self.position = start.tail;
         self.lineages.push(start);
     }
 
@@ -148,7 +134,7 @@ impl Tail {
 
     /// What a STATE record says here.
     pub fn state(&mut self) -> State {
-        State { last_xid: self.last_xid(), open: self.open.clone() }
+        State { last_xid: self.last_xid(), open: self.open.clone(), horizons: self.horizons.clone() }
     }
 }
 
@@ -202,6 +188,11 @@ pub(super) fn put_state(out: &mut BytesMut, state: &State) {
             out.put_slice(&open.begin);
         }
     }
+    out.put_u16_le(state.horizons.len() as u16);
+    for horizon in &state.horizons {
+        out.put_u32_le(horizon.encoded_len() as u32);
+        put_horizon(out, horizon);
+    }
 }
 
 /// Reads the payload of a STATE record.
@@ -218,11 +209,17 @@ fn read_state(mut bytes: Bytes) -> Option<State> {
             let first_block = bytes.try_get_u64_le().ok()?;
             let ordinals = bytes.try_get_u64_le().ok()?;
             let len = bytes.try_get_u32_le().ok()? as usize;
-            Some(Open { first_block, ordinals, begin: Bytes::copy_from_slice(bytes.get(..len)?) })
+            Some(Open { first_block, ordinals, begin: bytes.len().checked_sub(len).map(|_| bytes.split_to(len))? })
         }
         _ => return None,
     };
-    Some(State { last_xid, open })
+    let mut horizons = Vec::new();
+    for _ in 0..if bytes.is_empty() { 0 } else { bytes.try_get_u16_le().ok()? } {
+        let len = bytes.try_get_u32_le().ok()? as usize;
+        horizons.push(get_horizon(bytes.get(..len)?).ok()?);
+        bytes.advance(len);
+    }
+    Some(State { last_xid, open, horizons })
 }
 
 /// Appends the payload of a LINEAGE record.
@@ -236,6 +233,9 @@ pub(super) fn put_lineage(out: &mut BytesMut, start: &LineageStart) {
     put_position(out, start.left);
     out.put_u32_le(lineage.history.len() as u32);
     out.put_slice(lineage.history.as_bytes());
+    put_position(out, start.tail);
+    out.put_u8(u8::from(start.gap.is_some()));
+    out.put_slice(start.gap.as_deref().unwrap_or_default().as_bytes());
 }
 
 /// Reads the payload of a LINEAGE record.
@@ -255,9 +255,16 @@ fn read_lineage(mut bytes: &[u8]) -> Option<LineageStart> {
     let left = get_position(&mut bytes);
     let len = bytes.try_get_u32_le().ok()? as usize;
     let history = std::str::from_utf8(bytes.get(..len)?).ok()?.to_owned();
+    bytes.advance(len);
     let lineage = Lineage { system_identifier, timeline, history, epoch, switch_lsn };
     let id = lineage.id();
-    Some(LineageStart { lineage: Arc::new(lineage), id, first_block, left })
+    let (mut tail, mut gap) = (Position::new(id, switch_lsn), None);
+    // Journals from before failovers were followed hold one lineage, which ends here.
+    if bytes.len() > POSITION_LEN {
+        tail = get_position(&mut bytes);
+        gap = (bytes.get_u8() != 0).then(|| std::str::from_utf8(bytes).map(str::to_owned));
+    }
+    Some(LineageStart { lineage: Arc::new(lineage), id, first_block, left, tail, gap: gap.transpose().ok()? })
 }
 
 /// Appends the payload of a RELATION record.

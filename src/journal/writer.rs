@@ -5,26 +5,27 @@ use std::{
     fs::File,
     io::{self, IoSlice},
     ops::Range,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::{
-    Shared,
+    Horizon, Shared,
     appender::Queue,
     disk::{is_full, now, preallocate, segment_path, sync_dir},
+    horizon::{self, put_horizon},
     keeper::Desk,
     map::{Place, RelationEntry, Segment},
     rows::{self, Covered, Pointer},
     segment::{FileHeader, Kind, RECORD_LEN, RECORDS, RecordHeader},
     store::Write,
-    tail::{LineageStart, Tail, put_lineage, put_relation, put_state},
+    tail::{Tail, put_lineage, put_relation, put_state},
 };
 use crate::{
     failpoint,
-    feed::Marks,
+    feed::{LineageStart, Marks},
     lsn::Lsn,
     metrics,
     model::{Position, Relation},
@@ -38,6 +39,9 @@ pub(super) enum Entry {
     Relation(Arc<Relation>),
     Lineage(LineageStart),
     Mark(Position),
+    Replay,
+    Recovered(Position, String),
+    Horizon(Horizon),
 }
 
 /// Why the writer thread ended.
@@ -71,6 +75,8 @@ pub(super) struct Writer {
     pub place: u64,
     /// Whether the segment holds blocks.
     pub has_blocks: bool,
+    /// Catalogue rows of a replay that does not count yet.
+    pub held_rows: Vec<Write>,
     pub batch: Batch,
 }
 
@@ -150,7 +156,7 @@ impl Writer {
         let full = self.offset + incoming > self.shared.options.segment_bytes;
         if self.has_blocks && (full || matches!(entry, Entry::Lineage(_))) {
             self.commit()?;
-            self.roll()?;
+            self.roll(self.header.replay)?;
         }
         if self.offset - self.place >= self.shared.options.index_bytes {
             self.add_state();
@@ -171,6 +177,26 @@ impl Writer {
                 let first = self.tail.position;
                 self.tail.position = position;
                 self.record(Kind::Mark, false, (first, position), |_| {});
+            }
+            Entry::Replay => {
+                self.commit()?;
+                self.roll(true)?;
+            }
+            Entry::Recovered(position, slot) => {
+                self.commit()?; // a RECOVERED that is there proves that everything in front of it is
+                let first = self.tail.position;
+                self.tail.position = position;
+                self.record(Kind::Recovered, false, (first, position), |out| out.put_slice(slot.as_bytes()));
+                failpoint::hit("recovery_before_recovered");
+                self.header.replay = false;
+                self.commit()?;
+                failpoint::hit("recovery_recovered");
+                self.roll(false)?;
+            }
+            Entry::Horizon(horizon) => {
+                let position = self.tail.position;
+                self.record(Kind::Horizon, false, (position, position), |out| put_horizon(out, &horizon));
+                horizon::keep(&mut self.tail.horizons, horizon);
             }
         }
         Ok(())
@@ -356,7 +382,9 @@ impl Writer {
         Ok(())
     }
 
+    /// Of a replay that does not count yet only the places and definitions move.
     fn publish(&mut self) {
+        let held = self.header.replay;
         let marks = Marks { next_block: self.tail.next_block, tail: self.tail.position };
         let mut rows: Vec<Write> = Vec::new();
         let bytes = {
@@ -364,7 +392,12 @@ impl Writer {
             if let Some(active) = map.segments.last_mut() {
                 self.extend(active, &mut rows);
             }
-            if map.earliest.is_none() {
+            let released = !held && map.held_from.take().is_some();
+            if released {
+                self.shared.ring.restart(marks.next_block);
+                self.batch.blocks.clear();
+            }
+            if map.earliest.is_none() && !held {
                 // What a new journal begins with is its oldest resume point, although no block follows it yet.
                 let begins = [map.marks, marks].into_iter().find(|marks| marks.tail.lsn != Lsn::ZERO);
                 let block = self.batch.blocks.first().map(|block| (block.after, block.number));
@@ -375,7 +408,7 @@ impl Writer {
                     _ => block,
                 };
             }
-            if map.earliest_commit_time.is_none() {
+            if map.earliest_commit_time.is_none() && !held {
                 map.earliest_commit_time = self.batch.blocks.iter().map(|b| b.commit_time).find(|time| *time != 0);
             }
             for (relation, at) in &self.batch.relations {
@@ -384,13 +417,16 @@ impl Writer {
                 rows.push(rows::put_relation(relation.id, *at));
             }
             for (start, rank, at) in &self.batch.lineages {
-                if *rank as usize == map.history.0.len() {
-                    Arc::make_mut(&mut map.history).0.push(start.clone());
+                if *rank as usize == map.history.len() {
+                    Arc::make_mut(&mut map.history).push(start.clone());
+                    self.shared.lineages.store(map.history.len(), Ordering::Release);
                 }
                 rows.push(rows::put_lineage(*rank, *at));
             }
-            map.open_since = self.tail.open.as_ref().map(|open| open.first_block);
-            map.marks = marks;
+            if !held {
+                map.open_since = self.tail.open.as_ref().map(|open| open.first_block);
+                map.marks = marks;
+            }
             map.bytes()
         };
         if let Some(place) = self.batch.places.last() {
@@ -398,6 +434,12 @@ impl Writer {
             let covered = Covered { at, salt: self.header.salt, next_block: place.block, tail: place.after };
             rows.push(rows::put_covered(&covered));
         }
+        if held {
+            self.held_rows.append(&mut rows);
+            metrics::set(metrics::JOURNAL_BYTES, bytes as f64);
+            return;
+        }
+        rows.splice(0..0, self.held_rows.drain(..));
         self.shared.ring.push(self.batch.blocks.drain(..));
         self.shared.marks.send_if_modified(|now| std::mem::replace(now, marks) != marks);
         metrics::set(metrics::JOURNAL_BYTES, bytes as f64);
@@ -431,7 +473,7 @@ impl Writer {
     }
 
     /// Ends the active segment and begins the next one. The batch is empty.
-    pub fn roll(&mut self) -> Result<(), Stop> {
+    pub fn roll(&mut self, replay: bool) -> Result<(), Stop> {
         let header = FileHeader {
             number: self.header.number + 1,
             first_block: self.tail.next_block,
@@ -439,6 +481,7 @@ impl Writer {
             created: now(),
             salt: fastrand::u64(..),
             preamble: 0,
+            replay,
         };
         failpoint::hit("segment_roll");
         self.file.set_len(self.offset)?;
@@ -482,7 +525,11 @@ impl Writer {
         std::fs::rename(&partial, &path)?;
         sync_dir(&dir).map_err(|error| Stop::Fatal(format!("fsync of the directory: {error}")))?;
         self.synced = self.offset;
-        self.shared.map.write().segments.push(Segment {
+        let mut map = self.shared.map.write();
+        if header.replay {
+            map.held_from.get_or_insert(header.number);
+        }
+        map.segments.push(Segment {
             number: header.number,
             path,
             first_block: header.first_block,
@@ -494,6 +541,7 @@ impl Writer {
             unreadable: None,
             places: Vec::new(),
         });
+        drop(map);
         self.publish();
         self.batch.clear();
         Ok(())

@@ -13,6 +13,8 @@
 mod connect;
 pub mod conninfo;
 mod error;
+pub mod lineage;
+pub mod logtables;
 pub mod preflight;
 pub mod publication;
 pub mod replication;

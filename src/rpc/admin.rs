@@ -52,6 +52,7 @@ impl<B: Backend> pb::admin_service_server::AdminService for Admin<B> {
                 current_lsn: text_unless(source.current == Lsn::ZERO, source.current),
                 retained_wal_bytes: source.retained_wal_bytes,
                 last_error: source.last_error,
+                alarms: source.alarms,
             }),
             journal: Some(pb::JournalStatus {
                 earliest: known.as_ref().map(|_| position_to_pb(window.earliest)),

@@ -5,7 +5,7 @@ use std::future::Future;
 
 use crate::{
     feed::Frame,
-    hub::{self, Hub, Principal, StartAt, SubscriberInfo, Subscription},
+    hub::{self, Hub, Principal, Retracted, StartAt, SubscriberInfo, Subscription},
     model::Position,
     reason::Classified,
 };
@@ -22,6 +22,13 @@ pub trait Backend: Clone + Send + Sync + 'static {
         &self,
         principal: &Principal,
         request: Subscription,
+    ) -> impl Future<Output = Result<Self::Session, Self::Error>> + Send;
+
+    /// As [`Hub::read_retracted`].
+    fn read_retracted(
+        &self,
+        principal: &Principal,
+        request: Retracted,
     ) -> impl Future<Output = Result<Self::Session, Self::Error>> + Send;
 
     /// As [`Hub::acknowledge`].
@@ -90,6 +97,10 @@ impl Backend for Hub {
 
     async fn subscribe(&self, principal: &Principal, request: Subscription) -> Result<hub::Session, hub::Error> {
         Hub::subscribe(self, principal, request).await
+    }
+
+    async fn read_retracted(&self, principal: &Principal, request: Retracted) -> Result<hub::Session, hub::Error> {
+        Hub::read_retracted(self, principal, request).await
     }
 
     async fn acknowledge(

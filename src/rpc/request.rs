@@ -7,7 +7,7 @@ use prost::Message;
 
 use crate::{
     feed::Start,
-    hub::{RowFormat, StartAt, Subscription},
+    hub::{Retracted, RowFormat, StartAt, Subscription},
     lsn::Lsn,
     model::{Operation, Position},
     reason::{Classified, Reason},
@@ -78,14 +78,7 @@ pub fn subscription(
     if !request.source.is_empty() {
         wrong.add(format!("{root}source"), "this hub has one source; leave it empty");
     }
-    let row_format = match pb::RowFormat::try_from(request.row_format) {
-        Ok(pb::RowFormat::Unspecified | pb::RowFormat::Compact) => RowFormat::Compact,
-        Ok(pb::RowFormat::Struct) => RowFormat::Struct,
-        Err(_) => {
-            wrong.add(format!("{root}row_format"), format!("{} is not a RowFormat", request.row_format));
-            RowFormat::Compact
-        }
-    };
+    let row_format = row_format(root, request.row_format, &mut wrong);
     let max_message_bytes = match request.max_message_bytes {
         0 => None,
         bytes @ MIN_MESSAGE_BYTES..=MAX_MESSAGE_BYTES => Some(bytes),
@@ -155,12 +148,24 @@ where
     text.parse().map_err(|error: T::Err| Error::field(field, error.to_string()))
 }
 
-/// A filter outside of a subscription.
-pub fn filter(field: &str, filter: &pb::Filter) -> Result<Filter, Error> {
+/// Checks a request for what a failover took back.
+pub fn retracted(request: pb::ReadRetractedRequest) -> Result<Retracted, Error> {
     let mut wrong = Violations::default();
-    let filter = filter_from_pb(field, filter, &mut wrong);
+    let row_format = row_format("", request.row_format, &mut wrong);
+    let filter = request.filter.as_ref().map(|filter| filter_from_pb("filter", filter, &mut wrong));
     wrong.none()?;
-    Ok(filter)
+    Ok(Retracted { old_lineage: parsed("old_lineage", &request.old_lineage)?, filter, row_format })
+}
+
+fn row_format(root: &str, number: i32, wrong: &mut Violations) -> RowFormat {
+    match pb::RowFormat::try_from(number) {
+        Ok(pb::RowFormat::Unspecified | pb::RowFormat::Compact) => RowFormat::Compact,
+        Ok(pb::RowFormat::Struct) => RowFormat::Struct,
+        Err(_) => {
+            wrong.add(format!("{root}row_format"), format!("{number} is not a RowFormat"));
+            RowFormat::Compact
+        }
+    }
 }
 
 fn start_at(field: &str, start: &pb::Start, wrong: &mut Violations) -> Result<Option<StartAt>, Error> {

@@ -1,16 +1,16 @@
-//! `ChangeStreamService` without its two streams, which [`streams`](super::streams) answers.
+//! `ChangeStreamService` without its streams, which [`streams`](super::streams) answers.
 
 use std::{collections::HashSet, pin::Pin, sync::Arc};
 
-use futures_util::{Stream, stream};
+use futures_util::Stream;
 use globset::{Glob, GlobSet, GlobSetBuilder};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{backend::Backend, request, status, tokens::Caller};
 use crate::{
-    feed::{self, Feed},
+    feed::Feed,
     hub::Principal,
-    model::{LineageId, Relation},
+    model::Relation,
     wire::{pb, position_to_pb, relation_to_pb},
 };
 
@@ -91,20 +91,11 @@ impl<B: Backend> pb::change_stream_service_server::ChangeStreamService for Chang
         Ok(Response::new(pb::ListRelationsResponse { relations }))
     }
 
-    /// Nothing has ever been taken back on the lineages that this version knows.
     async fn read_retracted(
         &self,
-        request: Request<pb::ReadRetractedRequest>,
+        _: Request<pb::ReadRetractedRequest>,
     ) -> Result<Response<Self::ReadRetractedStream>, Status> {
-        let request = request.into_inner();
-        if let Some(filter) = &request.filter {
-            request::filter("filter", filter).map_err(refused)?;
-        }
-        let lineage: LineageId = request::parsed("old_lineage", &request.old_lineage).map_err(refused)?;
-        if self.feed.lineage().is_none_or(|current| current.id() != lineage) {
-            return Err(status::status(&feed::Error::LineageUnknown(lineage)));
-        }
-        Ok(Response::new(Box::pin(stream::empty())))
+        Err(elsewhere())
     }
 }
 

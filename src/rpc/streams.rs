@@ -1,4 +1,4 @@
-//! Subscribe and Consume: a tower service in front of the generated one. It decodes the request as tonic would and
+//! Subscribe, Consume and ReadRetracted: a tower service in front of the generated one. It decodes the request as tonic would and
 //! answers with a [`StreamBody`]; every other method goes to the generated code.
 //!
 //! Whatever is wrong is found before the response starts, so that a refusal is a trailers-only response, which is the
@@ -46,6 +46,15 @@ use crate::{
 
 const SUBSCRIBE: &str = "/walcast.v1.ChangeStreamService/Subscribe";
 const CONSUME: &str = "/walcast.v1.ChangeStreamService/Consume";
+const READ_RETRACTED: &str = "/walcast.v1.ChangeStreamService/ReadRetracted";
+
+/// The methods that are answered here.
+#[derive(Clone, Copy, Debug)]
+enum Method {
+    Subscribe,
+    Consume,
+    ReadRetracted,
+}
 
 /// How long a client may take to say what it wants, once it has opened a stream.
 const REQUEST_TIME: Duration = Duration::from_secs(30);
@@ -84,8 +93,14 @@ impl<B: Backend> StreamServer<B> {
         StreamServer { backend, rest, max_request_bytes, closing }
     }
 
-    async fn open(self, request: Request<Body>, consume: bool) -> Result<StreamBody, Status> {
-        let opening = async { if consume { self.consume(request).await } else { self.subscribe(request).await } };
+    async fn open(self, request: Request<Body>, method: Method) -> Result<StreamBody, Status> {
+        let opening = async {
+            match method {
+                Method::Subscribe => self.subscribe(request).await,
+                Method::Consume => self.consume(request).await,
+                Method::ReadRetracted => self.read_retracted(request).await,
+            }
+        };
         tokio::select! {
             body = opening => body,
             () = self.closing.cancelled() => Err(status::refuse(Reason::Draining, "the hub is shutting down")),
@@ -104,6 +119,23 @@ impl<B: Backend> StreamServer<B> {
         let peer = peer(&parts.extensions);
         let subscription = request::subscription("", message, false, peer).map_err(|error| status::status(&error))?;
         let (session, span) = self.start(&parts.extensions, subscription).await?;
+        Ok(StreamBody::new(session, None, parts.extensions.get().cloned(), span))
+    }
+
+    async fn read_retracted(&self, request: Request<Body>) -> Result<StreamBody, Status> {
+        let (parts, body) = request.into_parts();
+        let mut messages = self.decode::<pb::ReadRetractedRequest>(&parts.headers, body)?;
+        let message = in_time(async {
+            let message = messages.message().await?.ok_or_else(|| Status::internal("there is no request message"))?;
+            messages.trailers().await?;
+            Ok(message)
+        })
+        .await?;
+        let retracted = request::retracted(message).map_err(|error| status::status(&error))?;
+        let caller = parts.extensions.get::<Caller>().cloned().unwrap_or_default();
+        let span = tracing::info_span!("retracted", lineage = %retracted.old_lineage, peer = peer(&parts.extensions));
+        let session = self.backend.read_retracted(&caller.principal, retracted).await;
+        let session = session.map_err(|error| status::status(&error))?;
         Ok(StreamBody::new(session, None, parts.extensions.get().cloned(), span))
     }
 
@@ -162,14 +194,15 @@ impl<B: Backend> Service<Request<Body>> for StreamServer<B> {
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let consume = match request.uri().path() {
-            SUBSCRIBE => false,
-            CONSUME => true,
+        let method = match request.uri().path() {
+            SUBSCRIBE => Method::Subscribe,
+            CONSUME => Method::Consume,
+            READ_RETRACTED => Method::ReadRetracted,
             _ => return self.rest.call(request),
         };
         let server = self.clone();
         Box::pin(async move {
-            Ok(match server.open(request, consume).await {
+            Ok(match server.open(request, method).await {
                 Ok(body) => {
                     let mut response = Response::new(Body::new(body));
                     response.headers_mut().insert(CONTENT_TYPE, GRPC_CONTENT_TYPE);

@@ -6,12 +6,18 @@
 //! protocol](https://www.postgresql.org/docs/current/protocol-replication.html)). So everything is compared here first,
 //! and what would be a silent gap is refused with a typed reason.
 
+mod course;
+mod guard;
 mod prepare;
+mod reach;
+mod recover;
+mod slots;
 mod state;
 mod watch;
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{path::PathBuf, time::Duration};
 
+pub use course::REBASE;
 pub use state::SourceState;
 
 use crate::{
@@ -19,7 +25,7 @@ use crate::{
     journal::Journal,
     lsn::Lsn,
     metrics,
-    postgres::{self, conninfo::ConnectOptions, replication::Replication, sql::Sql},
+    postgres::{self, conninfo::ConnectOptions},
     reason::{Classified, Reason},
     shutdown::Drain,
 };
@@ -39,6 +45,22 @@ pub struct Options {
     pub schemas: Vec<String>,
     /// Messages that cannot be decoded are kept here.
     pub quarantine: PathBuf,
+    /// File in which an operator names the system to go on with.
+    pub rebase: PathBuf,
+    /// Have standbys keep the slot in step (PostgreSQL 17 and later).
+    pub failover_slot: bool,
+    /// What to do when the slot does not have what the journal lacks.
+    pub on_slot_lost: OnSlotLost,
+}
+
+/// What to do when the slot does not have what the journal lacks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnSlotLost {
+    /// Streams end with SLOT_LOST where the journal ends.
+    #[default]
+    Stop,
+    /// A new slot; streams get a `gap` event and go on behind it.
+    Continue,
 }
 
 /// Why the source does not stream.
@@ -102,20 +124,21 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 pub async fn run(
     options: Options,
     journal: Journal,
-    mut fresh: bool,
+    fresh: bool,
     mut ingest: Ingest,
     state: SourceState,
     drain: Drain,
 ) -> Result<(), ingest::Error> {
     let mut pause = FIRST_PAUSE;
-    let mut stuck = None;
+    let mut carried = Carried { fresh, skipped: false, stuck: None };
     metrics::set(metrics::SOURCE_UNDECODABLE, 0.0);
     while !drain.started() {
         let begun = state.streams_begun();
-        let attempt = stream_once(&options, &journal, &mut ingest, &mut fresh, &state, stuck, &drain).await;
+        let attempt = stream_once(&options, &journal, &mut ingest, &mut carried, &state, &drain).await;
         let Err(error) = attempt else { continue };
         let reason = error.reason();
         let told = error.told();
+        carried.skipped |= matches!(error, Error::Ingest(_)) && reason == Reason::PublicationMissing;
         state.away(&format!("{}: {told}", reason.as_str()));
         metrics::add(metrics::SOURCE_RECONNECTS, 1);
         if state.streams_begun() > begun {
@@ -128,7 +151,7 @@ pub async fn run(
         if let Error::Ingest(ingest::Error::Undecodable { lsn, bytes, .. }) = &error {
             quarantine(&options.quarantine, *lsn, bytes);
             metrics::set(metrics::SOURCE_UNDECODABLE, 1.0);
-            stuck = Some(*lsn);
+            carried.stuck = Some(*lsn);
             pause = LONGEST_PAUSE;
         }
         if starting_up(&error) {
@@ -151,38 +174,59 @@ fn starting_up(error: &Error) -> bool {
     matches!(error, Error::Postgres(error) if error.sqlstate() == Some("57P03"))
 }
 
+/// What one connection leaves to the next.
+struct Carried {
+    /// The journal has not begun yet.
+    fresh: bool,
+    /// The stream met WAL for which the publication does not exist: only a new slot gets past it.
+    skipped: bool,
+    /// A message that cannot be decoded.
+    stuck: Option<Lsn>,
+}
+
 /// One connection, from the first packet to its end.
 async fn stream_once(
     options: &Options,
     journal: &Journal,
     ingest: &mut Ingest,
-    fresh: &mut bool,
+    carried: &mut Carried,
     state: &SourceState,
-    stuck: Option<Lsn>,
     drain: &Drain,
 ) -> Result<(), Error> {
-    let sql = tokio::select! {
-        () = drain.wait() => return Ok(()),
-        connected = Sql::connect(&options.connect) => Arc::new(connected?),
-    };
     ingest.settle().await?;
+    let mut reached = tokio::select! {
+        () = drain.wait() => return Ok(()),
+        reached = reach::reach(options, journal) => reached?,
+    };
+    state.update(|status| {
+        status.system_identifier = reached.identity.system_identifier;
+        status.timeline = reached.identity.timeline;
+    });
+    let sql = reached.sql.clone();
     let opened = async {
-        let mut replication = Replication::connect(&options.connect, sql.server()).await?;
-        let prepared = prepare::prepare(options, journal, ingest, fresh, &sql, &mut replication, state).await?;
+        let (fresh, skipped) = (&mut carried.fresh, carried.skipped);
+        let prepared = prepare::prepare(options, journal, ingest, fresh, skipped, &mut reached, state).await?;
+        carried.skipped = false;
         state.reached(sql.clone());
-        let stream = replication.start(&options.slot, prepared.start, &options.publication).await?;
+        let stream = reached.replication.start(&options.slot, prepared.start, &options.publication).await?;
         Ok((stream, prepared))
     };
-    let (mut stream, prepared) = match opened.await {
+    let opened = tokio::select! {
+        () = drain.wait() => return Ok(()), // a new slot may wait for others for ever
+        opened = opened => opened,
+    };
+    let (mut stream, prepared) = match opened {
         Ok(opened) => opened,
         Err(error) => return Err(prepare::explain(options, &sql, error).await),
     };
     tracing::info!(slot = options.slot, start = %prepared.start, "streaming");
     state.streams();
-    let watched = watch::Watch { sql: &sql, options, publication_oid: prepared.publication_oid, state, journal, stuck };
+    let guard = guard::Guard::new(journal.clone(), ingest.desk());
+    let (publication_oid, stuck) = (prepared.publication_oid, carried.stuck);
+    let watched = watch::Watch { sql: &sql, options, publication_oid, state, journal, stuck };
     let ended = tokio::select! {
         ended = ingest.run(&mut stream, prepared.status_interval, state.nudged(), drain) => ended.map_err(Error::from),
-        error = watched.run() => Err(error),
+        error = watched.run(guard) => Err(error),
     };
     if ended.is_ok() {
         stream.stop().await?;

@@ -1,15 +1,22 @@
-//! Everything that is compared before the first byte is streamed: server, history, publication, slot.
+//! Everything that is compared before the first byte is streamed: history, publication, slot, in this order. The journal
+//! follows the server's history before it looks at the slot, so that everything after is about one history.
 
 use std::time::Duration;
 
-use super::{Error, Options, SourceState, refused};
+use super::{
+    Error, Options, SourceState,
+    course::Step,
+    reach::Reached,
+    refused,
+    slots::{self, Broken, Decision, Mending},
+};
 use crate::{
+    failpoint,
     feed::Feed,
     ingest::{Ingest, restart_lsn},
     journal::Journal,
     lsn::Lsn,
-    model::Lineage,
-    postgres::{self, preflight, publication, replication::Replication, server, slot, sql::Sql},
+    postgres::{self, preflight, publication, server, slot, sql::Sql},
     reason::{Classified, Reason},
 };
 
@@ -28,23 +35,23 @@ pub(super) async fn prepare(
     journal: &Journal,
     ingest: &mut Ingest,
     fresh: &mut bool,
-    sql: &Sql,
-    replication: &mut Replication,
+    skipped: bool,
+    reached: &mut Reached,
     state: &SourceState,
 ) -> Result<Prepared, Error> {
-    let identity = replication.identify_system().await?;
-    let history = match identity.timeline {
-        1 => String::new(),
-        timeline => replication.timeline_history(timeline).await?,
-    };
-    let lineage = Lineage {
-        system_identifier: identity.system_identifier,
-        timeline: identity.timeline,
-        history,
-        epoch: 0,
-        switch_lsn: Lsn::ZERO,
-    };
-    compare_history(journal, &lineage)?;
+    let Reached { sql, replication, step, .. } = reached;
+    // A hub that was killed while it founded its journal has segments and no lineage.
+    *fresh |= journal.lineage().is_none();
+    let sql = &**sql;
+    if let Step::Follow(lineage) = step {
+        let (from, switch) = (ingest.complete(), lineage.switch_lsn);
+        failpoint::hit("before_lineage");
+        let to = lineage.id();
+        ingest.follow(lineage.clone()).await?;
+        failpoint::hit("after_lineage");
+        let (timeline, ends) = (lineage.timeline, ingest.complete());
+        tracing::warn!(timeline, %switch, %from, %ends, lineage = %to, "the source's history forked: following it");
+    }
     let publication = match publication::find(sql, &options.publication).await? {
         Some(found) => found,
         None if options.create_publication => {
@@ -55,33 +62,61 @@ pub(super) async fn prepare(
         None => return Err(missing(options)),
     };
     state.publishes(publication::published_tables(sql, &options.publication).await?);
-    state.update(|status| {
-        status.system_identifier = identity.system_identifier;
-        status.timeline = identity.timeline;
-    });
     ingest.widen_near(server::current_xid8(sql).await?);
     let found = slot::state(sql, &options.slot).await?;
-    let start = match found {
-        Some(slot) => existing_slot(options, ingest, fresh, lineage, &slot).await?,
-        None if *fresh => {
-            let consistent_point = replication.create_slot(&options.slot, false).await?.consistent_point;
-            tracing::info!(slot = options.slot, %consistent_point, "created the slot");
-            ingest.found(lineage, consistent_point).await?;
+    let mut decision = slots::decide(&options.slot, found.as_ref(), *fresh, restart_lsn(ingest.complete()))?;
+    let rebase = match step {
+        Step::Rebase(lineage) => Some(lineage.clone()),
+        _ => None,
+    };
+    if rebase.is_some() {
+        // LSNs of two systems say nothing about each other: whatever the slot says, the gap is stated.
+        decision = match found.as_ref().filter(|slot| !slot.is_lost()).and_then(|slot| slot.confirmed_flush) {
+            Some(confirmed) => Decision::Broken(Broken::Ahead(confirmed)),
+            None if found.is_some() => Decision::Broken(Broken::Invalidated("lost".into())),
+            None => Decision::Broken(Broken::Missing),
+        };
+    }
+    if let Decision::Stream(start) = decision
+        && (skipped || ingest.replaying())
+    {
+        decision = Decision::Broken(Broken::Skips(start));
+    }
+    let start = match (decision, &*step) {
+        (Decision::Stream(start), _) => {
+            slots::set_failover(options, replication, found.as_ref()).await;
+            start
+        }
+        (Decision::Broken(broken), _) => {
+            let lineage = rebase.clone().or_else(|| journal.lineage().map(|lineage| (*lineage).clone()));
+            let lineage = lineage.ok_or_else(|| refused(Reason::SlotLost, "the journal has no lineage"))?;
+            let rebase = rebase.is_some();
+            let publication = &publication;
+            let mending = Mending { options, journal, ingest, sql, replication, state, publication, lineage, rebase };
+            slots::mend(mending, &broken).await?
+        }
+        (Decision::Create, Step::Begin(lineage)) => {
+            let consistent_point = slots::create(options, sql, replication).await?;
+            ingest.found(lineage.clone(), consistent_point).await?;
             *fresh = false;
             consistent_point
         }
-        None => {
-            let (from, to) = (restart_lsn(ingest.complete()), server::wal_positions(sql).await?.insert);
-            return Err(refused(
-                Reason::SlotLost,
-                format!(
-                    "slot {:?} does not exist, and the journal ends at {from}: a new slot would miss what was committed \
-                     from {from} to {to}. Restore the slot, or start over with a new --data-dir",
-                    options.slot
-                ),
-            ));
+        (Decision::Adopt(confirmed_flush), Step::Begin(lineage)) => {
+            tracing::info!(slot = options.slot, %confirmed_flush, "found the slot; the journal is new");
+            ingest.found(lineage.clone(), confirmed_flush).await?;
+            slots::set_failover(options, replication, found.as_ref()).await;
+            *fresh = false;
+            confirmed_flush
+        }
+        (Decision::Create | Decision::Adopt(_), _) => {
+            return Err(refused(Reason::Internal, "a journal that is new has a lineage"));
         }
     };
+    if rebase.is_some()
+        && let Err(error) = std::fs::remove_file(&options.rebase)
+    {
+        tracing::warn!(file = %options.rebase.display(), %error, "the rebase was done, its file cannot be removed");
+    }
     let end = server::wal_positions(sql).await?.insert;
     if start > end {
         let message = format!("the journal ends at {start}, the server's WAL at {end}: it has lost WAL");
@@ -100,85 +135,6 @@ fn missing(options: &Options) -> Error {
             options.publication, options.publication
         ),
     )
-}
-
-fn compare_history(journal: &Journal, server: &Lineage) -> Result<(), Error> {
-    let Some(known) = journal.lineage() else { return Ok(()) };
-    if known.system_identifier != server.system_identifier {
-        return Err(refused(
-            Reason::SourceChanged,
-            format!(
-                "the journal belongs to system {}, the server is {}",
-                known.system_identifier, server.system_identifier
-            ),
-        ));
-    }
-    if known.timeline > server.timeline {
-        return Err(refused(
-            Reason::SourceStalePrimary,
-            format!("the journal has seen timeline {}, the server is on {}", known.timeline, server.timeline),
-        ));
-    }
-    if (known.timeline, known.history.as_str()) != (server.timeline, server.history.as_str()) {
-        return Err(refused(
-            Reason::SourceChanged,
-            format!(
-                "the server is on timeline {} and the journal on {}: following a promoted standby is not offered by \
-                 this version. Start over with a new --data-dir",
-                server.timeline, known.timeline
-            ),
-        ));
-    }
-    Ok(())
-}
-
-/// Where to start on a slot that is already there.
-async fn existing_slot(
-    options: &Options,
-    ingest: &mut Ingest,
-    fresh: &mut bool,
-    lineage: Lineage,
-    slot: &slot::SlotState,
-) -> Result<Lsn, Error> {
-    if slot.plugin.as_deref() != Some("pgoutput") {
-        let plugin =
-            slot.plugin.as_deref().map_or("is physical".to_owned(), |plugin| format!("uses the plugin {plugin:?}"));
-        let message = format!("slot {:?} {plugin}; give another name with --slot", options.slot);
-        return Err(refused(Reason::PreflightFailed, message));
-    }
-    if let Some(pid) = slot.active_pid {
-        let message = format!("slot {:?} is in use by the server process {pid}", options.slot);
-        return Err(refused(Reason::SlotInUse, message));
-    }
-    if slot.is_lost() {
-        let message = format!(
-            "slot {:?} was invalidated{}: what came after {} is gone. Drop it (walcast slot drop) and start over with a \
-             new --data-dir",
-            options.slot,
-            slot.invalidation_reason.as_ref().map(|reason| format!(" ({reason})")).unwrap_or_default(),
-            restart_lsn(ingest.complete()),
-        );
-        return Err(refused(Reason::SlotLost, message));
-    }
-    let Some(confirmed_flush) = slot.confirmed_flush else {
-        let message = format!("slot {:?} is still being created", options.slot);
-        return Err(refused(Reason::SlotInUse, message));
-    };
-    if *fresh {
-        tracing::info!(slot = options.slot, %confirmed_flush, "found the slot; the journal is new");
-        ingest.found(lineage, confirmed_flush).await?;
-        *fresh = false;
-    }
-    let complete = restart_lsn(ingest.complete());
-    if confirmed_flush > complete {
-        let message = format!(
-            "slot {:?} was acknowledged up to {} elsewhere, and the journal ends at {complete}: what lies between would be \
-             missing. Start over with a new --data-dir",
-            options.slot, confirmed_flush
-        );
-        return Err(refused(Reason::SlotLost, message));
-    }
-    Ok(complete)
 }
 
 /// Streaming could not begin for a reason that a person must remove: the preflight often knows better than the server's

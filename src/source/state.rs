@@ -10,7 +10,8 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
 use crate::{
-    feed::{BoxFuture, Source, SourceAway, SourceStatus, WalPositions},
+    feed::{BoxFuture, Lost, Source, SourceAway, SourceStatus, WalPositions},
+    lsn::Lsn,
     metrics,
     model::Relation,
     postgres::{publication, server, sql::Sql},
@@ -31,6 +32,7 @@ struct Inner {
     published: ArcSwapOption<Vec<(String, String)>>,
     status: Mutex<SourceStatus>,
     nudge: Notify,
+    lost: Mutex<Option<Lost>>,
 }
 
 impl SourceState {
@@ -47,6 +49,7 @@ impl SourceState {
             published: ArcSwapOption::empty(),
             status: Mutex::new(status),
             nudge: Notify::new(),
+            lost: Mutex::new(None),
         }))
     }
 
@@ -77,6 +80,7 @@ impl SourceState {
         self.0.begun.fetch_add(1, Ordering::AcqRel);
         self.0.connected.store(true, Ordering::Release);
         self.0.streamed.send_replace(true);
+        *self.0.lost.lock() = None;
         self.update(|status| {
             status.connected = true;
             status.last_error.clear();
@@ -94,8 +98,23 @@ impl SourceState {
         metrics::set(metrics::SOURCE_CONNECTED, 0.0);
     }
 
+    /// The slot does not have what lies between, and the hub does not go on without it.
+    pub(super) fn lost(&self, from: Lsn, to: Lsn, detail: &str) {
+        *self.0.lost.lock() = Some(Lost { from, to, detail: detail.to_owned() });
+    }
+
     pub(super) fn publishes(&self, tables: Vec<(String, String)>) {
         self.0.published.store(Some(Arc::new(tables)));
+    }
+
+    /// What does not stop the stream and must be seen all the same; empty: nothing of this kind any more.
+    pub(super) fn alarm(&self, reason: Reason, what: &[String]) {
+        let prefix = reason.as_str();
+        self.update(|status| {
+            status.alarms.retain(|alarm| !alarm.starts_with(prefix));
+            status.alarms.extend(what.iter().map(|what| format!("{prefix}: {what}")));
+        });
+        metrics::set(metrics::SOURCE_ALARMS, self.0.status.lock().alarms.len() as f64);
     }
 
     pub(super) fn update(&self, change: impl FnOnce(&mut SourceStatus)) {
@@ -142,6 +161,10 @@ impl Source for SourceState {
                 Vec::new()
             })
         })
+    }
+
+    fn lost(&self) -> Option<Lost> {
+        if self.connected() { None } else { self.0.lost.lock().clone() }
     }
 
     fn nudge(&self) {

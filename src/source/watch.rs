@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::{Error, Options, SourceState, refused};
+use super::{Error, Options, SourceState, guard::Guard, refused};
 use crate::{
     feed::Feed,
     ingest::restart_lsn,
@@ -28,12 +28,15 @@ pub(super) struct Watch<'a> {
 
 impl Watch<'_> {
     /// Returns why streaming must end.
-    pub async fn run(&self) -> Error {
+    pub async fn run(&self, mut guard: Guard) -> Error {
         if let Err(error) = self.warn().await {
             return error;
         }
         loop {
             if let Err(error) = self.look().await {
+                return error;
+            }
+            if let Err(error) = guard.look(self.sql, self.options, self.state).await {
                 return error;
             }
             tokio::time::sleep(INTERVAL).await;

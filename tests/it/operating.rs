@@ -76,7 +76,7 @@ async fn another_cluster_than_the_journals_is_refused() {
     stage.db.run("INSERT INTO t VALUES (1)").await;
     stage.journaled().await;
     stage.hub.terminate();
-    let other = Cluster::with_new_identity();
+    let other = Cluster::of_another_system(crate::harness::versions::default_major(), &[]);
     other.connect().await.run("CREATE PUBLICATION walcast FOR ALL TABLES").await;
     let mut moved = Hub::new(&other.dsn());
     moved.in_data_dir(stage.hub.data_dir());

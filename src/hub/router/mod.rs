@@ -55,10 +55,14 @@ impl Router {
         let running = Running(Arc::downgrade(groups));
         let feed = Arc::downgrade(feed);
         tokio::spawn(async move {
+            let mut lineage = marks.borrow().tail.lineage;
             while marks.changed().await.is_ok() {
                 let (Some(groups), Some(feed)) = (running.0.upgrade(), feed.upgrade()) else { break };
                 let marks = *marks.borrow_and_update();
                 groups.router.advance(&*feed, marks, &groups.timeline);
+                if std::mem::replace(&mut lineage, marks.tail.lineage) != marks.tail.lineage {
+                    groups.router.index.lock().routes().iter().for_each(|route| route.signal());
+                }
             }
         });
     }

@@ -302,10 +302,10 @@ fn later_versions_and_records_are_named() {
     let mut unknown = bytes.clone();
     let at = RECORDS as usize;
     let record = RecordHeader::decode(header.salt, RECORDS, &unknown[at..]).expect("a record");
-    RecordHeader { kind: 6, ..record }.encode(header.salt, RECORDS, &mut unknown[at..at + RECORD_LEN]);
+    RecordHeader { kind: 99, ..record }.encode(header.salt, RECORDS, &mut unknown[at..at + RECORD_LEN]);
     fs::write(&path, unknown).expect("written");
     let refused = Journal::open(options(copy.path())).map(drop);
-    assert!(matches!(refused, Err(journal::Error::UnknownRecord { kind: 6, .. })), "{refused:?}");
+    assert!(matches!(refused, Err(journal::Error::UnknownRecord { kind: 99, .. })), "{refused:?}");
 
     let mut later = bytes;
     for at in [0, HEADER_COPY as usize] {

@@ -19,6 +19,8 @@ pub struct CreatedSlot {
     pub name: String,
     /// The slot delivers exactly the transactions that commit after this.
     pub consistent_point: Lsn,
+    /// Name of the exported snapshot, if one was asked for.
+    pub snapshot: Option<String>,
 }
 
 type Rows = Vec<Vec<Option<String>>>;
@@ -59,14 +61,38 @@ impl Replication {
             _ => "(SNAPSHOT 'nothing')",
         };
         let command = format!("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput {options}", identifier(name));
-        let rows = self.rows(&command).await?;
+        self.created(&command).await
+    }
+
+    /// The same, with a snapshot that sees exactly what committed before the slot's consistent point. Other sessions can
+    /// import it until the next command on this one, or its end.
+    pub async fn create_slot_with_snapshot(&mut self, name: &str, failover: bool) -> Result<CreatedSlot> {
+        let options = match (self.version(), failover) {
+            (..150_000, _) => "EXPORT_SNAPSHOT",
+            (170_000.., true) => "(SNAPSHOT 'export', FAILOVER)",
+            _ => "(SNAPSHOT 'export')",
+        };
+        self.created(&format!("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput {options}", identifier(name))).await
+    }
+
+    async fn created(&mut self, command: &str) -> Result<CreatedSlot> {
+        let rows = self.rows(command).await?;
         match rows.into_iter().next().as_deref() {
-            Some([Some(name), Some(point), ..]) => {
+            Some([Some(name), Some(point), snapshot, ..]) => {
                 let wrong = |error| Error::Protocol(format!("CREATE_REPLICATION_SLOT: {error}"));
-                Ok(CreatedSlot { name: name.clone(), consistent_point: point.parse().map_err(wrong)? })
+                Ok(CreatedSlot {
+                    name: name.clone(),
+                    consistent_point: point.parse().map_err(wrong)?,
+                    snapshot: snapshot.clone(),
+                })
             }
             _ => Err(Error::Protocol("the answer to CREATE_REPLICATION_SLOT".into())),
         }
+    }
+
+    /// Has standbys keep an existing slot in step; 17 and later, and not while it streams.
+    pub async fn set_failover(&mut self, name: &str) -> Result<()> {
+        self.rows(&format!("ALTER_REPLICATION_SLOT {} (FAILOVER true)", identifier(name))).await.map(drop)
     }
 
     /// A SQL_ASCII database holds bytes of any encoding. With `client_encoding` UTF8 the server converts nothing but

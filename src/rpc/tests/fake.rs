@@ -27,7 +27,7 @@ use crate::{
         BoxFuture, Checkpoint, Cursor, Error, Feed, Fetched, Frame, Marks, Source, SourceAway, SourceStatus, Start,
         SubscriberKey, WalPositions, Window,
     },
-    hub::{Principal, StartAt, SubscriberInfo, Subscription},
+    hub::{Principal, Retracted, StartAt, SubscriberInfo, Subscription},
     lsn::Lsn,
     model::{Lineage, Position, Relation, RelationId},
     reason::{Classified, Reason},
@@ -57,6 +57,8 @@ pub enum Script {
     Scripted(mpsc::Receiver<Result<Frame, FakeError>>),
     /// Sends one frame again and again.
     Flood(Frame),
+    /// Ends with OK at once.
+    Nothing,
     /// Sends nothing and does not hear the drain token.
     Stuck,
     /// Is refused.
@@ -130,6 +132,7 @@ impl Session for FakeSession {
                 }
             }
             Script::Flood(frame) => Some(Ok(frame.clone())),
+            Script::Nothing => None,
             Script::Stuck | Script::Refuse(_) => std::future::pending().await,
         };
         state.sent.fetch_add(1, Ordering::SeqCst);
@@ -193,6 +196,14 @@ impl Backend for FakeHub {
     ) -> Result<Position, FakeError> {
         self.0.note(format!("acknowledge {}/{subscriber} {position} {session}", principal.name));
         if subscriber == "unknown" { Err(FakeError(Reason::SubscriberUnknown)) } else { Ok(position) }
+    }
+
+    async fn read_retracted(&self, _: &Principal, request: Retracted) -> Result<FakeSession, FakeError> {
+        self.0.note(format!("retracted of {}", request.old_lineage));
+        match request.old_lineage == lineage().id() {
+            true => Ok(FakeSession(Arc::clone(&self.0), Script::Nothing)),
+            false => Err(FakeError(Reason::LineageUnknown)),
+        }
     }
 
     fn subscribers(&self, principal: &Principal) -> Vec<SubscriberInfo> {

@@ -213,6 +213,18 @@ impl Client {
         Ok(answer.into_inner().relations)
     }
 
+    /// Every event of what a lineage left behind.
+    pub async fn read_retracted(&self, old_lineage: &str) -> Result<Vec<pb::event::Kind>, Failure> {
+        let request = pb::ReadRetractedRequest { old_lineage: old_lineage.into(), ..Default::default() };
+        let answer = self.service().read_retracted(request).await.map_err(|status| Failure::of(&status))?;
+        let mut stream = answer.into_inner();
+        let mut events = Vec::new();
+        while let Some(message) = within(stream.message()).await.map_err(|status| Failure::of(&status))? {
+            events.extend(message.events.into_iter().filter_map(|event| event.kind));
+        }
+        Ok(events)
+    }
+
     pub async fn status(&self) -> Result<pb::GetStatusResponse, Failure> {
         let answer = self.admin().get_status(pb::GetStatusRequest {}).await;
         answer.map(tonic::Response::into_inner).map_err(|status| Failure::of(&status))
@@ -371,7 +383,7 @@ impl Stream {
         }
     }
 
-    fn describe(&self) -> String {
+    pub fn describe(&self) -> String {
         format!("end: {:?}; last of {} events:\n{}", self.log.end, self.log.events.len(), self.log.last_lines(12))
     }
 }

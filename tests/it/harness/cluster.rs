@@ -63,22 +63,21 @@ impl Cluster {
         cluster
     }
 
-    /// A server of the default version from an initdb of its own: the others are copies of one and share its system
-    /// identifier. Takes no turn of its own.
-    pub fn with_new_identity() -> Cluster {
-        let major = versions::default_major();
+    /// A server with a system identifier of its own, at a port of its own; `settings` may name another port.
+    pub fn of_another_system(major: u32, settings: &[(&str, &str)]) -> Cluster {
         let bin = versions::bin_dir(major);
         let dir = process::fresh_dir("cluster");
         process::give_to_server(&dir);
         copy(&init(major, &bin), &dir.join("data"));
         let mut cluster = Cluster { major, bin, dir, port: 0, server: None, _slot: None };
-        cluster.configure(&[]);
+        cluster.configure(settings);
         cluster.resume();
         cluster
     }
 
     fn configure(&mut self, settings: &[(&str, &str)]) {
-        self.port = process::free_port();
+        let given = settings.iter().rev().find(|(name, _)| *name == "port");
+        self.port = given.map_or_else(process::free_port, |(_, port)| port.parse().expect("a port"));
         let mut conf = String::from("\n# the tests'\n");
         let socket = self.dir.display().to_string();
         let port = self.port.to_string();

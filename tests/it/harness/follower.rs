@@ -98,6 +98,21 @@ impl Follower {
         .await;
     }
 
+    /// Waits until everything up to `lsn` of a lineage has come.
+    pub async fn reaches_on(&self, lineage: String, lsn: Lsn, deadline: Duration) {
+        eventually(deadline, || async {
+            if self.task.is_finished() {
+                let seen = self.shared.lock().expect("seen");
+                panic!("{:?} gave up: {:?}", seen.history.subscriber, seen.history.streams.last().map(|s| &s.end));
+            }
+            match self.position() {
+                Some(position) if position.lineage == lineage && order(&position).0 >= lsn => Ok(()),
+                other => Err(format!("at {other:?}, waiting for {lsn} on {lineage}")),
+            }
+        })
+        .await;
+    }
+
     /// Closes the stream.
     pub async fn stop(self) -> Followed {
         self.stop.cancel();
@@ -158,6 +173,16 @@ async fn follow(client: Client, request: Request, resume: Resume, shared: Arc<Mu
         let end = shared.lock().expect("seen").history.last().end.clone();
         match end {
             End::Cut(_) => {}
+            End::Failed(failure) if failure.reason == "POSITION_DIVERGED" && resume == Resume::Position => {
+                // As a client is told to: back to the last common position.
+                let common = pb::Position {
+                    lsn: failure.metadata["common"].clone(),
+                    lineage: failure.metadata["lineage"].clone(),
+                    ..pb::Position::default()
+                };
+                shared.lock().expect("seen").position = Some(common);
+                continue;
+            }
             End::Failed(failure) => {
                 let reason = Reason::ALL.iter().find(|reason| reason.as_str() == failure.reason);
                 if reason.is_none_or(|reason| reason.retry_after().is_none()) {
@@ -190,12 +215,14 @@ fn check_checkpoint(stream: &mut super::client::Stream, resume: Resume, request:
         return;
     }
     let mut seen = shared.lock().expect("seen");
-    let floor = seen.answered.iter().map(order).max();
+    let asked = seen.asked.iter().any(|asked| asked.lineage == after.lineage && order(asked) == order(&after));
+    // A checkpoint that a failover took back comes down to where both histories part; then the stream begins with that.
+    let floor = seen.answered.iter().filter(|answered| answered.lineage == after.lineage).map(order).max();
+    if !asked && floor.is_some_and(|floor| order(&after) < floor) {
+        return;
+    }
     assert!(floor.is_none_or(|floor| order(&after) >= floor), "resumed at {after:?}, acknowledged {floor:?}");
-    assert!(
-        seen.asked.iter().any(|asked| order(asked) == order(&after)),
-        "resumed at {after:?}, which was never acknowledged"
-    );
+    assert!(asked, "resumed at {after:?}, which was never acknowledged");
     stream.log.resumes_after = Some(after.clone());
     seen.history.streams.last_mut().expect("stream").resumes_after = Some(after);
 }

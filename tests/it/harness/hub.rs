@@ -60,6 +60,18 @@ impl Hub {
         self
     }
 
+    /// Another hub with a copy of this one's data directory and more arguments. This one must not run.
+    pub fn copy(&self, args: &[&str]) -> Hub {
+        assert!(self.process.is_none(), "the hub runs");
+        let mut other = Hub::new("").args(args);
+        other.args = self.args.iter().cloned().chain(args.iter().map(|arg| (*arg).to_owned())).collect();
+        other.env = self.env.clone();
+        let mut cp = std::process::Command::new("cp");
+        cp.arg("-a").arg(&self.data_dir).arg(&other.data_dir);
+        process::run(cp);
+        other
+    }
+
     /// A variable of the environment, for this and later starts.
     pub fn env(&mut self, name: &str, value: &str) {
         self.env.retain(|(known, _)| known != name);

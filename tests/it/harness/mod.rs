@@ -8,6 +8,7 @@ pub mod command;
 pub mod follower;
 pub mod history;
 pub mod hub;
+pub mod pair;
 pub mod parsed;
 pub mod process;
 pub mod proxy;

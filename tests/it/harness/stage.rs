@@ -36,6 +36,7 @@ pub struct Setup {
     env: Vec<(String, String)>,
     create_database: Option<String>,
     dsn: Option<String>,
+    oracle: bool,
 }
 
 /// The default stage: publication `walcast` for all tables, made before the hub starts.
@@ -50,6 +51,7 @@ pub fn stage() -> Setup {
         env: Vec::new(),
         create_database: None,
         dsn: None,
+        oracle: true,
     }
 }
 
@@ -62,6 +64,12 @@ impl Setup {
     /// A setting of the server.
     pub fn setting(mut self, name: &str, value: &str) -> Self {
         self.settings.push((name.into(), value.into()));
+        self
+    }
+
+    /// Without the oracle's slot, where slots are to be lost.
+    pub fn no_oracle(mut self) -> Self {
+        self.oracle = false;
         self
     }
 
@@ -124,7 +132,9 @@ impl Setup {
         if let Some(publication) = &self.publication {
             db.run(publication).await;
         }
-        truth::watch(&db).await;
+        if self.oracle {
+            truth::watch(&db).await;
+        }
         let args: Vec<&str> = self.args.iter().map(String::as_str).collect();
         let fill = |text: &str| {
             let socket = cluster.socket_dir().display().to_string();

@@ -31,6 +31,8 @@ pub struct Plan {
     pub large_rows: u32,
     /// ALTER TABLE in mid-stream by the first client.
     pub ddl: bool,
+    /// Number of the first client.
+    pub first_client: u32,
 }
 
 impl Plan {
@@ -39,7 +41,14 @@ impl Plan {
         let given = std::env::var("WALCAST_TEST_SEED").ok().and_then(|text| text.parse().ok());
         let seed = given.unwrap_or_else(|| fastrand::u64(..));
         println!("workload seed: WALCAST_TEST_SEED={seed}");
-        Plan { seed, clients: 4, transactions: 0, large_rows: 0, ddl: true }
+        Plan { seed, clients: 4, transactions: 0, large_rows: 0, ddl: true, first_client: 0 }
+    }
+}
+
+impl Plan {
+    /// The same plan for clients with other numbers, so that a later load leaves other ledger rows.
+    pub fn renamed(self, round: u32) -> Plan {
+        Plan { first_client: 1 + 100 * (round + 1), ddl: false, ..self }
     }
 }
 
@@ -115,7 +124,7 @@ impl Workload {
         let mut clients = JoinSet::new();
         for client in 0..plan.clients {
             let random = Rng::with_seed(plan.seed ^ u64::from(client).wrapping_mul(0x9E37_79B9_7F4A_7C15));
-            let worker = Client { number: client, n: 0, random, plan, counts: counts.clone() };
+            let worker = Client { number: plan.first_client + client, n: 0, random, plan, counts: counts.clone() };
             clients.spawn(worker.work(config.clone(), stop.clone()));
         }
         Workload { plan, stop, counts, clients }

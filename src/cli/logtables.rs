@@ -1,0 +1,124 @@
+//! `walcast logtables`: the tables and triggers in the database that make a lost slot good.
+
+use std::io::{IsTerminal, Write};
+
+use super::{
+    args::LogtablesCommand,
+    error::Error,
+    output::Output,
+    source::{self, failed},
+    text::plural,
+};
+use crate::{
+    config::units::show_bytes,
+    journal::inspect,
+    postgres::logtables::{self, Status},
+};
+
+pub async fn run(command: LogtablesCommand) -> Result<(), Error> {
+    let output = Output::plain();
+    match command {
+        LogtablesCommand::Install { publication, hub_role, print_sql: true, .. } => {
+            output.print(&logtables::script(&publication, hub_role.as_deref()))
+        }
+        LogtablesCommand::Install { publication, hub_role, print_sql: false, source } => {
+            let sql = source::connect(&source::options(&source)?).await?;
+            let done = logtables::install(&sql, &publication, hub_role.as_deref()).await.map_err(failed)?;
+            let ddl = if done.follows_ddl { ", later DDL is followed" } else { "" };
+            output.print(&format!("logging {} of publication {publication}{ddl}\n", plural(done.tables, "table")))?;
+            done.notes.iter().for_each(|note| output.note(&format!("note: {note}")));
+            match done.tables {
+                0 => Err(Error::Failed(format!("publication {publication} publishes no table"))),
+                _ => Ok(()),
+            }
+        }
+        LogtablesCommand::Status { source } => {
+            let sql = source::connect(&source::options(&source)?).await?;
+            if !logtables::installed(&sql).await.map_err(failed)? {
+                return Err(Error::Failed("no log tables are installed: walcast logtables install".to_owned()));
+            }
+            let status = logtables::status(&sql).await.map_err(failed)?;
+            output.print(&report(&status))?;
+            match status.unprotected.len() {
+                0 => Ok(()),
+                bad => Err(Error::Failed(format!("{} not protected", plural(bad as u64, "table")))),
+            }
+        }
+        LogtablesCommand::Prune { data_dir, source } => {
+            let found = inspect::horizon(&data_dir).map_err(|error| Error::classified(&error))?;
+            let Some(horizon) = found else {
+                return Err(Error::Failed(format!("the journal in {} has recorded no horizon", data_dir.display())));
+            };
+            let sql = source::connect(&source::options(&source)?).await?;
+            let emptied = logtables::prune(&sql, &horizon.snapshot).await.map_err(failed)?;
+            output.print(&format!("emptied {}\n", plural(emptied, "log partition")))
+        }
+        LogtablesCommand::Uninstall { yes, source } => {
+            let sql = source::connect(&source::options(&source)?).await?;
+            if !yes && !confirmed()? {
+                return Err(Error::Failed("nothing was removed".to_owned()));
+            }
+            let tables = logtables::uninstall(&sql).await.map_err(failed)?;
+            output.print(&format!("removed the triggers of {} and the log\n", plural(tables, "table")))
+        }
+    }
+}
+
+fn confirmed() -> Result<bool, Error> {
+    if !std::io::stdin().is_terminal() {
+        return Err(Error::Usage("not asking without a terminal: give --yes".to_owned()));
+    }
+    let mut err = std::io::stderr();
+    let question = "Remove the log tables? A slot that is lost from then on loses changes. [y/N] ";
+    write!(err, "{question}").and_then(|()| err.flush()).map_err(Error::io("stderr"))?;
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer).map_err(Error::io("stdin"))?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}
+
+fn report(status: &Status) -> String {
+    let leaves: Vec<String> = status.leaves.iter().map(|bytes| show_bytes(*bytes)).collect();
+    let age = status.oldest_seconds.map_or_else(|| "empty".to_owned(), |age| format!("{age:.0} s"));
+    let mut text = format!(
+        "publication   {}\ntables        {}\nfollows DDL   {}\nlog           {} ({}; writing leaf {})\noldest row    {age}\n",
+        status.publication,
+        status.tables,
+        if status.follows_ddl { "yes" } else { "no: run install again after DDL" },
+        show_bytes(status.bytes),
+        leaves.join(" + "),
+        status.leaf,
+    );
+    for found in &status.unprotected {
+        text += &format!("NOT PROTECTED {}: {}\n", found.table, found.problem);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::postgres::logtables::Unprotected;
+
+    #[test]
+    fn what_is_not_protected_is_named() {
+        let status = Status {
+            publication: "walcast".into(),
+            tables: 2,
+            unprotected: vec![Unprotected { table: "public.a".into(), problem: "its triggers are gone".into() }],
+            follows_ddl: true,
+            bytes: 3 << 20,
+            leaves: vec![2 << 20, 1 << 20, 0],
+            leaf: 1,
+            oldest_seconds: Some(12.4),
+        };
+        assert_eq!(
+            report(&status),
+            "publication   walcast\n\
+             tables        2\n\
+             follows DDL   yes\n\
+             log           3.00 MiB (2.00 MiB + 1.00 MiB + 0 B; writing leaf 1)\n\
+             oldest row    12 s\n\
+             NOT PROTECTED public.a: its triggers are gone\n"
+        );
+    }
+}

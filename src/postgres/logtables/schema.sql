@@ -1,0 +1,252 @@
+-- The log tables of walcast: what every published table's rows were before and after each change, so that a hub whose
+-- replication slot is gone can deliver what it had not read. Everything lives in the schema walcast and runs with the
+-- rights of whoever installs it; application roles need no right on it.
+
+CREATE SCHEMA IF NOT EXISTS walcast;
+
+-- One row: which publication is protected, which leaf is being written, how large a leaf gets before the next is used.
+CREATE TABLE IF NOT EXISTS walcast.settings (
+    only_row bool PRIMARY KEY DEFAULT true CHECK (only_row),
+    publication name NOT NULL,
+    leaf int2 NOT NULL DEFAULT 0,
+    leaf_bytes int8 NOT NULL DEFAULT 67108864
+);
+
+-- Orders everything: rows of a transaction, transactions with conflicting rows, and shapes of tables among them.
+CREATE SEQUENCE IF NOT EXISTS walcast.ids CACHE 1;
+
+CREATE TABLE IF NOT EXISTS walcast.log (
+    id int8 NOT NULL,
+    xid xid8 NOT NULL,
+    at timestamptz NOT NULL,
+    relid oid NOT NULL,
+    leaf int2 NOT NULL,
+    op "char" NOT NULL,
+    old_ctid tid,
+    new_ctid tid,
+    old_row text,
+    new_row text
+) PARTITION BY LIST (leaf);
+CREATE TABLE IF NOT EXISTS walcast.log_0 PARTITION OF walcast.log FOR VALUES IN (0);
+CREATE TABLE IF NOT EXISTS walcast.log_1 PARTITION OF walcast.log FOR VALUES IN (1);
+CREATE TABLE IF NOT EXISTS walcast.log_2 PARTITION OF walcast.log FOR VALUES IN (2);
+
+-- The shape of a table from an id on; captured tells whether its changes are logged from there.
+CREATE TABLE IF NOT EXISTS walcast.shapes (
+    id int8 PRIMARY KEY DEFAULT nextval('walcast.ids'),
+    xid xid8 NOT NULL DEFAULT pg_current_xact_id(),
+    relid oid NOT NULL,
+    created bool NOT NULL,
+    captured bool NOT NULL,
+    shape jsonb NOT NULL
+);
+
+-- Makes the trigger function write into a leaf. A function that names its leaf costs nothing per row.
+CREATE OR REPLACE FUNCTION walcast.write_to(leaf int2) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $write_to$
+BEGIN
+    EXECUTE format($define$
+        CREATE OR REPLACE FUNCTION walcast.capture() RETURNS trigger
+        LANGUAGE plpgsql SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp SET datestyle = 'ISO, MDY' SET timezone = 'UTC'
+        SET intervalstyle = 'postgres' SET bytea_output = 'hex' SET extra_float_digits = 1 SET lc_monetary = 'C'
+        AS $capture$
+        BEGIN
+            IF TG_OP = 'INSERT' THEN
+                INSERT INTO walcast.log_%1$s VALUES (nextval('walcast.ids'), pg_current_xact_id(), clock_timestamp(),
+                    TG_RELID, %1$s, 'I', NULL, NEW.ctid, NULL, NEW::text);
+            ELSIF TG_OP = 'UPDATE' THEN
+                INSERT INTO walcast.log_%1$s VALUES (nextval('walcast.ids'), pg_current_xact_id(), clock_timestamp(),
+                    TG_RELID, %1$s, 'U', OLD.ctid, NEW.ctid, OLD::text, NEW::text);
+            ELSIF TG_OP = 'DELETE' THEN
+                INSERT INTO walcast.log_%1$s VALUES (nextval('walcast.ids'), pg_current_xact_id(), clock_timestamp(),
+                    TG_RELID, %1$s, 'D', OLD.ctid, NULL, OLD::text, NULL);
+            ELSE
+                INSERT INTO walcast.log_%1$s VALUES (nextval('walcast.ids'), pg_current_xact_id(), clock_timestamp(),
+                    TG_RELID, %1$s, 'T', NULL, NULL, NULL, NULL);
+            END IF;
+            RETURN NULL;
+        END $capture$ $define$, leaf);
+    REVOKE EXECUTE ON FUNCTION walcast.capture() FROM PUBLIC;
+END $write_to$;
+
+-- What replay must know of a table, as it is now.
+CREATE OR REPLACE FUNCTION walcast.shape_of(relation oid) RETURNS jsonb
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $shape$
+    SELECT jsonb_build_object('schema', n.nspname, 'table', c.relname, 'identity', c.relreplident,
+        'root', pg_partition_root(c.oid)::oid::int8,
+        'columns', (SELECT coalesce(jsonb_agg(jsonb_build_object('name', a.attname, 'type', a.atttypid::int8,
+                'type_schema', q.nspname, 'type_name', y.typname, 'modifier', a.atttypmod,
+                'generated', a.attgenerated,
+                'key', c.relreplident = 'f' OR coalesce(a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1]), false))
+                ORDER BY a.attnum), '[]')
+            FROM pg_attribute a
+            -- Of a domain the stream names the base type, under the domain's OID.
+            JOIN LATERAL (WITH RECURSIVE base AS (
+                    SELECT t.typname, t.typnamespace, t.typtype, t.typbasetype FROM pg_type t WHERE t.oid = a.atttypid
+                    UNION ALL
+                    SELECT t.typname, t.typnamespace, t.typtype, t.typbasetype
+                    FROM base JOIN pg_type t ON t.oid = base.typbasetype WHERE base.typtype = 'd')
+                SELECT * FROM base WHERE typtype <> 'd') y ON true
+            JOIN pg_namespace q ON q.oid = y.typnamespace
+            WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped))
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    LEFT JOIN pg_index i ON i.indrelid = c.oid
+        AND CASE c.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident END
+    WHERE c.oid = relation
+$shape$;
+
+-- Whether both triggers of a table are there and fire always.
+CREATE OR REPLACE FUNCTION walcast.is_captured(relation oid) RETURNS bool
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $captured$
+    SELECT count(*) = 2 AND bool_and(t.tgenabled = 'A') FROM pg_trigger t
+    WHERE t.tgrelid = relation AND t.tgname IN ('!walcast', '!walcast_truncate')
+      AND t.tgfoid = (SELECT p.oid FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
+                      WHERE n.nspname = 'walcast' AND p.proname = 'capture')
+$captured$;
+
+-- The tables whose rows the publication publishes, partitions instead of partitioned tables.
+CREATE OR REPLACE FUNCTION walcast.published() RETURNS SETOF oid
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $published$
+    WITH named AS (
+        SELECT c.oid FROM walcast.settings s
+        JOIN pg_publication_tables t ON t.pubname = s.publication
+        JOIN pg_namespace n ON n.nspname = t.schemaname
+        JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = t.tablename
+        WHERE n.nspname <> 'walcast')
+    SELECT oid FROM named WHERE oid IN (SELECT c.oid FROM pg_class c WHERE c.relkind = 'r')
+    UNION
+    SELECT p.relid FROM named, pg_partition_tree(named.oid) p JOIN pg_class c ON c.oid = p.relid
+    WHERE p.isleaf AND c.relkind = 'r'
+$published$;
+
+-- Notes the shape of a table if it is another one than the last noted, or if capturing began or ended.
+CREATE OR REPLACE FUNCTION walcast.note(relation oid, created bool) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $note$
+DECLARE
+    shape_now jsonb := walcast.shape_of(relation);
+    captured_now bool := walcast.is_captured(relation);
+    last walcast.shapes;
+BEGIN
+    SELECT * INTO last FROM walcast.shapes s WHERE s.relid = relation ORDER BY s.id DESC LIMIT 1;
+    IF last.id IS NULL AND captured_now OR last.shape <> shape_now OR last.captured <> captured_now THEN
+        INSERT INTO walcast.shapes (relid, created, captured, shape)
+        VALUES (relation, note.created AND last.id IS NULL, captured_now, shape_now);
+    END IF;
+END $note$;
+
+-- Begins to capture one table. Triggers fire in the order of their names; these come first.
+CREATE OR REPLACE FUNCTION walcast.protect(relation oid, created bool DEFAULT false) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET walcast.protecting = 'on' AS $protect$
+DECLARE
+    quoted text;
+BEGIN
+    SELECT format('%I.%I', n.nspname, c.relname) INTO quoted
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = relation;
+    EXECUTE format('LOCK TABLE ONLY %s IN SHARE ROW EXCLUSIVE MODE', quoted);
+    EXECUTE format('CREATE OR REPLACE TRIGGER "!walcast" AFTER INSERT OR UPDATE OR DELETE ON %s
+                    FOR EACH ROW EXECUTE FUNCTION walcast.capture()', quoted);
+    EXECUTE format('CREATE OR REPLACE TRIGGER "!walcast_truncate" AFTER TRUNCATE ON %s
+                    FOR EACH STATEMENT EXECUTE FUNCTION walcast.capture()', quoted);
+    EXECUTE format('ALTER TABLE ONLY %s ENABLE ALWAYS TRIGGER "!walcast", ENABLE ALWAYS TRIGGER "!walcast_truncate"',
+                   quoted);
+    PERFORM walcast.note(relation, created);
+END $protect$;
+
+-- Logs the rows of a table that was created with them.
+CREATE OR REPLACE FUNCTION walcast.backfill(relation oid) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp SET datestyle = 'ISO, MDY' SET timezone = 'UTC'
+SET intervalstyle = 'postgres' SET bytea_output = 'hex' SET extra_float_digits = 1 SET lc_monetary = 'C'
+AS $backfill$
+DECLARE
+    leaf int2 := (SELECT s.leaf FROM walcast.settings s);
+    quoted text := (SELECT format('%I.%I', n.nspname, c.relname)
+                    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = relation);
+BEGIN
+    EXECUTE format('INSERT INTO walcast.log_%s SELECT nextval(''walcast.ids''), pg_current_xact_id(), clock_timestamp(),
+        %s, %s, ''I'', NULL, t.ctid, NULL, t::text FROM ONLY %s t', leaf, relation, leaf, quoted);
+END $backfill$;
+
+-- Keeps shapes and triggers in step with what a DDL command did. An error here must not fail the command: it is a
+-- warning, and the hub's audit raises the alarm.
+CREATE OR REPLACE FUNCTION walcast.on_ddl() RETURNS event_trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $on_ddl$
+DECLARE
+    command record;
+    relation oid;
+BEGIN
+    IF current_setting('walcast.protecting', true) = 'on' THEN
+        RETURN; -- the command is one of protect()'s
+    END IF;
+    FOR command IN SELECT * FROM pg_event_trigger_ddl_commands() LOOP
+        CONTINUE WHEN command.schema_name IN ('walcast', 'pg_temp');
+        FOR relation IN
+            SELECT p.oid FROM walcast.published() p(oid)
+            WHERE CASE WHEN command.classid = 'pg_class'::regclass
+                       THEN p.oid = command.objid OR p.oid IN (SELECT relid FROM pg_partition_tree(command.objid))
+                       ELSE true END
+            UNION
+            SELECT s.relid FROM walcast.shapes s JOIN pg_class c ON c.oid = s.relid
+            WHERE CASE WHEN command.classid = 'pg_class'::regclass
+                       THEN s.relid = command.objid OR s.relid IN (SELECT relid FROM pg_partition_tree(command.objid))
+                       ELSE true END
+        LOOP
+            IF NOT EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = relation AND t.tgname = '!walcast') THEN
+                PERFORM walcast.protect(relation, command.command_tag LIKE 'CREATE TABLE%' AND command.objid = relation
+                                                  OR command.command_tag = 'SELECT INTO');
+                IF command.command_tag IN ('CREATE TABLE AS', 'SELECT INTO') THEN
+                    PERFORM walcast.backfill(relation); -- its rows were there before its triggers
+                END IF;
+            ELSE
+                PERFORM walcast.note(relation, false);
+            END IF;
+        END LOOP;
+    END LOOP;
+EXCEPTION WHEN OTHERS THEN
+    RAISE WARNING 'walcast: the log tables do not follow this command: %', SQLERRM;
+END $on_ddl$;
+
+-- Empties the leaves of which the journal has everything, and begins a new leaf when the current one is large. Whoever
+-- writes into a leaf holds a lock that conflicts with the one taken here, so that what the check cannot see yet cannot
+-- be emptied either. Returns how many leaves were emptied.
+CREATE OR REPLACE FUNCTION walcast.prune(upto pg_snapshot) RETURNS int4
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '100ms' AS $prune$
+DECLARE
+    settings walcast.settings;
+    emptied int4 := 0;
+    needed bool;
+    size int8;
+BEGIN
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        RAISE EXCEPTION 'walcast.prune must look with a new snapshot at each step: use READ COMMITTED';
+    END IF;
+    SELECT * INTO settings FROM walcast.settings FOR UPDATE;
+    FOR leaf IN 0..2 LOOP
+        CONTINUE WHEN leaf = settings.leaf OR pg_relation_size(format('walcast.log_%s', leaf)::regclass) = 0;
+        BEGIN
+            EXECUTE format('SELECT EXISTS (SELECT FROM walcast.log_%s WHERE NOT pg_visible_in_snapshot(xid, $1))', leaf)
+                INTO needed USING upto;
+            CONTINUE WHEN needed;
+            EXECUTE format('LOCK TABLE walcast.log_%s IN ACCESS EXCLUSIVE MODE', leaf);
+            EXECUTE format('SELECT EXISTS (SELECT FROM walcast.log_%s WHERE NOT pg_visible_in_snapshot(xid, $1))', leaf)
+                INTO needed USING upto;
+            IF NOT needed THEN
+                EXECUTE format('TRUNCATE walcast.log_%s', leaf);
+                emptied := emptied + 1;
+            END IF;
+        EXCEPTION WHEN lock_not_available THEN
+            NULL; -- the next time
+        END;
+    END LOOP;
+    size := pg_relation_size(format('walcast.log_%s', settings.leaf)::regclass);
+    IF size >= settings.leaf_bytes
+       AND pg_relation_size(format('walcast.log_%s', (settings.leaf + 1) % 3)::regclass) = 0 THEN
+        settings.leaf := (settings.leaf + 1) % 3;
+        PERFORM walcast.write_to(settings.leaf);
+    END IF;
+    UPDATE walcast.settings s SET leaf = settings.leaf WHERE s.leaf <> settings.leaf;
+    RETURN emptied;
+END $prune$;
+
+REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA walcast FROM PUBLIC;

@@ -1,0 +1,118 @@
+//! From the configured servers to the one that the journal may follow. A stale primary that still answers is passed over,
+//! and of several primaries the one whose history is furthest is taken: after a failover the old one may be reachable, and
+//! to a hub that was away it looks as it always did.
+
+use std::{sync::Arc, time::Duration};
+
+use super::{
+    Error, Options,
+    course::{self, Step},
+    prepare, refused,
+};
+use crate::{
+    feed::Feed,
+    journal::Journal,
+    postgres::{
+        conninfo::{ConnectOptions, HostSpec},
+        lineage,
+        replication::Replication,
+        server::{self, Identity},
+        sql::Sql,
+    },
+    reason::Reason,
+};
+
+/// How long the other servers may take to say that they are ahead of the first that will do.
+const SURVEY: Duration = Duration::from_secs(1);
+
+/// A server that the journal may follow.
+pub(super) struct Reached {
+    pub sql: Arc<Sql>,
+    pub replication: Replication,
+    pub identity: Identity,
+    pub step: Step,
+}
+
+/// The options with one server only.
+pub(super) fn only(options: &ConnectOptions, spec: &HostSpec) -> ConnectOptions {
+    let mut one = options.clone();
+    one.hosts = vec![spec.clone()];
+    one
+}
+
+/// Connects to the best of the configured servers.
+pub(super) async fn reach(options: &Options, journal: &Journal) -> Result<Reached, Error> {
+    let mut hosts: Vec<&HostSpec> = options.connect.hosts.iter().collect();
+    if options.connect.load_balance {
+        fastrand::shuffle(&mut hosts);
+    }
+    if hosts.len() < 2 {
+        return one(options, &options.connect, journal).await;
+    }
+    let mut best: Option<Reached> = None;
+    let mut failure: Option<Error> = None;
+    for spec in hosts {
+        let connect = only(&options.connect, spec);
+        let attempt = one(options, &connect, journal);
+        let attempt = match &best {
+            None => attempt.await,
+            Some(_) => match tokio::time::timeout(SURVEY, attempt).await {
+                Ok(attempt) => attempt,
+                Err(_) => continue,
+            },
+        };
+        match attempt {
+            Ok(found) if best.as_ref().is_none_or(|best| found.is_ahead_of(best)) => best = Some(found),
+            Ok(_) => {}
+            Err(error) => {
+                tracing::debug!(server = %spec, %error, "not this server");
+                // What a server that answered lacks says more than that another does not answer.
+                let says_more = matches!(error, Error::Refused { .. });
+                if failure.is_none() || says_more {
+                    failure = Some(error);
+                }
+            }
+        }
+    }
+    match (best, failure) {
+        (Some(best), _) => Ok(best),
+        (None, Some(failure)) => Err(failure),
+        (None, None) => Err(refused(Reason::SourceUnavailable, "no server is configured")),
+    }
+}
+
+impl Reached {
+    /// Whether this server goes on where the other ended, or is the only one of both that the journal is on.
+    fn is_ahead_of(&self, other: &Reached) -> bool {
+        match (&self.step, &other.step) {
+            (Step::Follow(_), Step::Stay) => true,
+            (Step::Follow(_) | Step::Begin(_), Step::Follow(_) | Step::Begin(_)) => {
+                self.identity.timeline > other.identity.timeline
+            }
+            _ => false,
+        }
+    }
+}
+
+async fn one(options: &Options, connect: &ConnectOptions, journal: &Journal) -> Result<Reached, Error> {
+    let sql = Arc::new(Sql::connect(connect).await?);
+    if server::in_recovery(&sql).await? {
+        let message = format!("{} is a standby; it is followed once it has been promoted", sql.server());
+        return Err(refused(Reason::SourceUnavailable, message));
+    }
+    let opened = async {
+        let mut replication = Replication::connect(connect, sql.server()).await?;
+        let (identity, server) = lineage::read(&mut replication).await?;
+        Ok((replication, identity, server))
+    };
+    let (replication, identity, server) = match opened.await {
+        Ok(opened) => opened,
+        Err(error) => return Err(prepare::explain(options, &sql, error).await),
+    };
+    let history = journal.history();
+    let known = journal.lineage();
+    let rebase = course::rebase_asked(&options.rebase);
+    let seen = |lineage: &crate::model::Lineage| history.rank(lineage.id()).is_some();
+    let step = course::decide(known.as_deref(), server, rebase, seen)?;
+    Ok(Reached { sql, replication, identity, step })
+}

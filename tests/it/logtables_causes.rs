@@ -1,0 +1,246 @@
+//! The ways in which a slot stops being able to give what the journal lacks, and what the log tables cannot make good.
+
+use std::collections::BTreeMap;
+
+use crate::{
+    harness::{
+        Stage,
+        client::{Client, Request},
+        eventually,
+        history::{End, History},
+        hub::Hub,
+        parsed::{Cell, Span, What},
+        stage,
+        stage::held,
+        validators, versions,
+        workload::{self, Plan, Workload},
+    },
+    logtables::{PATIENCE, drop_slot, everything, horizon, install, recoveries, walcast},
+};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_invalidated_slot_is_made_good() {
+    let setup = stage().sql(workload::SCHEMA).setting("max_slot_wal_keep_size", "2MB");
+    let setup = setup.setting("max_wal_size", "32MB").setting("min_wal_size", "32MB");
+    let mut stage = setup.no_oracle().start().await;
+    install(&stage);
+    let plan = Plan { large_rows: 500, ddl: false, ..Plan::random() };
+    let workload = Workload::start(stage.cluster.config("postgres"), plan);
+    workload.commits(60, PATIENCE).await;
+    horizon(&stage).await;
+    stage.hub.kill9();
+    eventually(PATIENCE, || async {
+        stage.db.run("SELECT pg_switch_wal(); CHECKPOINT").await;
+        let status = stage.slot("wal_status").await;
+        if status.as_deref() == Some("lost") { Ok(()) } else { Err(format!("{status:?}")) }
+    })
+    .await;
+    workload.stop().await;
+    stage.hub.start().await;
+    recoveries(&stage, 1).await;
+    stage.db.run("INSERT INTO load.ledger (client, n) VALUES (-1, -1)").await;
+    let history = stage.collect(Request::new().earliest()).await;
+    crate::logtables::replica_agrees(&stage, &history).await;
+}
+
+async fn recreated_publication(major: u32) {
+    let mut stage = stage().version(major).sql(workload::SCHEMA).start().await;
+    install(&stage);
+    let plan = Plan { ddl: false, ..Plan::random() };
+    let workload = Workload::start(stage.cluster.config("postgres"), plan);
+    workload.commits(60, PATIENCE).await;
+    horizon(&stage).await;
+    stage.db.run("DROP PUBLICATION walcast").await;
+    workload.commits(workload.report().committed + 60, PATIENCE).await;
+    stage.db.run("CREATE PUBLICATION walcast FOR ALL TABLES").await;
+    recoveries(&stage, 1).await;
+    workload.commits(workload.report().committed + 60, PATIENCE).await;
+    workload.stop().await;
+    stage.hub.terminate();
+    stage.hub.start().await;
+    stage.streaming().await;
+    let history = stage.collect(Request::new().earliest()).await;
+    crate::logtables::replica_agrees(&stage, &history).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_recreated_publication_is_made_good() {
+    recreated_publication(versions::default_major()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_recreated_publication_is_made_good_on_every_version_of_the_matrix() {
+    for major in versions::matrix() {
+        recreated_publication(major).await;
+    }
+}
+
+/// Tables of every awkward kind.
+const AWKWARD: &str = r#"
+    CREATE TABLE "Größe ""x"" y" (id int PRIMARY KEY, "wért, ß" text, g int GENERATED ALWAYS AS (id * 2) STORED);
+    CREATE TABLE nokey (a int, b text); ALTER TABLE nokey REPLICA IDENTITY FULL;
+    CREATE TABLE toasted (id int PRIMARY KEY, big text, n int); ALTER TABLE toasted ALTER big SET STORAGE EXTERNAL;
+    CREATE TABLE other (id int PRIMARY KEY, u text NOT NULL, v text); CREATE UNIQUE INDEX other_u ON other (u);
+    ALTER TABLE other REPLICA IDENTITY USING INDEX other_u;
+    CREATE TYPE mood AS ENUM ('sad', 'it''s "ok", \ and ()');
+    CREATE TYPE pair AS (a int, b text);
+    CREATE DOMAIN positive AS int CHECK (VALUE > 0);
+    CREATE TABLE typed (id int PRIMARY KEY, b bool, i2 int2, i8 int8, f4 float4, f8 float8, n numeric, d date, t time,
+        ts timestamp, tz timestamptz, iv interval, by bytea, j jsonb, u uuid, arr text[], m mood, p pair, r int4range,
+        dm positive, c char(5), mo money, reg regclass, x xml, inf timestamptz, bits bit(3), ip inet);
+    CREATE TABLE parts (id int, k int, v text, PRIMARY KEY (id, k)) PARTITION BY RANGE (k);
+    CREATE TABLE parts_a PARTITION OF parts FOR VALUES FROM (0) TO (10);
+    CREATE TABLE "parts B" PARTITION OF parts FOR VALUES FROM (10) TO (20)"#;
+
+const AWKWARD_CHANGES: &str = r#"
+    INSERT INTO "Größe ""x"" y" VALUES (1, 'ü"\,('), (2, ''), (3, NULL);
+    UPDATE "Größe ""x"" y" SET id = 4 WHERE id = 2; DELETE FROM "Größe ""x"" y" WHERE id = 3;
+    INSERT INTO nokey VALUES (1, 'x'), (1, 'x'), (NULL, NULL); UPDATE nokey SET b = NULL WHERE ctid = '(0,1)';
+    DELETE FROM nokey WHERE a IS NULL;
+    INSERT INTO toasted VALUES (1, repeat('äö', 9000), 1); UPDATE toasted SET n = 2;
+    INSERT INTO other VALUES (1, 'one', 'v'), (2, 'two', 'v'); UPDATE other SET u = 'eins' WHERE id = 1;
+    UPDATE other SET v = 'w'; DELETE FROM other WHERE id = 2;
+    SET datestyle = 'SQL, DMY'; SET timezone = 'Asia/Kolkata'; SET intervalstyle = 'iso_8601'; SET bytea_output = 'escape';
+    SET extra_float_digits = -10; SET search_path = public, pg_catalog;
+    INSERT INTO typed VALUES (1, true, -3, 9007199254740993, 0.1, 1e-300, 'NaN', '0044-03-15 BC', '12:34:56.789',
+        '2024-02-29 12:00:00.000001', '2024-02-29 12:00:00+05:30', '1 year -2 days 03:04:05.6', '\x00ff41', '{"a": [1, "é"]}',
+        'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11', '{a,NULL,"NULL","x,y \" \\"}', 'it''s "ok", \ and ()', '(1,"a ""b"", c")',
+        '[1,5)', 7, 'ab', '-12.34', 'typed', '<a>&amp;</a>', 'infinity', B'101', '10.0.0.1/8');
+    INSERT INTO typed (id, f8, f4) VALUES (2, '-Infinity', 'NaN'), (3, 0.1::float8 + 0.2, 3.4e38);
+    RESET ALL;
+    INSERT INTO parts VALUES (1, 1, 'a'), (2, 12, 'b'); UPDATE parts SET k = 15 WHERE id = 1; UPDATE parts SET v = 'c';
+    TRUNCATE "Größe ""x"" y"; INSERT INTO "Größe ""x"" y" VALUES (7, 'after');
+    CREATE TABLE parts_new PARTITION OF parts FOR VALUES FROM (20) TO (30); INSERT INTO parts VALUES (3, 25, 'new');
+    CREATE TABLE born AS SELECT i AS id, 'row ' || i AS v FROM generate_series(1, 3) i; ALTER TABLE born ADD PRIMARY KEY (id);
+    UPDATE born SET v = 'changed' WHERE id = 2;
+    ALTER TABLE other ADD COLUMN added int DEFAULT 5; UPDATE other SET added = 6; ALTER TABLE other DROP COLUMN v;
+    INSERT INTO other VALUES (9, 'nine', 1); ALTER TABLE nokey RENAME TO renamed; INSERT INTO renamed VALUES (8, 'r');
+    CREATE TABLE gone (id int PRIMARY KEY); INSERT INTO gone VALUES (1), (2); DROP TABLE gone;
+    BEGIN; UPDATE renamed SET a = a + 1; SAVEPOINT s; DELETE FROM renamed; ROLLBACK TO s; TRUNCATE parts; INSERT INTO parts VALUES (4, 4, 'd'); COMMIT;
+    BEGIN; INSERT INTO renamed VALUES (77, 'prepared'); PREPARE TRANSACTION 'p'; COMMIT PREPARED 'p'"#;
+
+/// Everything up to now, from any hub.
+async fn collect(hub: &Hub, request: Request) -> History {
+    let client = Client::new(hub.grpc_port());
+    eventually(PATIENCE, || async {
+        let status = client.status().await.map_err(|failure| format!("{failure:?}"))?;
+        let source = status.source.unwrap_or_default();
+        if source.connected { Ok(()) } else { Err(source.last_error) }
+    })
+    .await;
+    let mut stream = client.subscribe(&request.stop_at_tail()).await;
+    assert!(matches!(stream.ended().await, End::Completed), "{:?}", stream.log.end);
+    stream.close()
+}
+
+/// Transactions by id: table, images, and shape of each row; truncates table by table.
+fn changes(history: &History) -> BTreeMap<u64, Vec<What>> {
+    let parsed = held(history, validators::formal(history));
+    let single = |what: &What| match what {
+        What::Truncate { tables, .. } => {
+            let of = |table: &String| What::Truncate {
+                tables: vec![table.clone()],
+                cascade: false,
+                restart_identity: false,
+            };
+            tables.iter().map(of).collect()
+        }
+        other => vec![other.clone()],
+    };
+    let items = |span: &Span| span.items.iter().flat_map(|item| single(&item.what)).collect();
+    parsed.transactions().map(|span| (span.xid, items(span))).collect()
+}
+
+/// The same, but for values that the slot does not send because they have not changed: the log has them.
+fn same_changes(streamed: &History, replayed: &History) {
+    let (streamed, replayed) = (changes(streamed), changes(replayed));
+    assert_eq!(streamed.keys().collect::<Vec<_>>(), replayed.keys().collect::<Vec<_>>());
+    for (xid, mut expected) in streamed {
+        let mut got = replayed[&xid].clone();
+        for (expected, got) in expected.iter_mut().zip(&got) {
+            if let (What::Row { after: Some(after), .. }, What::Row { after: Some(full), .. }) = (expected, got) {
+                for (cell, full) in after.iter_mut().zip(full).filter(|(cell, _)| **cell == Cell::Unchanged) {
+                    *cell = full.clone();
+                }
+            }
+        }
+        let key = |what: &What| matches!(what, What::Truncate { .. }).then(|| format!("{what:?}"));
+        expected.sort_by_key(key);
+        got.sort_by_key(key);
+        assert_eq!(expected, got, "xid {xid}");
+    }
+}
+
+/// What the slot would have sent, and what the log tables give, for the same changes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn awkward_tables_come_as_the_slot_would_have_sent_them() {
+    let mut stage = stage().sql(AWKWARD).start().await;
+    install(&stage);
+    stage.db.run("INSERT INTO nokey VALUES (0, 'before'); DELETE FROM nokey").await;
+    horizon(&stage).await;
+    stage.hub.terminate();
+    let tail = stage.flushed().await;
+    stage.db.run(AWKWARD_CHANGES).await;
+    // A second hub, with a copy of the first one's journal and slot, streams what the first will replay.
+    stage.db.run("SELECT pg_copy_logical_replication_slot('walcast', 'copy')").await;
+    let mut other = stage.hub.copy(&["--slot", "copy"]);
+    other.start().await;
+    let streamed = collect(&other, Request::new().after_lsn(tail)).await;
+    other.terminate();
+    drop_slot(&stage).await;
+    stage.hub.start().await;
+    recoveries(&stage, 1).await;
+    let replayed = stage.collect(Request::new().after_lsn(tail)).await;
+    same_changes(&streamed, &replayed);
+    everything(&stage, false).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disabled_trigger_is_an_alarm_and_not_a_silent_gap() {
+    let mut stage =
+        stage().sql("CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE fine (id int PRIMARY KEY)").start().await;
+    install(&stage);
+    stage.db.run("INSERT INTO t VALUES (1)").await;
+    horizon(&stage).await;
+    assert!(walcast(&stage, &["logtables", "status"]).status.success());
+    stage.db.run("ALTER TABLE t DISABLE TRIGGER ALL").await;
+    alarm(&stage, "FAILOVER_NOT_PROTECTED: public.t: ").await;
+    let status = walcast(&stage, &["logtables", "status"]);
+    assert_eq!(status.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&status.stdout).contains("NOT PROTECTED public.t: "), "{status:?}");
+    install(&stage);
+    eventually(PATIENCE, || async {
+        let status = stage.client().status().await.map_err(|failure| format!("{failure:?}"))?;
+        let alarms = status.source.unwrap_or_default().alarms;
+        if alarms.is_empty() { Ok(()) } else { Err(alarms.join("; ")) }
+    })
+    .await;
+    horizon(&stage).await;
+    // Disabled for a while within the gap: what it missed cannot be found any more, and that is said.
+    stage.hub.terminate();
+    stage.db.run("ALTER TABLE t DISABLE TRIGGER ALL; INSERT INTO t VALUES (2); ALTER TABLE t ENABLE TRIGGER ALL").await;
+    install(&stage);
+    drop_slot(&stage).await;
+    stage.hub.spawn();
+    last_error(&stage, "SLOT_LOST", "public.t: its triggers were disabled for a while within the gap").await;
+    assert_eq!(stage.slot("slot_name").await, None, "nothing was changed");
+}
+
+/// Waits for an alarm.
+async fn alarm(stage: &Stage, beginning: &str) {
+    eventually(PATIENCE, || async {
+        let status = stage.client().status().await.map_err(|failure| format!("{failure:?}"))?;
+        let alarms = status.source.unwrap_or_default().alarms;
+        if alarms.iter().any(|alarm| alarm.starts_with(beginning)) { Ok(()) } else { Err(alarms.join("; ")) }
+    })
+    .await;
+}
+
+async fn last_error(stage: &Stage, reason: &str, part: &str) {
+    eventually(PATIENCE, || async {
+        let status = stage.client().status().await.map_err(|failure| format!("{failure:?}"))?;
+        let error = status.source.unwrap_or_default().last_error;
+        if error.starts_with(reason) && error.contains(part) { Ok(()) } else { Err(error) }
+    })
+    .await;
+}

@@ -1,0 +1,173 @@
+//! The primary is killed, a standby without the slot takes its place: the stream goes on with what the log tables have,
+//! nothing is missing and nothing comes twice, and what was lost with the old primary is taken back in words.
+
+use std::os::unix::process::ExitStatusExt;
+
+use walcast::{journal::inspect, wire::pb};
+
+use crate::{
+    harness::{
+        client::Request,
+        eventually,
+        follower::{Follower, Resume},
+        history::History,
+        pair::{Pair, Slots, kept, retracted},
+        parsed::Parsed,
+        stage::held,
+        validators::{self, Replica},
+        versions,
+        workload::{self, Plan, Workload, ledger_agrees},
+    },
+    logtables::PATIENCE,
+};
+
+fn install(pair: &Pair) {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_walcast"));
+    command.args(["logtables", "install"]).env("WALCAST_DSN", pair.primary.dsn());
+    let output = command.output().expect("walcast");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Waits until the journal has a horizon that was taken after the call, and the standby has what it covers.
+async fn horizon(pair: &Pair) {
+    let now = pair.flushed().await;
+    eventually(PATIENCE, || async {
+        match inspect::horizon(pair.hub.data_dir()).expect("readable") {
+            Some(horizon) if horizon.high >= now => Ok(()),
+            other => Err(format!("{other:?}, waiting for {now}")),
+        }
+    })
+    .await;
+    pair.caught_up().await;
+}
+
+/// Waits until the hub has recovered this often.
+async fn recoveries(pair: &Pair, times: usize) {
+    eventually(PATIENCE, || async {
+        let found = pair.hub.log().matches("recovered from the log tables").count();
+        if found == times { Ok(()) } else { Err(format!("{found} of {times}: {}", pair.hub.log_tail(5))) }
+    })
+    .await;
+}
+
+struct Seen {
+    retracted: usize,
+    replayed: usize,
+}
+
+/// A history across switches: formally right, and without what was taken back it is the survivor's history.
+async fn check(pair: &Pair, history: &History) -> Seen {
+    let parsed = held(history, Parsed::of(history));
+    held(history, validators::ordered(&parsed));
+    held(history, validators::unique(&parsed));
+    held(history, validators::lineage(&parsed, None));
+    held(history, validators::loud(history));
+    let kept = kept(history);
+    let left = held(&kept, Parsed::of(&kept));
+    let db = pair.db().await;
+    held(&kept, ledger_agrees(&db, &left).await);
+    let mut replica = Replica::default();
+    held(&kept, replica.apply(&left));
+    let tables: Vec<String> = workload::TABLES.iter().map(|table| (*table).to_owned()).collect();
+    held(&kept, replica.equals_source(&db, &tables).await);
+    let replayed = left.transactions().filter(|span| span.provenance == pb::Provenance::LogReplay as i32).count();
+    Seen { retracted: retracted(&parsed).len(), replayed }
+}
+
+/// Promotes with losses, writes before the hub is there, kills the hub at these places of the recovery, and compares.
+async fn promoted_without_the_slot(major: u32, places: &[&str]) {
+    let mut pair = Pair::start(major, Slots::Lost, workload::SCHEMA, &[]).await;
+    install(&pair);
+    let plan = Plan { large_rows: 300, clients: 3, ..Plan::random() };
+    let follower = Follower::start(pair.client(), Request::new().earliest(), Resume::Position, true);
+    let workload = Workload::start(pair.primary.config("postgres"), plan);
+    workload.commits(60, PATIENCE).await;
+    horizon(&pair).await;
+    workload.commits(workload.report().committed + 30, PATIENCE).await;
+    // From here on the standby has nothing: the hub shows it to subscribers, and it will be lost.
+    pair.cut_off().await;
+    workload.commits(workload.report().committed + 40, PATIENCE).await;
+    let shown = pair.flushed().await;
+    follower.reaches(shown, PATIENCE).await;
+    pair.hub.kill9();
+    pair.fail_over().await;
+    println!("before: {:?}", workload.stop().await);
+    let plan = Plan { first_client: 100, ..plan };
+    let workload = Workload::start(pair.primary.config("postgres"), plan);
+    workload.commits(80, PATIENCE).await;
+    println!("after: {:?}", workload.stop().await);
+    for (number, place) in places.iter().enumerate() {
+        pair.hub.failpoints(&format!("{place}=abort@1"));
+        pair.hub.spawn();
+        let status = pair.hub.wait_exit(PATIENCE).await;
+        assert_eq!(status.signal(), Some(6), "{place}: {status}\n{}", pair.hub.log_tail(20));
+        let more = format!("INSERT INTO load.ledger (client, n) VALUES (-1, {number})");
+        pair.db().await.run(&more).await;
+    }
+    let plan = Plan { first_client: 200, ..plan };
+    let workload = Workload::start(pair.primary.config("postgres"), plan);
+    pair.hub.failpoints("");
+    pair.hub.start().await;
+    recoveries(&pair, 1).await;
+    workload.commits(workload.report().committed + 40, PATIENCE).await;
+    println!("after: {:?}", workload.stop().await);
+    let goal = pair.flushed().await;
+    let whole = pair.collect(Request::new().earliest()).await;
+    let seen = check(&pair, &whole).await;
+    assert!(seen.replayed >= 80, "{} were replayed", seen.replayed);
+    assert_eq!(seen.retracted, 0, "this stream was never sent any of it");
+    follower.reaches(goal, PATIENCE).await;
+    let history = follower.stop().await.history;
+    let seen = check(&pair, &history).await;
+    assert!(seen.replayed >= 80 && seen.retracted >= 30, "{} replayed, {} retracted", seen.replayed, seen.retracted);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_promoted_standby_without_the_slot_is_followed_without_a_gap() {
+    promoted_without_the_slot(versions::default_major(), &[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_step_after_a_promotion_survives_kill_9() {
+    let places = [
+        "before_lineage",
+        "after_lineage",
+        "recovery_slot_created",
+        "recovery_mid_replay",
+        "recovery_before_recovered",
+    ];
+    promoted_without_the_slot(versions::default_major(), &places).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_promotion_without_the_slot_on_every_version_of_the_matrix() {
+    for major in versions::matrix() {
+        promoted_without_the_slot(major, &["recovery_mid_replay"]).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_promotions_in_a_row() {
+    let mut pair = Pair::start(versions::default_major(), Slots::Lost, workload::SCHEMA, &[]).await;
+    install(&pair);
+    let follower = Follower::start(pair.client(), Request::new().earliest(), Resume::Position, true);
+    for round in 0..2 {
+        let plan = Plan { ddl: false, clients: 2, first_client: 100 * round, ..Plan::random() };
+        let workload = Workload::start(pair.primary.config("postgres"), plan);
+        workload.commits(40, PATIENCE).await;
+        horizon(&pair).await;
+        workload.commits(workload.report().committed + 20, PATIENCE).await;
+        pair.cut_off().await;
+        workload.commits(workload.report().committed + 10, PATIENCE).await;
+        pair.fail_over().await;
+        println!("round {round}: {:?}", workload.stop().await);
+        recoveries(&pair, round as usize + 1).await;
+        if round == 0 {
+            pair.rebuild().await;
+        }
+    }
+    let goal = pair.flushed().await;
+    follower.reaches(goal, PATIENCE).await;
+    check(&pair, &follower.stop().await.history).await;
+    check(&pair, &pair.collect(Request::new().earliest()).await).await;
+}
