@@ -1,6 +1,8 @@
 //! What a session reads from. The journal implements [`Feed`] today; a distributed log can later. A session owns a
 //! [`Cursor`], asks for the next block and sleeps on [`Feed::marks`] at the end: catch-up and live are the same loop.
 
+mod snapshot;
+
 use std::{future::Future, pin::Pin, sync::Arc};
 
 use bytes::Bytes;
@@ -10,7 +12,11 @@ use crate::{
     lsn::Lsn,
     model::{Lineage, LineageId, Position, Relation, RelationId},
     reason::{Classified, Reason},
-    wire::block::Block,
+    wire::{block::Block, pb, position_to_pb},
+};
+
+pub use snapshot::{
+    Chunk, MARK_PREFIX, Piece, Reservation, Rows, Snapshot, SnapshotError, SnapshotMode, SnapshotRequest, Snapshots,
 };
 
 /// A future that trait objects can return.
@@ -165,6 +171,46 @@ pub trait Feed: Send + Sync + 'static {
 
     /// The current lineage; `None` before the source has ever connected.
     fn lineage(&self) -> Option<Arc<Lineage>>;
+
+    /// A resume point at or before which no transaction has an id of `xid` or more; the latest that is known to be one.
+    /// `None`: not known, look for it.
+    fn before_xid(&self, xid: u64) -> Option<Position> {
+        let _ = xid;
+        None
+    }
+
+    /// Retention leaves what comes after `position` while the reservation is held, as long as the journal is not larger than
+    /// its cap.
+    fn reserve(&self, position: Position) -> Reservation {
+        let _ = position;
+        Reservation::default()
+    }
+}
+
+/// A resume point together with `Position.snapshot`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Resume {
+    /// Everything up to and including this is done.
+    pub position: Position,
+    /// What else the stream needs to go on from there; usually empty.
+    pub snapshot: Bytes,
+}
+
+/// For sending.
+pub fn resume_to_pb(resume: &Resume) -> pb::Position {
+    pb::Position { snapshot: resume.snapshot.clone(), ..position_to_pb(resume.position) }
+}
+
+impl From<Position> for Resume {
+    fn from(position: Position) -> Self {
+        Resume { position, snapshot: Bytes::new() }
+    }
+}
+
+impl PartialEq<Position> for Resume {
+    fn eq(&self, other: &Position) -> bool {
+        self.position == *other && self.snapshot.is_empty()
+    }
 }
 
 /// What sessions may ask of the source without knowing what it is.
@@ -252,6 +298,8 @@ pub struct Checkpoint {
     /// Everything up to and including this was acknowledged; `None` before the first acknowledgement of a subscriber
     /// that started somewhere explicit.
     pub position: Option<Position>,
+    /// `Position.snapshot` of the same acknowledgement.
+    pub snapshot: Bytes,
     /// The encoded `walcast.v1.Filter` of the last stream; empty for everything, or when longer than 2 KiB.
     pub filter: Bytes,
     /// Hash of the canonical filter that `position` was made with.

@@ -10,6 +10,7 @@ mod credit;
 mod error;
 mod frames;
 mod group;
+mod handover;
 mod inner;
 mod lag;
 mod open;
@@ -20,8 +21,10 @@ mod registry;
 mod router;
 mod rows;
 mod session;
+mod snapshot;
 mod take;
 mod trail;
+mod waits;
 
 #[cfg(test)]
 mod testing;
@@ -35,7 +38,7 @@ pub use session::Session;
 use inner::Inner;
 
 use crate::{
-    feed::{Checkpoint, Checkpoints, Feed, Source, Start, SubscriberKey},
+    feed::{Checkpoint, Checkpoints, Feed, Resume, SnapshotMode, Snapshots, Source, Start, SubscriberKey},
     model::Position,
     selection::Filter,
     shutdown::Drain,
@@ -103,6 +106,15 @@ pub enum StartAt {
     Checkpoint,
     /// A place in the feed.
     Feed(Start),
+    /// Where an earlier stream was in a snapshot.
+    Resume(Resume),
+    /// With the rows that are already there.
+    Snapshot {
+        /// `None`: by the size of the tables.
+        mode: Option<SnapshotMode>,
+        /// 0: no limit.
+        max_rows_per_second: u32,
+    },
 }
 
 /// The hub. Cheap to clone.
@@ -140,6 +152,11 @@ impl Hub {
         Hub { inner: Arc::new(Inner::new(feed, source, checkpoints, limits, drain)) }
     }
 
+    /// Who reads the rows that are already there. Without, streams cannot begin with a snapshot.
+    pub fn reads_rows_with(&self, snapshots: Arc<dyn Snapshots>) {
+        self.inner.snapshots.set(snapshots).ok();
+    }
+
     /// Validates, resolves the start, fences an older stream of the same subscriber.
     pub async fn subscribe(&self, principal: &Principal, request: Subscription) -> Result<Session, Error> {
         self.inner.subscribe(principal, request).await
@@ -150,11 +167,11 @@ impl Hub {
         &self,
         principal: &Principal,
         subscriber: &str,
-        position: Position,
+        resume: impl Into<Resume>,
         session: u64,
-    ) -> Result<Position, Error> {
+    ) -> Result<Resume, Error> {
         let key = inner::key(principal, subscriber)?;
-        self.inner.acknowledge(&key, position, session).await
+        self.inner.acknowledge(&key, resume.into(), session).await
     }
 
     /// Every subscriber of the principal; of all principals where `principal.name` is empty.

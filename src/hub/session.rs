@@ -13,23 +13,25 @@ use super::{
     control::{SessionHandle, Shared},
     frames::Message,
     group::Group,
+    handover::Stamp,
     inner::{Inner, StreamPermit},
-    outbox::{End, Next, Outbox},
+    outbox::{Next, Outbox},
     pace::{self, Pace, Standing},
     router::{self, Route},
+    snapshot::{Running, Turn},
 };
 use crate::{
-    feed::{self, Cursor, Fetched, Frame, Marks, Start},
+    feed::{self, Cursor, Fetched, Frame, Marks, Resume, Snapshot},
     lsn::Lsn,
     metrics,
     model::{Position, RelationId},
     reason::Classified,
-    wire::{block::Block, encode, pb, position_to_pb},
+    wire::{block::Block, encode, pb, position_to_pb, token::Token},
 };
 
 const MAX_MESSAGE: usize = 4 << 20;
 /// How often an idle stream looks whether the source is still there.
-const IDLE_CHECK: Duration = Duration::from_secs(1);
+pub(super) const IDLE_CHECK: Duration = Duration::from_secs(1);
 /// How often a stream that is to end at the tail asks the source to move it.
 const NUDGE: Duration = Duration::from_millis(100);
 /// Blocks of which a stream may see nothing before it lets others run.
@@ -48,6 +50,9 @@ pub(super) struct Opening {
     pub max_message_bytes: Option<u32>,
     pub progress_interval: Option<Duration>,
     pub permit: StreamPermit,
+    /// What the start position says beside the LSN.
+    pub token: Token,
+    pub snapshot: Option<Snapshot>,
 }
 
 /// The transaction that the next block continues.
@@ -65,17 +70,17 @@ pub(super) struct Open {
 pub struct Session {
     pub(super) hub: Arc<Inner>,
     pub(super) group: Arc<Group>,
-    shared: Arc<Shared>,
-    marks: watch::Receiver<Marks>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) marks: watch::Receiver<Marks>,
     /// How the group's blocks are found while the stream follows the tail.
-    route: Option<(Arc<Route>, watch::Receiver<()>)>,
+    pub(super) route: Option<(Arc<Route>, watch::Receiver<()>)>,
     /// The marks up to which the router says that nothing concerns the stream, while it stands there.
     routed: Option<Marks>,
     /// Behind the last block that was taken in.
-    cursor: Cursor,
-    reading: Option<JoinHandle<(Cursor, Result<Fetched, feed::Error>)>>,
+    pub(super) cursor: Cursor,
+    pub(super) reading: Option<JoinHandle<(Cursor, Result<Fetched, feed::Error>)>>,
     /// Read, and not yet taken in.
-    incoming: Option<Arc<Block>>,
+    pub(super) incoming: Option<Arc<Block>>,
     pub(super) outbox: Outbox,
     /// The resume point behind the block in the outbox.
     pub(super) behind: Option<Position>,
@@ -89,10 +94,12 @@ pub struct Session {
     pub(super) wanted: Option<bool>,
     pub(super) relations_sent: HashSet<RelationId>,
     /// Every selected change at or before this has been handed out.
-    passed: Position,
+    pub(super) passed: Position,
+    pub(super) stamp: Stamp,
+    pub(super) running: Option<Box<Running>>,
     caught_up: bool,
-    pace: Pace,
-    max_message: usize,
+    pub(super) pace: Pace,
+    pub(super) max_message: usize,
     stop_at: Option<Lsn>,
     next_nudge: Instant,
     next_touch: Option<Instant>,
@@ -124,6 +131,8 @@ pub(super) enum Step {
     Relocate,
     /// Find the end of a transaction with an event of so many bytes, to tell how it can be passed over.
     PassOver(usize),
+    /// Get the next rows of the snapshot.
+    Pull,
 }
 
 /// What a stream sleeps for, apart from its timer.
@@ -139,23 +148,28 @@ pub(super) enum For {
 
 impl Session {
     pub(super) fn new(opening: Opening) -> Self {
-        let Opening { hub, group, shared, cursor, stop_at, .. } = opening;
+        let Opening { hub, group, shared, cursor, stop_at, token, snapshot, .. } = opening;
+        let stamp = Stamp::new(token);
+        let start = Resume { position: cursor.after, snapshot: stamp.encoded() };
         let marks = hub.feed.marks();
         let route = group.route.as_ref().filter(|_| stop_at.is_none());
         let route = route.map(|route| (route.clone(), route.concerned()));
         let now = Instant::now();
-        let standing =
-            Standing { position: cursor.after, checkpoint: shared.checkpoint(), connected: hub.source.connected() };
         let opened = pb::Opened {
-            after: Some(position_to_pb(cursor.after)),
+            after: Some(feed::resume_to_pb(&start)),
             earliest: Some(position_to_pb(hub.feed.window().earliest)),
             tail: Some(position_to_pb(marks.borrow().tail)),
             session: shared.session,
             created: opening.created,
             filter_changed: opening.filter_changed,
         };
-        Session {
+        let standing = Standing { position: start, checkpoint: shared.checkpoint(), connected: hub.source.connected() };
+        let running = snapshot.map(|snapshot| Running::new(snapshot, group.selection.clone()));
+        let (running, begin) = running.unzip();
+        let mut session = Session {
             passed: cursor.after,
+            stamp,
+            running: running.map(Box::new),
             start: cursor.after,
             skip: Some(cursor.after),
             next_touch: shared.key.as_ref().map(|_| now + TOUCH),
@@ -185,7 +199,11 @@ impl Session {
             events_delivered: ::metrics::counter!(metrics::EVENTS_DELIVERED),
             bytes_delivered: ::metrics::counter!(metrics::BYTES_DELIVERED),
             _permit: opening.permit,
+        };
+        if let Some(begin) = begin {
+            session.say(pb::event::Kind::SnapshotBegin(begin));
         }
+        session
     }
 
     /// For the other direction of Consume.
@@ -212,6 +230,7 @@ impl Session {
                 Ok(Step::Decide) => self.decide().await,
                 Ok(Step::Relocate) => self.relocate().await,
                 Ok(Step::PassOver(bytes)) => self.pass_over(bytes).await,
+                Ok(Step::Pull) => self.pull().await,
                 Err(error) => Err(error),
             };
             if let Err(error) = waited {
@@ -269,6 +288,11 @@ impl Session {
             {
                 return Ok(Step::Frame(frame));
             }
+            match self.snapshot_turn()? {
+                Turn::Pass => {}
+                Turn::Again => continue,
+                Turn::Step(step) => return Ok(step),
+            }
             if let Some(block) = &self.incoming {
                 if taken_in == BLOCKS_PER_STEP {
                     return Ok(Step::Yield);
@@ -311,7 +335,7 @@ impl Session {
     /// stream, and where the tail is, if that is known.
     fn look_ahead(&mut self) -> Option<Option<Position>> {
         self.routed = None;
-        if self.skip.is_some() || self.open.dropped {
+        if self.running.is_some() || self.skip.is_some() || self.open.dropped {
             return None;
         }
         let (route, concerned) = self.route.as_mut()?;
@@ -368,6 +392,7 @@ impl Session {
     fn pass(&mut self, position: Position) {
         if position.lineage != self.passed.lineage || position.order() > self.passed.order() {
             self.passed = position;
+            self.stamp.passed(position);
         }
     }
 
@@ -384,38 +409,42 @@ impl Session {
         }
     }
 
-    fn standing(&self) -> Standing {
-        Standing { position: self.passed, checkpoint: self.shared.checkpoint(), connected: self.hub.source.connected() }
+    pub(super) fn standing(&self) -> Standing {
+        Standing {
+            position: self.resume(),
+            checkpoint: self.shared.checkpoint(),
+            connected: self.hub.source.connected(),
+        }
     }
 
     fn at_stop(&self) -> bool {
-        self.stop_at.is_some_and(|stop| self.passed.lsn >= stop)
+        self.running.is_none() && self.stop_at.is_some_and(|stop| self.passed.lsn >= stop)
     }
 
     /// Whether the progress that ends the stream has been told.
     fn stopped(&self, stop: Lsn) -> bool {
-        self.pace.last_told().is_some_and(|told| told.lsn >= stop)
+        self.running.is_none() && self.pace.last_told().is_some_and(|told| told.lsn >= stop)
     }
 
     fn progress(&mut self, now: Instant) -> Option<Frame> {
         let standing = self.standing();
         let last = self.at_stop() && self.outbox.is_empty();
-        if self.outbox.begun() || !(last || self.pace.due(now, standing)) {
+        if self.outbox.begun() || !(last || self.pace.due(now, &standing)) {
             return None;
         }
-        self.pace.told(now, standing);
-        self.shared.sent(standing.position);
+        self.shared.sent(standing.position.position);
         let marks = self.routed.unwrap_or_else(|| *self.marks.borrow());
         let caught_up = self.outbox.is_empty() && self.incoming.is_none() && self.cursor.block >= marks.next_block;
         let credit = self.shared.credits(|credits| credits.map(|credits| credits.left()));
-        let event = pace::event(standing, marks, self.hub.feed.window(), caught_up, credit);
+        let event = pace::event(&standing, marks, self.hub.feed.window(), caught_up, credit);
+        self.pace.told(now, standing);
         Some(self.hand_out_event(pb::event::Kind::Progress(event)))
     }
 
     fn pause(&mut self, now: Instant, for_what: For) -> Step {
         let mut until = now + IDLE_CHECK;
         if !self.outbox.begun() {
-            until = until.min(self.pace.deadline(self.standing()));
+            until = until.min(self.pace.deadline(&self.standing()));
         }
         if for_what == For::Marks && self.stop_at.is_some() {
             if now >= self.next_nudge {
@@ -437,106 +466,6 @@ impl Session {
         self.events_delivered.increment(u64::from(events));
         self.bytes_delivered.increment(frame.len() as u64);
         frame
-    }
-
-    async fn wait(&mut self, until: Instant, for_what: For) -> Result<(), Error> {
-        let concerned = async {
-            match &mut self.route {
-                // The sender lives as long as the group, and the group as long as the stream.
-                Some((_, concerned)) if for_what == For::Concern => concerned.changed().await.is_ok(),
-                _ => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            _ = concerned => Ok(()),
-            () = self.shared.wake.notified() => Ok(()),
-            () = self.hub.drain.wait() => Ok(()),
-            () = tokio::time::sleep_until(until) => Ok(()),
-            moved = self.marks.changed(), if for_what == For::Marks => moved.map_err(|_| Error::draining(self.passed)),
-        }
-    }
-
-    /// Reading is a task of its own, so that a client that stops pulling in the middle keeps nobody else waiting for a turn.
-    async fn read(&mut self) -> Result<(), Error> {
-        let reading = match &mut self.reading {
-            Some(reading) => reading,
-            none => none.insert(self.hub.spawn_read(self.cursor.clone())),
-        };
-        let read = tokio::select! {
-            read = reading => read,
-            () = self.hub.drain.wait() => return Ok(()),
-            () = self.shared.wake.notified() => return Ok(()),
-        };
-        self.reading = None;
-        let (cursor, fetched) = read.map_err(|error| Error::internal(format!("reading a block: {error}")))?;
-        if let Fetched::Block(block) = fetched? {
-            self.cursor = cursor;
-            self.incoming = Some(block);
-        }
-        Ok(())
-    }
-
-    async fn relocate(&mut self) -> Result<(), Error> {
-        if let Some(skip) = self.skip {
-            self.hub.feed.locate(Start::After(skip)).await?;
-            self.skip = None;
-        }
-        Ok(())
-    }
-
-    async fn decide(&mut self) -> Result<(), Error> {
-        let Some(skip) = self.skip else { return Ok(()) };
-        self.wanted = match self.find_end().await? {
-            End::At(position) => Some(position.lineage != skip.lineage || position.order() > skip.order()),
-            End::Discarded => Some(false),
-            End::Later => None,
-        };
-        Ok(())
-    }
-
-    async fn pass_over(&mut self, bytes: usize) -> Result<(), Error> {
-        let end = match self.outbox.end() {
-            End::Later => self.find_end().await?,
-            end => end,
-        };
-        match end {
-            End::At(position) => {
-                self.shared.set_pass_over(Some(position));
-                Err(Error::too_large(bytes, self.max_message, position))
-            }
-            End::Discarded => {
-                self.outbox.leave_out();
-                Ok(())
-            }
-            End::Later => Ok(()),
-        }
-    }
-
-    /// How the transaction ends that is open behind the cursor; waits for it. `Later`: the stream is to end before.
-    async fn find_end(&self) -> Result<End, Error> {
-        let mut cursor = self.cursor.clone();
-        let mut marks = self.hub.feed.marks();
-        while self.shared.ended().is_none() && !self.hub.drain.started() {
-            marks.mark_unchanged();
-            let (next, fetched) = self
-                .hub
-                .spawn_read(cursor)
-                .await
-                .map_err(|error| Error::internal(format!("reading a block: {error}")))?;
-            cursor = next;
-            match fetched? {
-                Fetched::Block(block) => match super::take::end_of_head(&block)? {
-                    End::Later => {}
-                    end => return Ok(end),
-                },
-                Fetched::AtTail => tokio::select! {
-                    () = self.shared.wake.notified() => {}
-                    () = self.hub.drain.wait() => {}
-                    moved = marks.changed() => moved.map_err(|_| Error::draining(self.passed))?,
-                },
-            }
-        }
-        Ok(End::Later)
     }
 }
 

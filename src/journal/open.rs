@@ -2,7 +2,7 @@
 
 use std::{fs, sync::Arc};
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 
 use super::{
@@ -20,6 +20,7 @@ use super::{
     store::Store,
     tail::{Tail, read_begin},
     writer::{Batch, Stop, Writer},
+    xids::Xids,
 };
 use crate::{feed::Marks, metrics, model::Position};
 
@@ -54,6 +55,8 @@ impl Journal {
             marks: watch::Sender::new(found.map.marks),
             disk_full: watch::Sender::new(false),
             expiry: Expiry::new(),
+            xids: Xids::default(),
+            reserved: Mutex::default(),
             map: RwLock::new(found.map),
             segments_dir,
             options,

@@ -12,7 +12,7 @@ use super::{
     ring::Lookup,
 };
 use crate::{
-    feed::{BoxFuture, Cursor, Error, Feed, Fetched, Marks, Start, Window},
+    feed::{BoxFuture, Cursor, Error, Feed, Fetched, Marks, Reservation, Start, Window},
     model::{Lineage, LineageId, Position, Relation, RelationId},
     wire::block::{Block, SpanEnd},
 };
@@ -55,6 +55,19 @@ impl Feed for super::Journal {
 
     fn lineage(&self) -> Option<Arc<Lineage>> {
         self.shared().map.read().history.0.last().map(|start| start.lineage.clone())
+    }
+
+    fn before_xid(&self, xid: u64) -> Option<Position> {
+        self.shared().xids.before(xid)
+    }
+
+    fn reserve(&self, position: Position) -> Reservation {
+        let id = fastrand::u64(..);
+        self.shared().reserved.lock().insert(id, position);
+        let journal = self.clone();
+        Reservation::new(move || {
+            journal.shared().reserved.lock().remove(&id);
+        })
     }
 }
 

@@ -82,6 +82,14 @@ pub async fn current_xid8(sql: &Sql) -> Result<u64> {
     text.parse().map_err(|_| Error::Protocol(format!("{text:?} as a transaction id")))
 }
 
+/// A transaction id that has just been assigned: every transaction that has one already, and so every one whose commit
+/// record is written, has a smaller one.
+pub async fn next_xid8(sql: &Sql) -> Result<u64> {
+    let row = sql.one("SELECT pg_catalog.pg_current_xact_id()::text", &[]).await?;
+    let text: &str = get(&row, 0)?;
+    text.parse().map_err(|_| Error::Protocol(format!("{text:?} as a transaction id")))
+}
+
 /// The 64-bit form of a transaction id from the stream, given any 64-bit id less than 2^31 transactions away from it in
 /// either direction. The three permanent ids (invalid, bootstrap, frozen) have no epoch and stay as they are.
 pub fn widen(xid: u32, reference: u64) -> u64 {

@@ -4,7 +4,7 @@
 use std::future::Future;
 
 use crate::{
-    feed::Frame,
+    feed::{Frame, Resume},
     hub::{self, Hub, Principal, StartAt, SubscriberInfo, Subscription},
     model::Position,
     reason::Classified,
@@ -29,9 +29,9 @@ pub trait Backend: Clone + Send + Sync + 'static {
         &self,
         principal: &Principal,
         subscriber: &str,
-        position: Position,
+        resume: Resume,
         session: u64,
-    ) -> impl Future<Output = Result<Position, Self::Error>> + Send;
+    ) -> impl Future<Output = Result<Resume, Self::Error>> + Send;
 
     /// As [`Hub::subscribers`].
     fn subscribers(&self, principal: &Principal) -> Vec<SubscriberInfo>;
@@ -78,7 +78,7 @@ pub trait Control: Send + Sync + 'static {
     fn grant(&self, events: u64, bytes: u64);
 
     /// As [`hub::SessionHandle::acknowledge`].
-    fn acknowledge(&self, position: Position) -> Result<(), Self::Error>;
+    fn acknowledge(&self, resume: Resume) -> Result<(), Self::Error>;
 
     /// As [`hub::SessionHandle::fail`].
     fn fail(&self, error: Self::Error);
@@ -96,10 +96,10 @@ impl Backend for Hub {
         &self,
         principal: &Principal,
         subscriber: &str,
-        position: Position,
+        resume: Resume,
         session: u64,
-    ) -> Result<Position, hub::Error> {
-        Hub::acknowledge(self, principal, subscriber, position, session).await
+    ) -> Result<Resume, hub::Error> {
+        Hub::acknowledge(self, principal, subscriber, resume, session).await
     }
 
     fn subscribers(&self, principal: &Principal) -> Vec<SubscriberInfo> {
@@ -144,8 +144,8 @@ impl Control for hub::SessionHandle {
         hub::SessionHandle::grant(self, events, bytes);
     }
 
-    fn acknowledge(&self, position: Position) -> Result<(), hub::Error> {
-        hub::SessionHandle::acknowledge(self, position)
+    fn acknowledge(&self, resume: Resume) -> Result<(), hub::Error> {
+        hub::SessionHandle::acknowledge(self, resume)
     }
 
     fn fail(&self, error: hub::Error) {

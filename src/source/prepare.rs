@@ -85,6 +85,7 @@ pub(super) async fn prepare(
             ));
         }
     };
+    journal.bound_xids(server::next_xid8(sql).await?);
     let end = server::wal_positions(sql).await?.insert;
     if start > end {
         let message = format!("the journal ends at {start}, the server's WAL at {end}: it has lost WAL");

@@ -14,6 +14,7 @@ mod outages;
 mod predicates;
 mod schema;
 mod security;
+mod snapshot;
 mod storage;
 mod streaming;
 mod types;

@@ -56,7 +56,7 @@ pub fn lineage(parsed: &Parsed<'_>, lost: Option<&BTreeSet<Identity>>) -> Result
                         return Err(Violation::at(LINEAGE, stream, *event, text));
                     }
                 }
-                Unit::Gap { .. } => {}
+                Unit::Gap { .. } | Unit::Read { .. } => {}
             }
         }
     }
