@@ -161,6 +161,14 @@ pub async fn begin_locked(sql: &Sql, tables: &[String]) -> Result<()> {
     sql.batch(&statements).await
 }
 
+/// The same locks in a transaction that has begun, or an error instead of waiting.
+pub async fn lock_at_once(sql: &Sql, tables: &[String]) -> Result<()> {
+    if tables.is_empty() {
+        return Ok(());
+    }
+    sql.batch(&format!("LOCK TABLE {} IN ACCESS SHARE MODE NOWAIT", tables.join(", "))).await
+}
+
 /// The snapshot of the present transaction, and where the WAL ended after it was taken.
 pub async fn snapshot(sql: &Sql) -> Result<(Visibility, Lsn)> {
     let row = sql.one("SELECT pg_catalog.pg_current_snapshot()::text", &[]).await?;

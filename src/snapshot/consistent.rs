@@ -1,5 +1,9 @@
-//! Consistent mode: all rows as of one snapshot. One connection takes it after locking the tables and holds both; others
-//! import it and copy ranges of pages ([TID range scans](https://www.postgresql.org/docs/14/release-14.html)).
+//! Consistent mode: all rows as of one snapshot. One connection takes it after locking the tables; others import it, and all
+//! copy ranges of pages ([TID range scans](https://www.postgresql.org/docs/14/release-14.html)).
+//!
+//! A lock that is waited for blocks those that come later, even where they would be compatible. So a reader that found an
+//! ALTER TABLE in front of it would wait for the first connection, which nobody lets go. The first one reads too, and the
+//! others are used if they get their locks at once.
 
 use std::{collections::VecDeque, sync::Arc};
 
@@ -13,7 +17,7 @@ use crate::{
     model::Relation,
     postgres::{
         copy::{self, CopyRows},
-        table,
+        table::{self, Table},
     },
 };
 
@@ -53,7 +57,6 @@ pub(super) struct Consistent {
     unfinished: usize,
     pacer: Pacer,
     _readers: Vec<AbortOnDropHandle<()>>,
-    _holder: Session,
     _reservation: Reservation,
 }
 
@@ -79,25 +82,23 @@ pub(super) async fn start(
     }
     let ended = left.iter().enumerate().filter(|(_, (_, jobs))| *jobs == 0).map(|(number, _)| number).collect();
     let unfinished = left.len();
-    let readers = jobs.len().min(READERS);
-    let jobs: Jobs = Arc::new(Mutex::new(jobs));
-    let (sender, messages) = mpsc::channel(AHEAD);
-    let mut tasks = Vec::new();
-    for _ in 0..readers {
+    let others = jobs.len().clamp(1, READERS) - 1;
+    let names: Vec<String> = locked.tables.iter().map(Table::quoted).collect();
+    let mut sessions = Vec::new();
+    for _ in 0..others {
         let session = Session(copy::connect(&exporter.connect).await.map_err(refused)?);
         table::begin_with(&session.0, &exported).await.map_err(refused)?;
-        tasks.push(AbortOnDropHandle::new(tokio::spawn(read(session, jobs.clone(), sender.clone()))));
+        match table::lock_at_once(&session.0, &names).await {
+            Ok(()) => sessions.push(session),
+            Err(error) => tracing::info!(%error, "rows are read over fewer connections"),
+        }
     }
-    Ok(Consistent {
-        messages,
-        left,
-        ended,
-        unfinished,
-        pacer,
-        _readers: tasks,
-        _holder: locked.session,
-        _reservation: reservation,
-    })
+    sessions.push(locked.session);
+    let jobs: Jobs = Arc::new(Mutex::new(jobs));
+    let (sender, messages) = mpsc::channel(AHEAD);
+    let start = |session| AbortOnDropHandle::new(tokio::spawn(read(session, jobs.clone(), sender.clone())));
+    let tasks = sessions.into_iter().map(start).collect();
+    Ok(Consistent { messages, left, ended, unfinished, pacer, _readers: tasks, _reservation: reservation })
 }
 
 /// Conditions that cut a table of so many pages. The last has no end.

@@ -190,6 +190,10 @@ impl Exporter {
         }
         let pacer = Pacer::new(progress.max_rows_per_second);
         let run = fastrand::u64(1..);
+        tracing::info!(
+            id = format!("{:016x}", progress.id), ?mode, tables = locked.tables.len(), resumed, restarted,
+            seen = %locked.seen, until = %locked.until, start = %start, "snapshot begins"
+        );
         let rows: Box<dyn crate::feed::Rows> = match mode {
             SnapshotMode::Consistent => Box::new(consistent::start(self, locked, reservation, pacer).await?),
             SnapshotMode::Incremental => {
