@@ -23,7 +23,13 @@ fn ended(log: &StreamLog) -> bool {
 
 async fn snapshot(stage: &Stage, request: Request) -> Stream {
     let mut stream = stage.client().subscribe(&request).await;
-    stream.until("snapshot_end", ended).await;
+    let mut looked_at = 0;
+    let new_end = |log: &StreamLog| {
+        let new = &log.events[looked_at..];
+        looked_at = log.events.len();
+        new.iter().any(|record| matches!(record.kind, Kind::SnapshotEnd(_)))
+    };
+    stream.until("snapshot_end", new_end).await;
     stream
 }
 
@@ -121,11 +127,11 @@ async fn transactions_in_flight_come_after_the_rows() {
 
 async fn under_load(mode: SnapshotMode, tables: &[&str], exclude: &[&str]) {
     let stage = stage().sql(workload::SCHEMA).setting("synchronous_commit", "off").start().await;
-    let plan = Plan { clients: 6, large_rows: 300, ..Plan::random() };
+    let plan = Plan { clients: 3, large_rows: 100, ..Plan::random() };
     let workload = Workload::start(stage.cluster.config("postgres"), plan);
     let mut streams = Vec::new();
-    for round in 1..=4 {
-        workload.commits(round * 150, Duration::from_secs(60)).await;
+    for round in 1..=3 {
+        workload.commits(round * 100, Duration::from_secs(60)).await;
         let exclude: Vec<String> = exclude.iter().map(|table| (*table).to_owned()).collect();
         let request = Request::new().snapshot(mode).filter(|filter| filter.exclude_tables = exclude);
         let (one, two) = tokio::join!(snapshot(&stage, request.clone()), snapshot(&stage, request));
@@ -135,7 +141,7 @@ async fn under_load(mode: SnapshotMode, tables: &[&str], exclude: &[&str]) {
     println!("{report:?}");
     // Flushes what was committed asynchronously.
     stage.db.run("BEGIN; SET LOCAL synchronous_commit = on; SELECT pg_logical_emit_message(true, 'flush', ''); COMMIT").await;
-    let goal = stage.goal().await;
+    let goal = stage.flushed().await;
     for mut stream in streams {
         stream.reaches(goal).await;
         let history = stream.close();
