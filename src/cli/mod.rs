@@ -14,6 +14,7 @@ pub mod rows;
 mod serve;
 mod signals;
 mod slot;
+mod snapshot;
 mod source;
 pub mod start;
 mod status;
@@ -66,6 +67,7 @@ fn dispatch(command: Command) -> Result<(), Error> {
             let hub = Hub::new(&args.hub)?;
             tail::run(&hub, &tail::Options::new(&args), &Output::with_status(), &stop).await.map(drop)
         }),
+        Command::Snapshot(args) => one_thread(snapshot::run(&args)),
         Command::Status(args) => one_thread(status::run(&args)),
         Command::Slot(args) => one_thread(slot::run(args.command)),
         Command::Subscribers(args) => one_thread(subscribers::run(args.command)),

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::sync::watch;
 
 use super::BoxFuture;
 use crate::{
@@ -36,6 +37,8 @@ pub struct SnapshotRequest {
     pub max_rows_per_second: u32,
     /// Where an earlier stream was.
     pub resume: Option<Progress>,
+    /// While true, nothing more is read.
+    pub pause: watch::Receiver<bool>,
 }
 
 /// A snapshot that has begun.
@@ -110,6 +113,12 @@ pub struct Chunk {
 pub trait Snapshots: Send + Sync + 'static {
     /// Begins a snapshot.
     fn begin(&self, request: SnapshotRequest) -> BoxFuture<'_, Result<Snapshot, SnapshotError>>;
+
+    /// Why a `schema.table` that is not published cannot be read, if there is more to say than that.
+    fn refusal<'a>(&'a self, table: &'a str) -> BoxFuture<'a, Option<SnapshotError>> {
+        let _ = table;
+        Box::pin(async { None })
+    }
 }
 
 /// Why rows cannot be read, or not to the end.

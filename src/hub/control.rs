@@ -9,7 +9,7 @@ use std::sync::{
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use super::{Error, acknowledge, credit::Credits, inner::Inner, trail::Trail};
+use super::{Error, acknowledge, backfill::Order, credit::Credits, inner::Inner, trail::Trail};
 use crate::{
     feed::{Resume, SubscriberKey},
     model::Position,
@@ -42,6 +42,9 @@ struct State {
     checkpoint: Option<Resume>,
     pending: Option<Resume>,
     writing: bool,
+    /// Id of the running snapshot.
+    snapshot: Option<String>,
+    orders: Vec<Order>,
 }
 
 impl Shared {
@@ -70,6 +73,8 @@ impl Shared {
                 checkpoint,
                 pending: None,
                 writing: false,
+                snapshot: None,
+                orders: Vec::new(),
             }),
         }
     }
@@ -91,6 +96,25 @@ impl Shared {
 
     pub fn credits<T>(&self, with: impl FnOnce(Option<&mut Credits>) -> T) -> T {
         with(self.state.lock().credits.as_mut())
+    }
+
+    /// Id of the snapshot that runs in the stream.
+    pub fn snapshot(&self) -> Option<String> {
+        self.state.lock().snapshot.clone()
+    }
+
+    pub fn set_snapshot(&self, id: Option<String>) {
+        self.state.lock().snapshot = id;
+    }
+
+    /// Leaves an order with the stream.
+    pub fn order(&self, order: Order) {
+        self.state.lock().orders.push(order);
+        self.wake.notify_one();
+    }
+
+    pub fn take_orders(&self) -> Vec<Order> {
+        std::mem::take(&mut self.state.lock().orders)
     }
 
     /// The stream has sent this resume point.

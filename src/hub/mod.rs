@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 
 mod acknowledge;
+mod backfill;
 mod control;
 mod credit;
 mod error;
@@ -31,6 +32,7 @@ mod testing;
 #[cfg(test)]
 mod tests;
 
+pub use backfill::Backfill;
 pub use control::SessionHandle;
 pub use error::Error;
 pub use session::Session;
@@ -194,6 +196,19 @@ impl Hub {
     pub async fn delete_subscriber(&self, principal: &Principal, subscriber: &str) -> Result<(), Error> {
         let key = self.inner.existing(principal, subscriber)?;
         self.inner.delete(&key).await
+    }
+
+    /// Orders rows into the subscriber's open stream, or says how to go on with those that are coming. The id of the snapshot
+    /// concerned; `id` empty: the one that is running.
+    pub async fn backfill(
+        &self,
+        principal: &Principal,
+        subscriber: &str,
+        id: &str,
+        backfill: Backfill,
+    ) -> Result<String, Error> {
+        let key = self.inner.existing(principal, subscriber)?;
+        self.inner.backfill(principal, &key, id, backfill).await
     }
 
     /// Open streams.

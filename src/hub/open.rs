@@ -5,8 +5,10 @@ use std::{
     sync::Arc,
 };
 
+use tokio::sync::watch;
+
 use super::{
-    Error, Principal, Session, StartAt, Subscription,
+    Error, Principal, Session, StartAt, Subscription, backfill,
     control::Shared,
     inner::{self, Inner},
     lag,
@@ -17,7 +19,7 @@ use crate::{
     feed::{Checkpoint, Cursor, Resume, Snapshot, SnapshotRequest, Start, SubscriberKey},
     lsn::Lsn,
     model::Relation,
-    reason::Reason,
+    reason::{Classified, Reason},
     selection::Selection,
     wire::token::{InvalidToken, Progress, Token},
 };
@@ -26,7 +28,7 @@ use crate::{
 struct Begun {
     cursor: Cursor,
     token: Token,
-    snapshot: Option<Snapshot>,
+    snapshot: Option<(Snapshot, Option<Arc<Selection>>, watch::Sender<bool>)>,
 }
 
 /// A named subscriber as its new session found it.
@@ -77,7 +79,7 @@ impl Inner {
         let start = self.start(request.start.clone(), key.is_some(), known.as_ref())?;
         Router::start(&self.groups, &self.feed);
         let group = self.groups.join(&self.feed, selection, request.row_format);
-        let Begun { cursor, token, snapshot } = self.begin(start, &group.selection).await?;
+        let Begun { cursor, token, snapshot } = self.begin(start, &group.selection, principal).await?;
         let stop_at = match request.stop_at_tail {
             true => Some(self.source.wal().await?.flush),
             false => None,
@@ -120,12 +122,27 @@ impl Inner {
         let selection = Selection::compile(request.filter.as_ref(), rights)?;
         if self.check_published(&selection).is_err() {
             self.source.refresh().await;
-            self.check_published(&selection)?;
+            if let Err(error) = self.check_published(&selection) {
+                return Err(self.refusal(request, error).await);
+            }
         }
         if selection.has_predicates() {
             self.check_predicates(&selection).await?;
         }
         Ok(selection)
+    }
+
+    /// Says more of a table that is not published, where rows of it were asked for.
+    async fn refusal(&self, request: &Subscription, error: Error) -> Error {
+        let table = error.metadata().into_iter().find_map(|(key, table)| (key == "table").then_some(table));
+        match (&request.start, self.snapshots.get(), table) {
+            (Some(StartAt::Snapshot { .. }), Some(snapshots), Some(table))
+                if error.reason() == Reason::TableNotPublished =>
+            {
+                snapshots.refusal(&table).await.map_or(error, Error::from)
+            }
+            _ => error,
+        }
     }
 
     /// Holds the predicates against every table that the feed has seen. The feed learns of ALTER TABLE with the table's
@@ -150,7 +167,7 @@ impl Inner {
         Ok(selection.check_relations(current.iter().map(Arc::as_ref))?)
     }
 
-    fn check_published(&self, selection: &Selection) -> Result<(), Error> {
+    pub fn check_published(&self, selection: &Selection) -> Result<(), Error> {
         let published = self.source.published();
         let known = |table: &str| self.feed.relations().iter().any(|relation| relation.qualified_name() == table);
         Ok(selection.check(published.as_ref().map(|tables| tables.as_slice()), known)?)
@@ -173,12 +190,14 @@ impl Inner {
     }
 
     /// Resolves a start, and begins the snapshot that it asks for or that an earlier stream did not see the end of.
-    async fn begin(&self, start: StartAt, selection: &Arc<Selection>) -> Result<Begun, Error> {
+    async fn begin(&self, start: StartAt, selection: &Arc<Selection>, principal: &Principal) -> Result<Begun, Error> {
+        let (paused, pause) = watch::channel(false);
         let request = |mode, max_rows_per_second, resume| SnapshotRequest {
             selection: selection.clone(),
             mode,
             max_rows_per_second,
             resume,
+            pause,
         };
         match start {
             StartAt::Feed(start) => {
@@ -191,15 +210,25 @@ impl Inner {
                 match token.progress.clone() {
                     Some(progress) if progress.incremental => {
                         let cursor = self.locate(Start::After(resume.position)).await?;
-                        let snapshot = self.snapshot(request(None, 0, Some(progress))).await?;
+                        let only = match progress.tables.is_empty() && progress.predicate.is_empty() {
+                            true => None,
+                            false => Some(backfill::selection(principal, &progress.tables, &progress.predicate)?),
+                        };
+                        let mut request = request(None, 0, Some(progress));
+                        request.selection = only.clone().unwrap_or(request.selection);
+                        let snapshot = self.snapshot(request).await?;
                         token.handover = token.handover.filter(|_| !lost);
-                        Ok(Begun { cursor, token, snapshot: Some(snapshot) })
+                        Ok(Begun { cursor, token, snapshot: Some((snapshot, only, paused)) })
                     }
                     // What was read in one piece is read again in one piece, and so is what a failover may have taken back.
                     Some(progress) => {
-                        self.begin_snapshot(request(None, progress.max_rows_per_second, Some(progress))).await
+                        let request = request(None, progress.max_rows_per_second, Some(progress));
+                        self.begin_snapshot(request, paused).await
                     }
-                    None if lost => self.begin_snapshot(request(None, 0, Some(Progress::default()))).await,
+                    None if lost => {
+                        let again = Progress { id: 1, ..Progress::default() };
+                        self.begin_snapshot(request(None, 0, Some(again)), paused).await
+                    }
                     None => {
                         let cursor = self.locate(Start::After(resume.position)).await?;
                         Ok(Begun { cursor, token, snapshot: None })
@@ -207,7 +236,7 @@ impl Inner {
                 }
             }
             StartAt::Snapshot { mode, max_rows_per_second } => {
-                self.begin_snapshot(request(mode, max_rows_per_second, None)).await
+                self.begin_snapshot(request(mode, max_rows_per_second, None), paused).await
             }
             StartAt::Checkpoint => Err(Error::checkpoint_missing("the subscriber has no checkpoint; give a start")),
         }
@@ -218,11 +247,11 @@ impl Inner {
         Ok(self.snapshots.get().ok_or_else(unsupported)?.begin(request).await?)
     }
 
-    async fn begin_snapshot(&self, request: SnapshotRequest) -> Result<Begun, Error> {
+    async fn begin_snapshot(&self, request: SnapshotRequest, paused: watch::Sender<bool>) -> Result<Begun, Error> {
         let snapshot = self.snapshot(request).await?;
         let cursor = self.locate(Start::After(snapshot.start)).await?;
         let token = Token { handover: Some(snapshot.handover.clone()), progress: Some(snapshot.progress.clone()) };
-        Ok(Begun { cursor, token, snapshot: Some(snapshot) })
+        Ok(Begun { cursor, token, snapshot: Some((snapshot, None, paused)) })
     }
 
     /// Resolves a start. One beyond the tail is accepted if the source has written that far. While the source is away

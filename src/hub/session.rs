@@ -26,6 +26,7 @@ use crate::{
     metrics,
     model::{Position, RelationId},
     reason::Classified,
+    selection::Selection,
     wire::{block::Block, encode, pb, position_to_pb, token::Token},
 };
 
@@ -52,7 +53,7 @@ pub(super) struct Opening {
     pub permit: StreamPermit,
     /// What the start position says beside the LSN.
     pub token: Token,
-    pub snapshot: Option<Snapshot>,
+    pub snapshot: Option<(Snapshot, Option<Arc<Selection>>, watch::Sender<bool>)>,
 }
 
 /// The transaction that the next block continues.
@@ -164,7 +165,8 @@ impl Session {
             filter_changed: opening.filter_changed,
         };
         let standing = Standing { position: start, checkpoint: shared.checkpoint(), connected: hub.source.connected() };
-        let running = snapshot.map(|snapshot| Running::new(snapshot, group.selection.clone()));
+        let running =
+            snapshot.map(|(snapshot, only, paused)| Running::new(snapshot, group.selection.clone(), only, paused));
         let (running, begin) = running.unzip();
         let mut session = Session {
             passed: cursor.after,
@@ -201,6 +203,7 @@ impl Session {
             _permit: opening.permit,
         };
         if let Some(begin) = begin {
+            session.shared.set_snapshot(Some(begin.snapshot_id.clone()));
             session.say(pb::event::Kind::SnapshotBegin(begin));
         }
         session
@@ -441,7 +444,7 @@ impl Session {
         Some(self.hand_out_event(pb::event::Kind::Progress(event)))
     }
 
-    fn pause(&mut self, now: Instant, for_what: For) -> Step {
+    pub(super) fn pause(&mut self, now: Instant, for_what: For) -> Step {
         let mut until = now + IDLE_CHECK;
         if !self.outbox.begun() {
             until = until.min(self.pace.deadline(&self.standing()));

@@ -2,8 +2,9 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use prost::Message as _;
+use tokio::{sync::watch, time::Instant};
 
 use super::{
     Error, RowFormat, Session,
@@ -11,12 +12,12 @@ use super::{
     group::Plan,
     outbox::Item,
     rows::{self, Unwritable},
-    session::Step,
+    session::{For, Step},
 };
 use crate::{
     feed::{Chunk, MARK_PREFIX, Piece, Resume, Rows, Snapshot, SnapshotError, SnapshotMode, resume_to_pb},
     lsn::Lsn,
-    model::{Relation, RelationId},
+    model::{Operation, Relation, RelationId},
     selection::Selection,
     wire::{
         block::{Block, SpanEnd},
@@ -31,6 +32,10 @@ pub(super) struct Running {
     mode: SnapshotMode,
     run: String,
     selection: Arc<Selection>,
+    /// Of a backfill, which the rows have to pass too.
+    only: Option<Arc<Selection>>,
+    only_plans: HashMap<RelationId, Arc<Plan>>,
+    paused: watch::Sender<bool>,
     rows: Box<dyn Rows>,
     plans: HashMap<RelationId, Arc<Plan>>,
     /// Pulled, and not yet taken in; the error ends the stream.
@@ -53,8 +58,37 @@ pub(super) enum Turn {
     Step(Step),
 }
 
+fn plan(
+    plans: &mut HashMap<RelationId, Arc<Plan>>,
+    relation: &Arc<Relation>,
+    selection: &Selection,
+) -> Result<Arc<Plan>, Error> {
+    if let Some(plan) = plans.get(&relation.id) {
+        return Ok(plan.clone());
+    }
+    let plan = Arc::new(Plan::new(relation.clone(), selection)?);
+    plans.insert(relation.id, plan.clone());
+    Ok(plan)
+}
+
+/// Appends a row if the plan selects it; whether it does.
+fn append(out: &mut BytesMut, framed: &[u8], plan: &Plan, format: RowFormat) -> Result<bool, Error> {
+    if !plan.rules.passes(Operation::Read) {
+        return Ok(false);
+    }
+    rows::change(out, framed, plan, format, Lsn::ZERO).map_err(|error| match error {
+        Unwritable::Malformed => Error::internal("a row does not decode"),
+        Unwritable::Undecided(error) => error.into(),
+    })
+}
+
 impl Running {
-    pub fn new(snapshot: Snapshot, selection: Arc<Selection>) -> (Self, pb::SnapshotBegin) {
+    pub fn new(
+        snapshot: Snapshot,
+        selection: Arc<Selection>,
+        only: Option<Arc<Selection>>,
+        paused: watch::Sender<bool>,
+    ) -> (Self, pb::SnapshotBegin) {
         let Snapshot { id, mode, tables, restarted, progress, run, rows, .. } = snapshot;
         let id = format!("{id:016x}");
         let tables = tables.into_iter().map(|(table, estimated_rows)| pb::SnapshotTable { table, estimated_rows });
@@ -76,6 +110,9 @@ impl Running {
             mode,
             run: format!("{run:016x}"),
             selection,
+            only,
+            only_plans: HashMap::new(),
+            paused,
             rows,
             plans: HashMap::new(),
             piece: None,
@@ -88,12 +125,17 @@ impl Running {
     }
 
     fn plan(&mut self, relation: &Arc<Relation>) -> Result<Arc<Plan>, Error> {
-        if let Some(plan) = self.plans.get(&relation.id) {
-            return Ok(plan.clone());
-        }
-        let plan = Arc::new(Plan::new(relation.clone(), &self.selection)?);
-        self.plans.insert(relation.id, plan.clone());
-        Ok(plan)
+        plan(&mut self.plans, relation, &self.selection)
+    }
+
+    /// Of a backfill.
+    fn only(&mut self, relation: &Arc<Relation>) -> Result<Option<Arc<Plan>>, Error> {
+        self.only.as_ref().map(|only| plan(&mut self.only_plans, relation, only)).transpose()
+    }
+
+    /// Whether nothing more is to be read.
+    pub fn pause(&mut self, paused: bool) {
+        self.paused.send_replace(paused);
     }
 
     /// Whether a piece would be of use now.
@@ -133,6 +175,10 @@ impl Running {
 impl Session {
     /// What the snapshot wants before the stream goes on. The outbox is empty.
     pub(super) fn snapshot_turn(&mut self) -> Result<Turn, Error> {
+        self.take_orders();
+        if !self.outbox.is_empty() {
+            return Ok(Turn::Again);
+        }
         let Some(running) = &mut self.running else { return Ok(Turn::Pass) };
         if let Some(progress) = running.reached.take() {
             let ended = progress.is_none();
@@ -141,6 +187,7 @@ impl Session {
             self.pace.at_once();
             if ended {
                 self.running = None;
+                self.shared.set_snapshot(None);
                 self.pace.again();
                 let position = Some(resume_to_pb(&self.resume()));
                 self.say(pb::event::Kind::SnapshotEnd(pb::SnapshotEnd { snapshot_id: id, position, rows: total }));
@@ -149,6 +196,7 @@ impl Session {
         }
         match running.mode {
             SnapshotMode::Consistent => match running.piece.take() {
+                None if *running.paused.borrow() => Ok(Turn::Step(self.pause(Instant::now(), For::Client))),
                 None => Ok(Turn::Step(Step::Pull)),
                 Some(Err(error)) => Err(Error::classified(&error)),
                 Some(Ok(piece)) => {
@@ -240,7 +288,12 @@ impl Session {
         let format = self.group.format;
         let Some(running) = &mut self.running else { return Ok(()) };
         let plan = running.plan(relation)?;
-        let untouched = format == RowFormat::Compact && plan.rules.columns.is_none() && plan.rules.predicate.is_none();
+        let only = running.only(relation)?;
+        let untouched = format == RowFormat::Compact
+            && plan.rules.passes(Operation::Read)
+            && plan.rules.columns.is_none()
+            && plan.rules.predicate.is_none()
+            && only.is_none();
         let mut message = Message::new();
         let mut events = 0;
         let mut rest = &framed[..];
@@ -248,17 +301,17 @@ impl Session {
             message.0.reserve(framed.len());
             message.0.extend_from_slice(&framed);
         }
+        let mut unused = BytesMut::new();
         while !rest.is_empty() {
             let event = frames::first(rest).ok_or_else(|| Error::internal("a row does not decode"))?;
-            let selected = untouched
-                || rows::change(&mut message.0, &rest[..event.len], &plan, format, Lsn::ZERO).map_err(|error| {
-                    match error {
-                        Unwritable::Malformed => Error::internal("a row does not decode"),
-                        Unwritable::Undecided(error) => error.into(),
-                    }
-                })?;
-            events += u32::from(selected);
+            let row = &rest[..event.len];
             rest = &rest[event.len..];
+            unused.clear();
+            let wanted = match &only {
+                Some(only) => append(&mut unused, row, only, RowFormat::Compact)?,
+                None => true,
+            };
+            events += u32::from(wanted && (untouched || append(&mut message.0, row, &plan, format)?));
         }
         if events == 0 {
             return Ok(());

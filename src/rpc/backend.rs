@@ -5,7 +5,7 @@ use std::future::Future;
 
 use crate::{
     feed::{Frame, Resume},
-    hub::{self, Hub, Principal, StartAt, SubscriberInfo, Subscription},
+    hub::{self, Backfill, Hub, Principal, StartAt, SubscriberInfo, Subscription},
     model::Position,
     reason::Classified,
 };
@@ -32,6 +32,15 @@ pub trait Backend: Clone + Send + Sync + 'static {
         resume: Resume,
         session: u64,
     ) -> impl Future<Output = Result<Resume, Self::Error>> + Send;
+
+    /// As [`Hub::backfill`].
+    fn backfill(
+        &self,
+        principal: &Principal,
+        subscriber: &str,
+        id: &str,
+        backfill: Backfill,
+    ) -> impl Future<Output = Result<String, Self::Error>> + Send;
 
     /// As [`Hub::subscribers`].
     fn subscribers(&self, principal: &Principal) -> Vec<SubscriberInfo>;
@@ -100,6 +109,16 @@ impl Backend for Hub {
         session: u64,
     ) -> Result<Resume, hub::Error> {
         Hub::acknowledge(self, principal, subscriber, resume, session).await
+    }
+
+    async fn backfill(
+        &self,
+        principal: &Principal,
+        subscriber: &str,
+        id: &str,
+        backfill: Backfill,
+    ) -> Result<String, hub::Error> {
+        Hub::backfill(self, principal, subscriber, id, backfill).await
     }
 
     fn subscribers(&self, principal: &Principal) -> Vec<SubscriberInfo> {

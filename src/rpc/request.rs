@@ -7,7 +7,7 @@ use prost::Message;
 
 use crate::{
     feed::{Resume, SnapshotMode, Start},
-    hub::{RowFormat, StartAt, Subscription},
+    hub::{Backfill, RowFormat, StartAt, Subscription},
     lsn::Lsn,
     model::Operation,
     reason::{Classified, Reason},
@@ -137,6 +137,43 @@ pub fn required_start(field: &str, start: Option<&pb::Start>) -> Result<StartAt,
     };
     wrong.none()?;
     at.ok_or_else(|| Error::field(field, "must be set"))
+}
+
+/// What a `BackfillRequest` orders.
+pub fn backfill(request: &pb::BackfillRequest) -> Result<Backfill, Error> {
+    let mut wrong = Violations::default();
+    let action = pb::BackfillAction::try_from(request.action).unwrap_or_default();
+    let order = match action {
+        pb::BackfillAction::Pause => Backfill::Pause,
+        pb::BackfillAction::Resume => Backfill::Resume,
+        pb::BackfillAction::Cancel => Backfill::Cancel,
+        pb::BackfillAction::Start => {
+            let given = request.filter.clone().unwrap_or_default();
+            filter_from_pb("filter", &given, &mut wrong);
+            let allowed = pb::Filter { tables: given.tables, r#where: given.r#where, ..Default::default() };
+            if request.filter.as_ref().is_some_and(|filter| *filter != allowed) {
+                wrong.add("filter".to_owned(), "a backfill takes `tables` and `where`; all else is the stream's");
+            }
+            let options = request.options.unwrap_or_default();
+            if options.mode() == pb::SnapshotMode::Consistent {
+                wrong.add("options.mode".to_owned(), "a running stream takes rows in incremental mode only");
+            }
+            if !request.snapshot_id.is_empty() {
+                wrong.add("snapshot_id".to_owned(), "is given by the hub");
+            }
+            Backfill::Start {
+                tables: allowed.tables,
+                predicate: allowed.r#where,
+                max_rows_per_second: options.max_rows_per_second,
+            }
+        }
+        pb::BackfillAction::Unspecified => {
+            wrong.add("action".to_owned(), "must be START, PAUSE, RESUME or CANCEL");
+            Backfill::Pause
+        }
+    };
+    wrong.none()?;
+    Ok(order)
 }
 
 /// A position that must be set.

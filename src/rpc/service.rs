@@ -65,8 +65,17 @@ impl<B: Backend> pb::change_stream_service_server::ChangeStreamService for Chang
         Ok(Response::new(pb::AcknowledgeResponse { checkpoint: Some(resume_to_pb(&checkpoint)) }))
     }
 
-    async fn backfill(&self, _: Request<pb::BackfillRequest>) -> Result<Response<pb::BackfillResponse>, Status> {
-        Err(refused(request::Error::unsupported("this hub does not take snapshots yet")))
+    async fn backfill(&self, request: Request<pb::BackfillRequest>) -> Result<Response<pb::BackfillResponse>, Status> {
+        let caller = caller(&request);
+        let request = request.into_inner();
+        named("subscriber", &request.subscriber)?;
+        let backfill = request::backfill(&request).map_err(refused)?;
+        let snapshot_id = self
+            .backend
+            .backfill(&caller.principal, &request.subscriber, &request.snapshot_id, backfill)
+            .await
+            .map_err(|error| status::status(&error))?;
+        Ok(Response::new(pb::BackfillResponse { snapshot_id }))
     }
 
     async fn list_relations(

@@ -11,7 +11,10 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use tokio::{sync::mpsc, time::Instant};
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
@@ -49,6 +52,7 @@ const FAILURES: u32 = 20;
 pub(super) struct Begun {
     pub marker: Session,
     pub request: Arc<Selection>,
+    pub pause: watch::Receiver<bool>,
     pub run: u64,
     pub progress: Progress,
 }
@@ -64,6 +68,7 @@ pub(super) fn start(exporter: Exporter, begun: Begun, reservation: Reservation, 
     let reader = Reader {
         exporter,
         selection: begun.request,
+        pause: begun.pause,
         run: begun.run,
         session: Some(begun.marker),
         tables: None,
@@ -86,6 +91,7 @@ impl Rows for Incremental {
 struct Reader {
     exporter: Exporter,
     selection: Arc<Selection>,
+    pause: watch::Receiver<bool>,
     run: u64,
     session: Option<Session>,
     /// What is selected, until a table ends or something fails.
@@ -126,6 +132,9 @@ impl Reader {
         let mut pause = FIRST_PAUSE;
         loop {
             self.pacer.ready().await;
+            if self.pause.wait_for(|paused| !*paused).await.is_err() {
+                return;
+            }
             let piece = match self.chunk().await {
                 Ok(chunk) => {
                     failures = 0;

@@ -176,7 +176,7 @@ impl Exporter {
             locked.tables.iter().map(|table| (table.relation.qualified_name(), table.estimated_rows)).collect();
         let handover = Handover { lineage, until: locked.until, seen: locked.seen.clone() };
         let mut progress = request.resume.clone().unwrap_or_default();
-        let restarted = request.resume.is_some() && !resumed;
+        let restarted = request.resume.as_ref().is_some_and(|progress| progress.id != 0) && !resumed;
         if !resumed {
             let (tables, predicate) = (std::mem::take(&mut progress.tables), std::mem::take(&mut progress.predicate));
             progress = crate::wire::token::Progress {
@@ -197,7 +197,13 @@ impl Exporter {
         let rows: Box<dyn crate::feed::Rows> = match mode {
             SnapshotMode::Consistent => Box::new(consistent::start(self, locked, reservation, pacer).await?),
             SnapshotMode::Incremental => {
-                let state = incremental::Begun { marker, request: request.selection, run, progress: progress.clone() };
+                let state = incremental::Begun {
+                    marker,
+                    request: request.selection,
+                    pause: request.pause,
+                    run,
+                    progress: progress.clone(),
+                };
                 drop(locked);
                 Box::new(incremental::start(self.clone(), state, reservation, pacer))
             }
@@ -209,6 +215,18 @@ impl Exporter {
 impl Snapshots for Exporter {
     fn begin(&self, request: SnapshotRequest) -> BoxFuture<'_, Result<Snapshot, SnapshotError>> {
         Box::pin(self.run(request))
+    }
+
+    fn refusal<'a>(&'a self, table: &'a str) -> BoxFuture<'a, Option<SnapshotError>> {
+        Box::pin(async move {
+            let (schema, name) = table.split_once('.')?;
+            let kind = table::kind(&self.session().await.ok()?.0, schema, name).await.ok()??;
+            if matches!(kind.as_str(), "table" | "partitioned table") {
+                return None;
+            }
+            let message = format!("{table} is a {kind}: it has no changes of its own; name the tables behind it");
+            Some(SnapshotError::new(Reason::SnapshotImpossible, message).with("table", table))
+        })
     }
 }
 

@@ -15,6 +15,8 @@ mod predicates;
 mod schema;
 mod security;
 mod snapshot;
+mod snapshot_backfill;
+mod snapshot_tables;
 mod storage;
 mod streaming;
 mod types;

@@ -140,7 +140,10 @@ async fn under_load(mode: SnapshotMode, tables: &[&str], exclude: &[&str]) {
     let report = workload.stop().await;
     println!("{report:?}");
     // Flushes what was committed asynchronously.
-    stage.db.run("BEGIN; SET LOCAL synchronous_commit = on; SELECT pg_logical_emit_message(true, 'flush', ''); COMMIT").await;
+    stage
+        .db
+        .run("BEGIN; SET LOCAL synchronous_commit = on; SELECT pg_logical_emit_message(true, 'flush', ''); COMMIT")
+        .await;
     let goal = stage.flushed().await;
     for mut stream in streams {
         stream.reaches(goal).await;

@@ -196,6 +196,17 @@ impl Backend for FakeHub {
         if subscriber == "unknown" { Err(FakeError(Reason::SubscriberUnknown)) } else { Ok(resume) }
     }
 
+    async fn backfill(
+        &self,
+        principal: &Principal,
+        subscriber: &str,
+        id: &str,
+        backfill: crate::hub::Backfill,
+    ) -> Result<String, FakeError> {
+        self.0.note(format!("backfill {}/{subscriber} {id:?} {backfill:?}", principal.name));
+        if subscriber == "unknown" { Err(FakeError(Reason::SubscriberUnknown)) } else { Ok("77".to_owned()) }
+    }
+
     fn subscribers(&self, principal: &Principal) -> Vec<SubscriberInfo> {
         self.0.note(format!("subscribers of {:?}", principal.name));
         let filter = pb::Filter { tables: vec!["public.orders".to_owned()], ..Default::default() };
