@@ -173,7 +173,7 @@ impl Copy {
             }
         }
         self.rows += 1;
-        if self.rows % 1024 == 0 {
+        if self.rows.is_multiple_of(1024) {
             self.tell();
         }
         Ok(())

@@ -196,6 +196,10 @@ impl Session {
         }
         match running.mode {
             SnapshotMode::Consistent => match running.piece.take() {
+                None if self.hub.feed.window().is_behind(self.passed) => {
+                    let (requested, earliest) = (self.passed, self.hub.feed.window().earliest);
+                    Err(feed::Error::Expired { requested, earliest }.into())
+                }
                 None if *running.paused.borrow() => Ok(Turn::Step(self.pause(Instant::now(), For::Client))),
                 None => Ok(Turn::Step(Step::Pull)),
                 Some(Err(error)) => Err(Error::classified(&error)),

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     lsn::Lsn,
-    model::{Relation, Visibility},
+    model::{Column, Relation, Visibility},
 };
 
 /// A published table as it is in the present transaction's snapshot.
@@ -35,6 +35,8 @@ pub struct Table {
     /// Columns that identify a row in the changes too: of the replica identity's index or the primary key. Empty if there
     /// are none.
     pub key: Vec<String>,
+    /// Columns, by their number, of which nobody wants the values: they read as NULL.
+    pub unread: Vec<usize>,
     /// Where the rows are: the table itself, or its partitions, as quoted names with their number of pages.
     pub parts: Vec<(String, i64)>,
 }
@@ -47,7 +49,11 @@ impl Table {
 
     /// `SELECT` of the published columns in the relation's order. `part`: from one of [`Table::parts`]; `None`: all.
     pub fn select(&self, part: Option<&str>, conditions: &[String]) -> String {
-        let columns: Vec<String> = self.relation.columns.iter().map(|column| identifier(&column.name)).collect();
+        let column = |(number, column): (usize, &Column)| match self.unread.contains(&number) {
+            true => "NULL".to_owned(),
+            false => identifier(&column.name),
+        };
+        let columns: Vec<String> = self.relation.columns.iter().enumerate().map(column).collect();
         let mut query = format!("SELECT {} FROM ", columns.join(", "));
         let _ = match part {
             Some(part) => write!(query, "ONLY {part}"),
@@ -131,6 +137,7 @@ pub async fn tables(sql: &Sql, publication: &str, names: &[(String, String)]) ->
             readable: get::<Option<bool>>(row, 2)?.unwrap_or(false),
             row_filter: get(row, 3)?,
             key,
+            unread: Vec::new(),
             parts: parts.into_iter().zip(pages).collect(),
             bytes: get(row, 7)?,
             estimated_rows: get(row, 8)?,

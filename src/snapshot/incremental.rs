@@ -236,6 +236,9 @@ impl Reader {
         let Some(table) = found.into_iter().find(|found| found.relation.oid == table.relation.oid) else {
             return Err(super::interrupted("a table was replaced while it was read"));
         };
+        let Some(table) = super::wanted(table, &self.selection)? else {
+            return Err(super::interrupted("a table is no longer selected"));
+        };
         if table.key.is_empty() {
             return Err(no_key(&table));
         }

@@ -28,7 +28,7 @@ use tokio::time::Instant;
 use crate::{
     feed::{BoxFuture, Feed, Snapshot, SnapshotError, SnapshotMode, SnapshotRequest, Snapshots},
     lsn::Lsn,
-    model::{LineageId, Operation, Relation, RelationId, Visibility},
+    model::{Column, LineageId, Operation, Relation, RelationId, Visibility},
     postgres::{
         self,
         conninfo::ConnectOptions,
@@ -83,14 +83,7 @@ impl Exporter {
         let described = table::tables(sql, &self.publication, &names).await.map_err(refused)?;
         let mut selected = Vec::new();
         for table in described {
-            let plan = selection.relation(&table.relation).map_err(|error| SnapshotError {
-                reason: error.reason(),
-                message: error.to_string(),
-                metadata: error.metadata(),
-            })?;
-            if plan.passes(Operation::Read) {
-                selected.push(table);
-            }
+            selected.extend(wanted(table, selection)?);
         }
         Ok(selected)
     }
@@ -245,6 +238,27 @@ struct Locked {
     tables: Vec<Table>,
     seen: Visibility,
     until: Lsn,
+}
+
+/// The table as the selection wants it, if it wants rows of it: without the values that nobody looks at.
+fn wanted(mut table: Table, selection: &Selection) -> Result<Option<Table>, SnapshotError> {
+    let plan = selection.relation(&table.relation).map_err(|error| SnapshotError {
+        reason: error.reason(),
+        message: error.to_string(),
+        metadata: error.metadata(),
+    })?;
+    if !plan.passes(Operation::Read) {
+        return Ok(None);
+    }
+    if let Some(columns) = &plan.columns {
+        let read = plan.predicate.iter().flat_map(|predicate| predicate.compiled().columns()).collect::<Vec<_>>();
+        let unread = |(number, column): &(usize, &Column)| {
+            !columns[*number] && !read.contains(number) && !table.key.contains(&column.name)
+        };
+        let unread = table.relation.columns.iter().enumerate().filter(unread).map(|(number, _)| number);
+        table.unread = unread.collect();
+    }
+    Ok(Some(table))
 }
 
 /// Every table can be read by the role.

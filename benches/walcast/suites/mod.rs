@@ -7,6 +7,7 @@ mod fanout;
 mod latency;
 mod memory;
 mod restart;
+mod snapshot;
 
 use super::{report::Report, stage::Stage};
 
@@ -29,6 +30,7 @@ const NAMES: &[&str] = &[
     "bytes",
     "catch-up",
     "isolation",
+    "snapshot",
 ];
 
 impl Suites {
@@ -51,6 +53,7 @@ impl Suites {
                 "primary" => self.primary().await,
                 "memory" => self.memory().await,
                 "bytes" => self.bytes().await,
+                "snapshot" => self.snapshot().await,
                 "catch-up" => self.catch_up().await,
                 _ => self.isolation().await,
             };
