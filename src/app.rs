@@ -28,6 +28,7 @@ use crate::{
     reason::{Classified, Reason},
     rpc::{self, Health, Services, Tls, TlsFiles, Tokens},
     shutdown::Drain,
+    snapshot::Exporter,
     source::{self, SourceState},
 };
 
@@ -103,6 +104,7 @@ pub async fn serve(config: Config, drain: Drain) -> Result<(), Error> {
     );
     let state = SourceState::new(&config.source.slot, &config.source.publication);
     let ingest = Ingest::new(journal.clone(), appender, &recovered);
+    let rows = connect.clone();
     let source = source::Options {
         connect,
         slot: config.source.slot.clone(),
@@ -128,6 +130,7 @@ pub async fn serve(config: Config, drain: Drain) -> Result<(), Error> {
         projection_bytes: config.limits.projection_bytes as usize,
     };
     let hub = Hub::new(feed.clone(), Arc::new(state.clone()), Arc::new(journal.clone()), limits, drain.clone());
+    hub.reads_rows_with(Arc::new(Exporter::new(rows, &config.source.publication, feed.clone())));
     let health = Health::new().await;
     let serving = (tell_health(health.clone(), &state), tell_disk_full(&journal, state.clone()));
     let stop_pages = CancellationToken::new();

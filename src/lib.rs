@@ -19,5 +19,6 @@ pub mod reason;
 pub mod rpc;
 pub mod selection;
 pub mod shutdown;
+pub mod snapshot;
 pub mod source;
 pub mod wire;

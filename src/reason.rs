@@ -88,6 +88,8 @@ reasons! {
     SlotInUse = "SLOT_IN_USE", FailedPrecondition, Some(5.0), "Another process streams from the slot.", "Stop it, or give this hub a slot of its own with --slot.";
     PreflightFailed = "PREFLIGHT_FAILED", FailedPrecondition, Some(10.0), "The source does not meet a precondition.", "`walcast doctor` lists what to run.";
     DecodeError = "DECODE_ERROR", Internal, None, "A message from the source cannot be decoded; its bytes are kept in the data directory.", "Report it with the quarantined file; nothing is skipped.";
+    SnapshotInterrupted = "SNAPSHOT_INTERRUPTED", Aborted, Some(1.0), "A snapshot could not be read to its end.", "Resume from the last position: an incremental snapshot goes on where it was, a consistent one starts over and says so.";
+    SnapshotImpossible = "SNAPSHOT_IMPOSSIBLE", FailedPrecondition, None, "The rows of a table cannot be read in this way.", "Metadata `table` names the table; the message says what would be possible.";
     Unsupported = "UNSUPPORTED", FailedPrecondition, None, "This hub does not offer the requested feature.", "See the release notes for the version that does.";
     Internal = "INTERNAL", Internal, Some(5.0), "A defect in the hub.", "Report it with the hub's log.";
 }

@@ -35,6 +35,10 @@ pub enum From {
     Latest,
     /// Exclusive, as text.
     AfterLsn(String),
+    /// With the rows that are there.
+    Snapshot {
+        incremental: bool,
+    },
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -81,6 +85,10 @@ fn request(orders: &Orders, number: usize, after: Option<&[u8]>) -> Vec<u8> {
         (From::Earliest, None) => At::Earliest(()),
         (From::Latest, None) => At::Latest(()),
         (From::AfterLsn(lsn), None) => At::AfterLsn(lsn.clone()),
+        (From::Snapshot { incremental }, None) => {
+            let mode = if *incremental { pb::SnapshotMode::Incremental } else { pb::SnapshotMode::Consistent };
+            At::Snapshot(pb::SnapshotOptions { mode: mode as i32, max_rows_per_second: 0 })
+        }
     };
     let request = pb::SubscribeRequest {
         start: Some(pb::Start { at: Some(at) }),

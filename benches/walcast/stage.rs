@@ -144,6 +144,34 @@ impl Stage {
         self.db.run("SET synchronous_commit = on; SELECT pg_logical_emit_message(true, 'flush', ''); RESET ALL").await;
     }
 
+    /// A table with a primary key and so many rows, at rest.
+    pub async fn table(&self, name: &str, shape: Shape, rows: u64) {
+        self.db.run(&format!("DROP TABLE IF EXISTS {name}; CREATE TABLE {name} ({})", shape.columns())).await;
+        self.insert(name, shape, 1, rows).await;
+        self.db.run(&format!("ALTER TABLE {name} ADD PRIMARY KEY (id)")).await;
+        self.db.run(&format!("VACUUM ANALYZE {name}")).await;
+        self.db.run("CHECKPOINT").await;
+    }
+
+    /// Seconds that psql takes to copy a table and throw it away.
+    pub fn psql_copy(&self, table: &str) -> f64 {
+        let mut command = process::command(&versions::bin_dir(self.cluster.major()).join("psql"), Account::Own, "KILL");
+        command.args(["-X", "-d", &self.cluster.dsn(), "-c", &format!("COPY {table} TO STDOUT")]);
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        let started = now_us();
+        let mut child = process::spawn(command).expect("psql");
+        assert!(proc::wait(&mut child).1, "psql failed");
+        (now_us() - started) as f64 / 1e6
+    }
+
+    /// Age in seconds of the oldest transaction of the hub's.
+    pub async fn oldest_transaction(&self) -> f64 {
+        let sql =
+            "SELECT coalesce(max(extract(epoch FROM clock_timestamp() - xact_start)), 0)::text FROM pg_stat_activity
+                   WHERE application_name LIKE 'walcast%' AND backend_type = 'client backend'";
+        self.db.text(sql).await.and_then(|text| text.parse().ok()).unwrap_or(0.0)
+    }
+
     pub async fn drop(&self, backlog: Backlog) {
         self.drop_slot(&backlog.slot).await;
         self.db.run(&format!("DROP TABLE {}", backlog.slot)).await;

@@ -29,6 +29,8 @@ pub enum Command {
     Demo(DemoArgs),
     /// Print changes as they are committed
     Tail(TailArgs),
+    /// Copy tables into a file, as of one point
+    Snapshot(SnapshotArgs),
     /// Show the source, the journal and the streams of a running hub
     Status(StatusArgs),
     /// Look at or drop the hub's replication slot at the source
@@ -116,6 +118,37 @@ pub struct ServeArgs {
     /// Any other setting by its key in the file; repeatable
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
+}
+
+/// `walcast snapshot`
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+JSON lines: one object per row; of several tables {\"table\": ..., \"row\": {...}}. CSV: one table, with a header, NULL as an
+empty field. The file gets its name when it is complete.
+
+Examples:
+  walcast snapshot public.orders --to orders.csv
+  walcast snapshot 'sales.*' --to sales.jsonl --max-rows-per-second 20000
+  walcast snapshot public.orders --where \"status = 'paid'\" --to paid.jsonl")]
+pub struct SnapshotArgs {
+    /// Tables: globs over schema.table
+    #[arg(value_name = "TABLE", required = true)]
+    pub tables: Vec<String>,
+    /// The file, by its ending .jsonl or .csv
+    #[arg(long, value_name = "FILE")]
+    pub to: PathBuf,
+    /// Only these columns: globs over schema.table.column; repeatable. Key columns always come
+    #[arg(long, value_name = "GLOB", value_delimiter = ',')]
+    pub columns: Vec<String>,
+    /// Only rows for which this holds
+    #[arg(long = "where", value_name = "CONDITION")]
+    pub predicate: Option<String>,
+    /// Read no faster than this
+    #[arg(long, value_name = "N")]
+    pub max_rows_per_second: Option<u32>,
+    /// How to reach the hub.
+    #[command(flatten)]
+    pub hub: HubArgs,
 }
 
 /// `walcast demo`

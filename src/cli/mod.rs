@@ -16,6 +16,7 @@ pub mod rows;
 mod serve;
 mod signals;
 mod slot;
+mod snapshot;
 mod source;
 pub mod start;
 mod status;
@@ -68,6 +69,7 @@ fn dispatch(command: Command) -> Result<(), Error> {
             let hub = Hub::new(&args.hub)?;
             tail::run(&hub, &tail::Options::new(&args), &Output::with_status(), &stop).await.map(drop)
         }),
+        Command::Snapshot(args) => one_thread(snapshot::run(&args)),
         Command::Status(args) => one_thread(status::run(&args)),
         Command::Slot(args) => one_thread(slot::run(args.command)),
         Command::Logtables(args) => one_thread(logtables::run(args.command)),

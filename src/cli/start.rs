@@ -13,6 +13,8 @@ pub enum From {
     Earliest,
     /// What commits from now on.
     Latest,
+    /// The rows that are there, then what commits.
+    Snapshot,
     /// The subscriber's checkpoint, strictly.
     Checkpoint,
     /// Transactions whose commit record ends after it.
@@ -28,6 +30,7 @@ pub fn parse(text: &str) -> Result<From, String> {
     match text.trim() {
         "earliest" => return Ok(From::Earliest),
         "latest" | "now" => return Ok(From::Latest),
+        "snapshot" => return Ok(From::Snapshot),
         "checkpoint" => return Ok(From::Checkpoint),
         _ => {}
     }
@@ -40,7 +43,7 @@ pub fn parse(text: &str) -> Result<From, String> {
     }
     text.trim().parse().map(From::At).map_err(|_| {
         format!(
-            "{text:?} is none of earliest, latest, checkpoint, an LSN such as 0/16B3748, a time such as \
+            "{text:?} is none of earliest, latest, snapshot, checkpoint, an LSN such as 0/16B3748, a time such as \
              2026-01-31T12:00:00Z, or how long ago such as 5m"
         )
     })
@@ -53,6 +56,7 @@ impl From {
         let at = match self {
             From::Earliest => At::Earliest(()),
             From::Latest => At::Latest(()),
+            From::Snapshot => At::Snapshot(pb::SnapshotOptions::default()),
             From::Checkpoint => At::Checkpoint(()),
             From::Lsn(lsn) => At::AfterLsn(lsn.to_string()),
             From::At(time) => At::Since(timestamp(time)),

@@ -2,6 +2,7 @@
 //! [`Cursor`], asks for the next block and sleeps on [`Feed::marks`] at the end: catch-up and live are the same loop.
 
 mod history;
+mod snapshot;
 
 use std::{future::Future, pin::Pin, sync::Arc};
 
@@ -14,7 +15,11 @@ use crate::{
     lsn::Lsn,
     model::{Lineage, LineageId, Position, Relation, RelationId},
     reason::{Classified, Reason},
-    wire::block::Block,
+    wire::{block::Block, pb, position_to_pb},
+};
+
+pub use snapshot::{
+    Chunk, MARK_PREFIX, Piece, Reservation, Rows, Snapshot, SnapshotError, SnapshotMode, SnapshotRequest, Snapshots,
 };
 
 /// A future that trait objects can return.
@@ -66,6 +71,13 @@ pub struct Window {
     pub earliest_commit_time: Option<i64>,
     /// Bytes of WAL per second that retention has been removing lately; 0 when nothing is being removed. Feeds `expires_in`.
     pub expiry_bytes_per_second: u64,
+}
+
+impl Window {
+    /// Whether what comes after this position has been removed.
+    pub fn is_behind(&self, position: Position) -> bool {
+        position.lineage == self.earliest.lineage && position.order() < self.earliest.order()
+    }
 }
 
 /// Why a feed cannot give what was asked for. Every variant becomes a typed gRPC error.
@@ -186,6 +198,46 @@ pub trait Feed: Send + Sync + 'static {
     fn locate_dead<'a>(&'a self, crossing: &'a Crossing) -> BoxFuture<'a, Result<Cursor, Error>> {
         Box::pin(async { self.locate(Start::After(crossing.departs)).await })
     }
+
+    /// A resume point at or before which no transaction has an id of `xid` or more; the latest that is known to be one.
+    /// `None`: not known, look for it.
+    fn before_xid(&self, xid: u64) -> Option<Position> {
+        let _ = xid;
+        None
+    }
+
+    /// Retention leaves what comes after `position` while the reservation is held, as long as the journal is not larger than
+    /// its cap.
+    fn reserve(&self, position: Position) -> Reservation {
+        let _ = position;
+        Reservation::default()
+    }
+}
+
+/// A resume point together with `Position.snapshot`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Resume {
+    /// Everything up to and including this is done.
+    pub position: Position,
+    /// What else the stream needs to go on from there; usually empty.
+    pub snapshot: Bytes,
+}
+
+/// For sending.
+pub fn resume_to_pb(resume: &Resume) -> pb::Position {
+    pb::Position { snapshot: resume.snapshot.clone(), ..position_to_pb(resume.position) }
+}
+
+impl From<Position> for Resume {
+    fn from(position: Position) -> Self {
+        Resume { position, snapshot: Bytes::new() }
+    }
+}
+
+impl PartialEq<Position> for Resume {
+    fn eq(&self, other: &Position) -> bool {
+        self.position == *other && self.snapshot.is_empty()
+    }
 }
 
 /// What sessions may ask of the source without knowing what it is.
@@ -303,6 +355,8 @@ pub struct Checkpoint {
     /// Everything up to and including this was acknowledged; `None` before the first acknowledgement of a subscriber
     /// that started somewhere explicit.
     pub position: Option<Position>,
+    /// `Position.snapshot` of the same acknowledgement.
+    pub snapshot: Bytes,
     /// The encoded `walcast.v1.Filter` of the last stream; empty for everything, or when longer than 2 KiB.
     pub filter: Bytes,
     /// Hash of the canonical filter that `position` was made with.

@@ -15,13 +15,14 @@ use super::{
     trail::Trail,
 };
 use crate::{
-    feed::{Checkpoint, Start, SubscriberKey},
+    feed::{Checkpoint, Resume, Start, SubscriberKey},
     model::Position,
 };
 
 impl Inner {
     /// See [`Hub::acknowledge`](super::Hub::acknowledge).
-    pub async fn acknowledge(&self, key: &SubscriberKey, position: Position, session: u64) -> Result<Position, Error> {
+    pub async fn acknowledge(&self, key: &SubscriberKey, resume: Resume, session: u64) -> Result<Resume, Error> {
+        let position = resume.position;
         let checkpoint = self.checkpoints.get(key).ok_or_else(|| Error::subscriber_unknown(&key.name))?;
         if session != 0 && session != checkpoint.session {
             return Err(Error::fenced(session));
@@ -36,20 +37,23 @@ impl Inner {
         }
         let tail = self.feed.marks().borrow().tail;
         let (trail, live) = sent.map_or_else(|| (Trail::new(tail), None), |sent| (sent.trail, sent.live));
-        store(self, key, position, session, &trail, live.as_ref()).await
+        store(self, key, resume, session, &trail, live.as_ref()).await
     }
 
     /// See [`Hub::reset_subscriber`](super::Hub::reset_subscriber).
     pub async fn reset(&self, key: &SubscriberKey, start: StartAt) -> Result<Position, Error> {
-        let StartAt::Feed(start) = start else {
-            return Err(Error::invalid("start", "a reset needs a place other than the checkpoint"));
+        let start = match start {
+            StartAt::Feed(start) => start,
+            StartAt::Resume(resume) if resume.snapshot.is_empty() => Start::After(resume.position),
+            _ => return Err(Error::invalid("start", "a reset needs a place outside of a snapshot")),
         };
         let position = self.locate(start).await?.after;
         let mut session = None;
         let change = |present: Option<&Checkpoint>| {
             let present = present?;
             session = Some(present.session + 1);
-            Some(Checkpoint { position: Some(position), session: present.session + 1, ..present.clone() })
+            let snapshot = bytes::Bytes::new();
+            Some(Checkpoint { position: Some(position), snapshot, session: present.session + 1, ..present.clone() })
         };
         self.checkpoints.update(key, Box::new(change)).await?;
         let session = session.ok_or_else(|| Error::subscriber_unknown(&key.name))?;
@@ -75,6 +79,10 @@ impl Inner {
     }
 }
 
+/// Bytes of the filter as it came and of `Position.snapshot` that a checkpoint keeps. A position with more is not kept, and the
+/// checkpoint stays where it was.
+const FILTER_AND_SNAPSHOT: usize = 3800;
+
 fn is_at_or_before(position: Position, done: Position) -> bool {
     position.lineage == done.lineage && position.order() <= done.order()
 }
@@ -83,11 +91,12 @@ fn is_at_or_before(position: Position, done: Position) -> bool {
 pub(super) async fn store(
     hub: &Inner,
     key: &SubscriberKey,
-    position: Position,
+    resume: Resume,
     session: u64,
     trail: &Trail,
     live: Option<&Arc<Shared>>,
-) -> Result<Position, Error> {
+) -> Result<Resume, Error> {
+    let position = resume.position;
     let mut refused = false;
     let change = |present: Option<&Checkpoint>| {
         let present = present?;
@@ -95,11 +104,16 @@ pub(super) async fn store(
             refused = true;
             return None;
         }
-        if present.position.is_some_and(|done| !trail.is_after(position, done)) {
+        let same = present.position == Some(position) && present.snapshot != resume.snapshot;
+        if !same && present.position.is_some_and(|done| !trail.is_after(position, done)) {
             return None;
         }
+        let room = FILTER_AND_SNAPSHOT.checked_sub(resume.snapshot.len())?;
+        let filter = if present.filter.len() <= room { present.filter.clone() } else { Default::default() };
         Some(Checkpoint {
             position: Some(position),
+            snapshot: resume.snapshot.clone(),
+            filter,
             filter_hash: live.map_or(present.filter_hash, |live| live.filter_hash),
             last_seen: lag::now(),
             ..present.clone()
@@ -110,9 +124,10 @@ pub(super) async fn store(
         return Err(Error::fenced(session));
     }
     let durable = durable.ok_or_else(|| Error::subscriber_unknown(&key.name))?;
-    let durable = durable.position.ok_or_else(|| Error::internal("the checkpoint was not kept"))?;
+    let position = durable.position.ok_or_else(|| Error::internal("the checkpoint was not kept"))?;
+    let durable = Resume { position, snapshot: durable.snapshot };
     if let Some(live) = live {
-        live.checkpointed(durable);
+        live.checkpointed(durable.clone());
     }
     Ok(durable)
 }

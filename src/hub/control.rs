@@ -9,8 +9,11 @@ use std::sync::{
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use super::{Error, acknowledge, credit::Credits, inner::Inner, trail::Trail};
-use crate::{feed::SubscriberKey, model::Position};
+use super::{Error, acknowledge, backfill::Order, credit::Credits, inner::Inner, trail::Trail};
+use crate::{
+    feed::{Resume, SubscriberKey},
+    model::Position,
+};
 
 /// One stream as others see it.
 #[derive(Debug)]
@@ -36,9 +39,12 @@ struct State {
     trail: Trail,
     /// A position that was not sent and may be acknowledged all the same, to leave out what is too large.
     pass_over: Option<Position>,
-    checkpoint: Option<Position>,
-    pending: Option<Position>,
+    checkpoint: Option<Resume>,
+    pending: Option<Resume>,
     writing: bool,
+    /// Id of the running snapshot.
+    snapshot: Option<String>,
+    orders: Vec<Order>,
 }
 
 impl Shared {
@@ -48,7 +54,7 @@ impl Shared {
         filter_hash: u64,
         peer: String,
         after: Position,
-        checkpoint: Option<Position>,
+        checkpoint: Option<Resume>,
         credits: bool,
     ) -> Self {
         Shared {
@@ -67,6 +73,8 @@ impl Shared {
                 checkpoint,
                 pending: None,
                 writing: false,
+                snapshot: None,
+                orders: Vec::new(),
             }),
         }
     }
@@ -90,6 +98,25 @@ impl Shared {
         with(self.state.lock().credits.as_mut())
     }
 
+    /// Id of the snapshot that runs in the stream.
+    pub fn snapshot(&self) -> Option<String> {
+        self.state.lock().snapshot.clone()
+    }
+
+    pub fn set_snapshot(&self, id: Option<String>) {
+        self.state.lock().snapshot = id;
+    }
+
+    /// Leaves an order with the stream.
+    pub fn order(&self, order: Order) {
+        self.state.lock().orders.push(order);
+        self.wake.notify_one();
+    }
+
+    pub fn take_orders(&self) -> Vec<Order> {
+        std::mem::take(&mut self.state.lock().orders)
+    }
+
     /// The stream has sent this resume point.
     pub fn sent(&self, position: Position) {
         self.state.lock().trail.advance(position);
@@ -108,13 +135,13 @@ impl Shared {
     }
 
     /// The durable checkpoint as far as this stream knows.
-    pub fn checkpoint(&self) -> Option<Position> {
-        self.state.lock().checkpoint
+    pub fn checkpoint(&self) -> Option<Resume> {
+        self.state.lock().checkpoint.clone()
     }
 
     /// The checkpoint became durable.
-    pub fn checkpointed(&self, position: Position) {
-        self.state.lock().checkpoint = Some(position);
+    pub fn checkpointed(&self, durable: Resume) {
+        self.state.lock().checkpoint = Some(durable);
         self.wake.notify_one();
     }
 
@@ -128,16 +155,16 @@ impl Shared {
     }
 
     /// Remembers what is to be made durable; whether the caller has to see to it.
-    fn ask(&self, position: Position) -> bool {
+    fn ask(&self, resume: Resume) -> bool {
         let mut state = self.state.lock();
-        let later = state.pending.is_none_or(|pending| state.trail.is_after(position, pending));
-        if later {
-            state.pending = Some(position);
+        let older = |pending: &Resume| state.trail.is_after(pending.position, resume.position);
+        if !state.pending.as_ref().is_some_and(older) {
+            state.pending = Some(resume);
         }
         !std::mem::replace(&mut state.writing, true)
     }
 
-    fn take_asked(&self) -> Option<Position> {
+    fn take_asked(&self) -> Option<Resume> {
         let mut state = self.state.lock();
         let pending = state.pending.take();
         state.writing = pending.is_some();
@@ -166,20 +193,21 @@ impl SessionHandle {
     /// Checks at once that the position was sent, then makes it durable in the background, coalesced: while one write is
     /// under way only the latest position waits. The durable one comes back in `progress.checkpoint`. A write
     /// that fails ends the stream. Must be called within the runtime.
-    pub fn acknowledge(&self, position: Position) -> Result<(), Error> {
+    pub fn acknowledge(&self, resume: impl Into<Resume>) -> Result<(), Error> {
+        let resume = resume.into();
         let Some(key) = &self.shared.key else {
             return Err(Error::invalid("acknowledge", "an anonymous stream has no checkpoint"));
         };
         if let Some(error) = self.shared.ended() {
             return Err(error);
         }
-        self.shared.may_acknowledge(position)?;
-        if self.shared.ask(position) {
+        self.shared.may_acknowledge(resume.position)?;
+        if self.shared.ask(resume) {
             let (shared, hub, key) = (self.shared.clone(), self.hub.clone(), key.clone());
             tokio::spawn(async move {
-                while let Some(position) = shared.take_asked() {
+                while let Some(resume) = shared.take_asked() {
                     let trail = shared.trail();
-                    let stored = acknowledge::store(&hub, &key, position, shared.session, &trail, Some(&shared)).await;
+                    let stored = acknowledge::store(&hub, &key, resume, shared.session, &trail, Some(&shared)).await;
                     if let Err(error) = stored {
                         shared.end(error);
                     }

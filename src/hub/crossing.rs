@@ -13,7 +13,7 @@ use super::{
     session::Open,
 };
 use crate::{
-    feed::{Crossing, Cursor, Fetched, Start},
+    feed::{Crossing, Cursor, Fetched, Resume, Start, resume_to_pb},
     lsn::Lsn,
     model::Position,
     wire::{
@@ -188,7 +188,7 @@ impl Session {
         if let Some(reason) = &to.gap {
             let gap = pb::Gap {
                 after: Some(position_to_pb(crossing.departs)),
-                up_to: Some(position_to_pb(to.tail)),
+                up_to: Some(self.resume_at(to.tail)),
                 reason: reason.clone(),
             };
             self.announce(pb::event::Kind::Gap(gap), Some(to.tail));
@@ -203,6 +203,11 @@ impl Session {
         self.wanted = None;
     }
 
+    /// For the client to acknowledge: with what a snapshot under way needs to go on from there.
+    fn resume_at(&self, position: Position) -> pb::Position {
+        resume_to_pb(&Resume { position, snapshot: self.stamp.encoded() })
+    }
+
     fn tell(&mut self, crossing: &Crossing, retracted: Vec<pb::Retracted>, more: bool) {
         let position = match &crossing.to.gap {
             // What lies in front of the gap is still to be told: acknowledging this does not pass over it.
@@ -215,7 +220,7 @@ impl Session {
             switch_lsn: crossing.to.lineage.switch_lsn.to_string(),
             retracted,
             more,
-            position: Some(position_to_pb(position)),
+            position: Some(self.resume_at(position)),
         };
         self.announce(pb::event::Kind::TimelineChanged(changed), (!more).then_some(position));
     }

@@ -1,7 +1,7 @@
 //! Why a subscription or a call on it was refused or ended.
 
 use crate::{
-    feed::{self, CheckpointError, SourceAway},
+    feed::{self, CheckpointError, SnapshotError, SourceAway},
     lsn::Lsn,
     model::Position,
     reason::{Classified, Reason},
@@ -114,6 +114,10 @@ impl Error {
         Error::new(Reason::Starting, "the hub has never been connected to its source")
     }
 
+    pub(super) fn snapshot_interrupted(detail: &str) -> Self {
+        Error::new(Reason::SnapshotInterrupted, detail)
+    }
+
     pub(super) fn corrupt(block: u64, detail: &str) -> Self {
         Error::new(Reason::JournalCorrupt, format!("block {block}: {detail}"))
     }
@@ -139,6 +143,12 @@ impl Classified for Error {
 
 impl From<feed::Error> for Error {
     fn from(error: feed::Error) -> Self {
+        Error::classified(&error)
+    }
+}
+
+impl From<SnapshotError> for Error {
+    fn from(error: SnapshotError) -> Self {
         Error::classified(&error)
     }
 }

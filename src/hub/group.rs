@@ -57,7 +57,7 @@ pub(super) struct Group {
     pub selection: Arc<Selection>,
     /// `None` for groups that every block concerns.
     pub route: Option<Arc<Route>>,
-    format: RowFormat,
+    pub format: RowFormat,
     feed: Arc<dyn Feed>,
     groups: Weak<Groups>,
     plans: RwLock<HashMap<RelationId, Arc<Plan>>>,

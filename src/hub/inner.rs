@@ -1,7 +1,7 @@
 //! What all streams of a hub have in common.
 
 use std::sync::{
-    Arc,
+    Arc, OnceLock,
     atomic::{AtomicUsize, Ordering},
 };
 
@@ -9,7 +9,7 @@ use tokio::{sync::Semaphore, task::JoinHandle};
 
 use super::{Error, Limits, Principal, SubscriberInfo, group::Groups, lag, registry::Registry};
 use crate::{
-    feed::{self, Checkpoint, Checkpoints, Cursor, Feed, Fetched, Source, SubscriberKey},
+    feed::{self, Checkpoint, Checkpoints, Cursor, Feed, Fetched, Snapshots, Source, SubscriberKey},
     metrics,
     model::Position,
     reason::Reason,
@@ -25,6 +25,7 @@ pub(super) struct Inner {
     pub groups: Arc<Groups>,
     pub registry: Registry,
     pub readers: Arc<Semaphore>,
+    pub snapshots: OnceLock<Arc<dyn Snapshots>>,
     streams: AtomicUsize,
 }
 
@@ -56,6 +57,7 @@ impl Inner {
             drain,
             registry: Registry::default(),
             readers,
+            snapshots: OnceLock::new(),
             streams: AtomicUsize::new(0),
         }
     }

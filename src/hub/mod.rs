@@ -6,12 +6,14 @@ use bytes::Bytes;
 
 mod acknowledge;
 mod ahead;
+mod backfill;
 mod control;
 mod credit;
 mod crossing;
 mod error;
 mod frames;
 mod group;
+mod handover;
 mod inner;
 mod lag;
 mod open;
@@ -22,14 +24,17 @@ mod registry;
 mod router;
 mod rows;
 mod session;
+mod snapshot;
 mod take;
 mod trail;
+mod waits;
 
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
 mod tests;
 
+pub use backfill::Backfill;
 pub use control::SessionHandle;
 pub use error::Error;
 pub use session::Session;
@@ -37,7 +42,7 @@ pub use session::Session;
 use inner::Inner;
 
 use crate::{
-    feed::{Checkpoint, Checkpoints, Feed, Source, Start, SubscriberKey},
+    feed::{Checkpoint, Checkpoints, Feed, Resume, SnapshotMode, Snapshots, Source, Start, SubscriberKey},
     model::{LineageId, Position},
     selection::Filter,
     shutdown::Drain,
@@ -118,6 +123,15 @@ pub enum StartAt {
     Checkpoint,
     /// A place in the feed.
     Feed(Start),
+    /// Where an earlier stream was in a snapshot.
+    Resume(Resume),
+    /// With the rows that are already there.
+    Snapshot {
+        /// `None`: by the size of the tables.
+        mode: Option<SnapshotMode>,
+        /// 0: no limit.
+        max_rows_per_second: u32,
+    },
 }
 
 /// The hub. Cheap to clone.
@@ -155,6 +169,11 @@ impl Hub {
         Hub { inner: Arc::new(Inner::new(feed, source, checkpoints, limits, drain)) }
     }
 
+    /// Who reads the rows that are already there. Without, streams cannot begin with a snapshot.
+    pub fn reads_rows_with(&self, snapshots: Arc<dyn Snapshots>) {
+        self.inner.snapshots.set(snapshots).ok();
+    }
+
     /// Validates, resolves the start, fences an older stream of the same subscriber.
     pub async fn subscribe(&self, principal: &Principal, request: Subscription) -> Result<Session, Error> {
         self.inner.subscribe(principal, request).await
@@ -170,11 +189,11 @@ impl Hub {
         &self,
         principal: &Principal,
         subscriber: &str,
-        position: Position,
+        resume: impl Into<Resume>,
         session: u64,
-    ) -> Result<Position, Error> {
+    ) -> Result<Resume, Error> {
         let key = inner::key(principal, subscriber)?;
-        self.inner.acknowledge(&key, position, session).await
+        self.inner.acknowledge(&key, resume.into(), session).await
     }
 
     /// Every subscriber of the principal; of all principals where `principal.name` is empty.
@@ -197,6 +216,19 @@ impl Hub {
     pub async fn delete_subscriber(&self, principal: &Principal, subscriber: &str) -> Result<(), Error> {
         let key = self.inner.existing(principal, subscriber)?;
         self.inner.delete(&key).await
+    }
+
+    /// Orders rows into the subscriber's open stream, or says how to go on with those that are coming. The id of the snapshot
+    /// concerned; `id` empty: the one that is running.
+    pub async fn backfill(
+        &self,
+        principal: &Principal,
+        subscriber: &str,
+        id: &str,
+        backfill: Backfill,
+    ) -> Result<String, Error> {
+        let key = self.inner.existing(principal, subscriber)?;
+        self.inner.backfill(principal, &key, id, backfill).await
     }
 
     /// Open streams.

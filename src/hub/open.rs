@@ -5,8 +5,10 @@ use std::{
     sync::Arc,
 };
 
+use tokio::sync::watch;
+
 use super::{
-    Error, Principal, Retracted, Session, StartAt, Subscription,
+    Error, Principal, Retracted, Session, StartAt, Subscription, backfill,
     control::Shared,
     inner::{self, Inner},
     lag,
@@ -14,19 +16,27 @@ use super::{
     session::Opening,
 };
 use crate::{
-    feed::{self, Checkpoint, Cursor, Start, SubscriberKey},
+    feed::{self, Checkpoint, Cursor, Resume, Snapshot, SnapshotRequest, Start, SubscriberKey},
     lsn::Lsn,
-    model::{Position, Relation},
-    reason::Reason,
+    model::Relation,
+    reason::{Classified, Reason},
     selection::Selection,
+    wire::token::{InvalidToken, Progress, Token},
 };
+
+/// Where a stream begins.
+struct Begun {
+    cursor: Cursor,
+    token: Token,
+    snapshot: Option<(Snapshot, Option<Arc<Selection>>, watch::Sender<bool>)>,
+}
 
 /// A named subscriber as its new session found it.
 struct Registered {
     session: u64,
     created: bool,
     filter_changed: bool,
-    checkpoint: Option<Position>,
+    checkpoint: Option<Resume>,
 }
 
 /// The newest version of each table that is published now, of those that the feed has seen.
@@ -67,14 +77,16 @@ impl Inner {
             return Err(Error::new(Reason::TooManyStreams, message));
         }
         let start = self.start(request.start.clone(), key.is_some(), known.as_ref())?;
-        let at_checkpoint = !matches!(request.start, Some(StartAt::Feed(_)));
-        let claims = matches!(start, Start::After(_));
-        let cursor = self.locate_or_common(start, at_checkpoint).await?;
+        let at_checkpoint = matches!(request.start, None | Some(StartAt::Checkpoint));
+        let claims = matches!(start, StartAt::Resume(_) | StartAt::Feed(Start::After(_)));
+        Router::start(&self.groups, &self.feed);
+        let group = self.groups.join(&self.feed, selection, request.row_format);
+        let Begun { cursor, token, snapshot } = self.begin(start, at_checkpoint, &group.selection, principal).await?;
         let stop_at = match request.stop_at_tail {
             true => Some(self.source.wal().await?.flush),
             false => None,
         };
-        let filter_hash = selection.filter_hash();
+        let filter_hash = group.selection.filter_hash();
         let registered = match &key {
             Some(key) => self.register(key, &request, filter_hash).await?,
             None => Registered { session: 0, created: false, filter_changed: false, checkpoint: None },
@@ -91,9 +103,10 @@ impl Inner {
         if let Some(key) = &shared.key {
             self.registry.open(key, &shared)?;
         }
-        Router::start(&self.groups, &self.feed);
         Ok(Session::new(Opening {
-            group: self.groups.join(&self.feed, selection, request.row_format),
+            group,
+            token,
+            snapshot,
             hub: self.clone(),
             shared,
             cursor,
@@ -138,6 +151,8 @@ impl Inner {
             permit,
             claims: false,
             until: Some(until),
+            token: Token::default(),
+            snapshot: None,
         }))
     }
 
@@ -158,12 +173,27 @@ impl Inner {
         let selection = Selection::compile(request.filter.as_ref(), rights)?;
         if self.check_published(&selection).is_err() {
             self.source.refresh().await;
-            self.check_published(&selection)?;
+            if let Err(error) = self.check_published(&selection) {
+                return Err(self.refusal(request, error).await);
+            }
         }
         if selection.has_predicates() {
             self.check_predicates(&selection).await?;
         }
         Ok(selection)
+    }
+
+    /// Says more of a table that is not published, where rows of it were asked for.
+    async fn refusal(&self, request: &Subscription, error: Error) -> Error {
+        let table = error.metadata().into_iter().find_map(|(key, table)| (key == "table").then_some(table));
+        match (&request.start, self.snapshots.get(), table) {
+            (Some(StartAt::Snapshot { .. }), Some(snapshots), Some(table))
+                if error.reason() == Reason::TableNotPublished =>
+            {
+                snapshots.refusal(&table).await.map_or(error, Error::from)
+            }
+            _ => error,
+        }
     }
 
     /// Holds the predicates against every table that the feed has seen. The feed learns of ALTER TABLE with the table's
@@ -188,22 +218,97 @@ impl Inner {
         Ok(selection.check_relations(current.iter().map(Arc::as_ref))?)
     }
 
-    fn check_published(&self, selection: &Selection) -> Result<(), Error> {
+    pub fn check_published(&self, selection: &Selection) -> Result<(), Error> {
         let published = self.source.published();
         let known = |table: &str| self.feed.relations().iter().any(|relation| relation.qualified_name() == table);
         Ok(selection.check(published.as_ref().map(|tables| tables.as_slice()), known)?)
     }
 
-    fn start(&self, start: Option<StartAt>, named: bool, known: Option<&Checkpoint>) -> Result<Start, Error> {
-        match (start, named, known.and_then(|known| known.position)) {
-            (Some(StartAt::Feed(start)), _, _) => Ok(start),
-            (None, false, _) => Ok(Start::Latest),
-            (_, true, Some(checkpoint)) => Ok(Start::After(checkpoint)),
+    fn start(&self, start: Option<StartAt>, named: bool, known: Option<&Checkpoint>) -> Result<StartAt, Error> {
+        let checkpoint = known.and_then(|known| {
+            let position = known.position?;
+            Some(Resume { position, snapshot: known.snapshot.clone() })
+        });
+        match (start, named, checkpoint) {
+            (Some(start @ (StartAt::Feed(_) | StartAt::Resume(_) | StartAt::Snapshot { .. })), _, _) => Ok(start),
+            (None, false, _) => Ok(StartAt::Feed(Start::Latest)),
+            (_, true, Some(checkpoint)) => Ok(StartAt::Resume(checkpoint)),
             (_, true, None) => Err(Error::checkpoint_missing("the subscriber has no checkpoint; give a start")),
             (Some(StartAt::Checkpoint), false, _) => {
                 Err(Error::checkpoint_missing("an anonymous stream has no checkpoint"))
             }
         }
+    }
+
+    /// Resolves a start, and begins the snapshot that it asks for or that an earlier stream did not see the end of.
+    async fn begin(
+        &self,
+        start: StartAt,
+        at_checkpoint: bool,
+        selection: &Arc<Selection>,
+        principal: &Principal,
+    ) -> Result<Begun, Error> {
+        let (paused, pause) = watch::channel(false);
+        let request = |mode, max_rows_per_second, resume| SnapshotRequest {
+            selection: selection.clone(),
+            mode,
+            max_rows_per_second,
+            resume,
+            pause,
+        };
+        match start {
+            StartAt::Feed(start) => {
+                Ok(Begun { cursor: self.locate(start).await?, token: Token::default(), snapshot: None })
+            }
+            StartAt::Resume(resume) => {
+                let invalid = |error: InvalidToken| Error::invalid("position.snapshot", error.to_string());
+                let mut token = Token::decode(&resume.snapshot).map_err(invalid)?;
+                let lost = token.handover.as_ref().is_some_and(|it| it.lineage != self.tail().lineage);
+                match token.progress.clone() {
+                    Some(progress) if progress.incremental => {
+                        let cursor = self.locate_or_common(Start::After(resume.position), at_checkpoint).await?;
+                        let only = match progress.tables.is_empty() && progress.predicate.is_empty() {
+                            true => None,
+                            false => Some(backfill::selection(principal, &progress.tables, &progress.predicate)?),
+                        };
+                        let mut request = request(None, 0, Some(progress));
+                        request.selection = only.clone().unwrap_or(request.selection);
+                        let snapshot = self.snapshot(request).await?;
+                        token.handover = token.handover.filter(|_| !lost);
+                        Ok(Begun { cursor, token, snapshot: Some((snapshot, only, paused)) })
+                    }
+                    // What was read in one piece is read again in one piece, and so is what a failover may have taken back.
+                    Some(progress) => {
+                        let request = request(None, progress.max_rows_per_second, Some(progress));
+                        self.begin_snapshot(request, paused).await
+                    }
+                    None if lost => {
+                        let again = Progress { id: 1, ..Progress::default() };
+                        self.begin_snapshot(request(None, 0, Some(again)), paused).await
+                    }
+                    None => {
+                        let cursor = self.locate_or_common(Start::After(resume.position), at_checkpoint).await?;
+                        Ok(Begun { cursor, token, snapshot: None })
+                    }
+                }
+            }
+            StartAt::Snapshot { mode, max_rows_per_second } => {
+                self.begin_snapshot(request(mode, max_rows_per_second, None), paused).await
+            }
+            StartAt::Checkpoint => Err(Error::checkpoint_missing("the subscriber has no checkpoint; give a start")),
+        }
+    }
+
+    async fn snapshot(&self, request: SnapshotRequest) -> Result<Snapshot, Error> {
+        let unsupported = || Error::new(Reason::Unsupported, "this hub has no source to take snapshots of");
+        Ok(self.snapshots.get().ok_or_else(unsupported)?.begin(request).await?)
+    }
+
+    async fn begin_snapshot(&self, request: SnapshotRequest, paused: watch::Sender<bool>) -> Result<Begun, Error> {
+        let snapshot = self.snapshot(request).await?;
+        let cursor = self.locate(Start::After(snapshot.start)).await?;
+        let token = Token { handover: Some(snapshot.handover.clone()), progress: Some(snapshot.progress.clone()) };
+        Ok(Begun { cursor, token, snapshot: Some((snapshot, None, paused)) })
     }
 
     /// Resolves a start. One beyond the tail is accepted if the source has written that far. While the source is away
@@ -237,19 +342,20 @@ impl Inner {
         filter_hash: u64,
     ) -> Result<Registered, Error> {
         const FILTER_KEPT: usize = 2048;
+        const CHECKPOINT_KEPT: usize = 3800;
         let mut registered = Registered { session: 0, created: false, filter_changed: false, checkpoint: None };
         let change = |present: Option<&Checkpoint>| {
             let now = lag::now();
             let mut next = present.cloned().unwrap_or(Checkpoint { created: now, ..Checkpoint::default() });
             registered.created = present.is_none();
             registered.filter_changed = next.position.is_some() && next.filter_hash != filter_hash;
-            registered.checkpoint = next.position;
+            registered.checkpoint = next.position.map(|position| Resume { position, snapshot: next.snapshot.clone() });
             registered.session = next.session + 1;
             if next.position.is_none() {
                 next.filter_hash = filter_hash;
             }
             next.filter = request.filter_encoded.clone();
-            if next.filter.len() > FILTER_KEPT {
+            if next.filter.len() > FILTER_KEPT || next.filter.len() + next.snapshot.len() > CHECKPOINT_KEPT {
                 next.filter.clear();
             }
             next.session = registered.session;

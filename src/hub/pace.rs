@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::lag;
 use crate::{
-    feed::{Marks, Window},
+    feed::{Marks, Resume, Window, resume_to_pb},
     model::Position,
     wire::{pb, position_to_pb, timestamp},
 };
@@ -17,10 +17,10 @@ const SILENT: Duration = Duration::from_secs(10);
 const SHORTEST: Duration = Duration::from_millis(10);
 
 /// What makes a progress worth sending.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Standing {
-    pub position: Position,
-    pub checkpoint: Option<Position>,
+    pub position: Resume,
+    pub checkpoint: Option<Resume>,
     pub connected: bool,
 }
 
@@ -54,19 +54,25 @@ impl Pace {
         self.at_once || now >= self.last + self.moving
     }
 
-    pub fn due(&self, now: Instant, standing: Standing) -> bool {
+    pub fn due(&self, now: Instant, standing: &Standing) -> bool {
         self.at_once || standing.connected != self.reported.connected || now >= self.deadline(standing)
     }
 
-    pub fn deadline(&self, standing: Standing) -> Instant {
-        self.last + if standing == self.reported { self.silent } else { self.moving }
+    pub fn deadline(&self, standing: &Standing) -> Instant {
+        self.last + if *standing == self.reported { self.silent } else { self.moving }
     }
 
     pub fn told(&mut self, now: Instant, standing: Standing) {
         self.last = now;
-        self.reported = standing;
         self.at_once = false;
-        self.told = Some(standing.position);
+        self.told = Some(standing.position.position);
+        self.reported = standing;
+    }
+
+    /// What was told does not count any more, and the next progress is due now.
+    pub fn again(&mut self) {
+        self.at_once = true;
+        self.told = None;
     }
 
     /// The position of the last progress.
@@ -77,21 +83,21 @@ impl Pace {
 
 /// The event.
 pub(super) fn event(
-    standing: Standing,
+    standing: &Standing,
     marks: Marks,
     window: Window,
     caught_up: bool,
     credit: Option<(u64, u64)>,
 ) -> pb::Progress {
     pb::Progress {
-        position: Some(position_to_pb(standing.position)),
+        position: Some(resume_to_pb(&standing.position)),
         tail: Some(position_to_pb(marks.tail)),
         caught_up,
         source_connected: standing.connected,
         time: Some(timestamp(lag::now())),
-        checkpoint: standing.checkpoint.map(position_to_pb),
+        checkpoint: standing.checkpoint.as_ref().map(resume_to_pb),
         credit: credit.map(|(events, bytes)| pb::Credit { events, bytes }),
-        expires_in: expires_in(standing.position, window).filter(|_| !caught_up),
+        expires_in: expires_in(standing.position.position, window).filter(|_| !caught_up),
     }
 }
 
@@ -118,18 +124,18 @@ mod tests {
     }
 
     fn standing(lsn: u64) -> Standing {
-        Standing { position: at(lsn), checkpoint: None, connected: true }
+        Standing { position: at(lsn).into(), checkpoint: None, connected: true }
     }
 
     #[test]
     fn every_second_while_moving_every_ten_when_silent() {
         let now = Instant::now();
         let pace = Pace::new(None, now, standing(1));
-        assert!(!pace.due(now + SILENT - SHORTEST, standing(1)) && pace.due(now + SILENT, standing(1)));
-        assert!(!pace.due(now + MOVING - SHORTEST, standing(2)) && pace.due(now + MOVING, standing(2)));
-        let checkpointed = Standing { checkpoint: Some(at(1)), ..standing(1) };
-        assert!(pace.due(now + MOVING, checkpointed));
-        assert!(pace.due(now, Standing { connected: false, ..standing(1) }));
+        assert!(!pace.due(now + SILENT - SHORTEST, &standing(1)) && pace.due(now + SILENT, &standing(1)));
+        assert!(!pace.due(now + MOVING - SHORTEST, &standing(2)) && pace.due(now + MOVING, &standing(2)));
+        let checkpointed = Standing { checkpoint: Some(at(1).into()), ..standing(1) };
+        assert!(pace.due(now + MOVING, &checkpointed));
+        assert!(pace.due(now, &Standing { connected: false, ..standing(1) }));
     }
 
     #[test]

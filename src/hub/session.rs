@@ -14,23 +14,26 @@ use super::{
     crossing::Passage,
     frames::Message,
     group::Group,
+    handover::Stamp,
     inner::{Inner, StreamPermit},
     outbox::{Next, Outbox},
     pace::{self, Pace, Standing},
     router::{self, Route},
+    snapshot::{Running, Turn},
 };
 use crate::{
-    feed::{self, Crossing, Cursor, Fetched, Frame, Marks},
+    feed::{self, Crossing, Cursor, Fetched, Frame, Marks, Resume, Snapshot},
     lsn::Lsn,
     metrics,
     model::{LineageId, Position, RelationId},
     reason::Classified,
-    wire::{block::Block, encode, pb, position_to_pb},
+    selection::Selection,
+    wire::{block::Block, encode, pb, position_to_pb, token::Token},
 };
 
 const MAX_MESSAGE: usize = 4 << 20;
 /// How often an idle stream looks whether the source is still there.
-const IDLE_CHECK: Duration = Duration::from_secs(1);
+pub(super) const IDLE_CHECK: Duration = Duration::from_secs(1);
 /// How often a stream that is to end at the tail asks the source to move it.
 const NUDGE: Duration = Duration::from_millis(100);
 /// Blocks of which a stream may see nothing before it lets others run.
@@ -53,6 +56,9 @@ pub(super) struct Opening {
     pub claims: bool,
     /// Only what lies in front of this block, whatever became of it.
     pub until: Option<u64>,
+    /// What the start position says beside the LSN.
+    pub token: Token,
+    pub snapshot: Option<(Snapshot, Option<Arc<Selection>>, watch::Sender<bool>)>,
 }
 
 /// The transaction that the next block continues.
@@ -71,9 +77,9 @@ pub struct Session {
     pub(super) hub: Arc<Inner>,
     pub(super) group: Arc<Group>,
     pub(super) shared: Arc<Shared>,
-    marks: watch::Receiver<Marks>,
+    pub(super) marks: watch::Receiver<Marks>,
     /// How the group's blocks are found while the stream follows the tail.
-    route: Option<(Arc<Route>, watch::Receiver<()>)>,
+    pub(super) route: Option<(Arc<Route>, watch::Receiver<()>)>,
     /// The marks up to which the router says that nothing concerns the stream, while it stands there.
     routed: Option<Marks>,
     /// Behind the last block that was taken in.
@@ -104,8 +110,10 @@ pub struct Session {
     pub(super) passage: Option<Passage>,
     pub(super) claims: bool,
     pub(super) until: Option<u64>,
+    pub(super) stamp: Stamp,
+    pub(super) running: Option<Box<Running>>,
     caught_up: bool,
-    pace: Pace,
+    pub(super) pace: Pace,
     pub(super) max_message: usize,
     stop_at: Option<Lsn>,
     next_nudge: Instant,
@@ -142,6 +150,8 @@ pub(super) enum Step {
     Cross,
     /// The source cannot give what comes next.
     Lost(feed::Lost),
+    /// Get the next rows of the snapshot.
+    Pull,
 }
 
 /// What a stream sleeps for, apart from its timer.
@@ -157,22 +167,26 @@ pub(super) enum For {
 
 impl Session {
     pub(super) fn new(opening: Opening) -> Self {
-        let Opening { hub, group, shared, cursor, stop_at, claims, until, .. } = opening;
+        let Opening { hub, group, shared, cursor, stop_at, token, snapshot, claims, until, .. } = opening;
+        let stamp = Stamp::new(token);
+        let start = Resume { position: cursor.after, snapshot: stamp.encoded() };
         let marks = hub.feed.marks();
         let route = group.route.as_ref().filter(|_| stop_at.is_none() && until.is_none());
         let route = route.map(|route| (route.clone(), route.concerned()));
         let now = Instant::now();
-        let standing =
-            Standing { position: cursor.after, checkpoint: shared.checkpoint(), connected: hub.source.connected() };
         let opened = pb::Opened {
-            after: Some(position_to_pb(cursor.after)),
+            after: Some(feed::resume_to_pb(&start)),
             earliest: Some(position_to_pb(hub.feed.window().earliest)),
             tail: Some(position_to_pb(marks.borrow().tail)),
             session: shared.session,
             created: opening.created,
             filter_changed: opening.filter_changed,
         };
-        Session {
+        let standing = Standing { position: start, checkpoint: shared.checkpoint(), connected: hub.source.connected() };
+        let running =
+            snapshot.map(|(snapshot, only, paused)| Running::new(snapshot, group.selection.clone(), only, paused));
+        let (running, begin) = running.unzip();
+        let mut session = Session {
             passed: cursor.after,
             lineage: cursor.after.lineage,
             lineages: usize::MAX,
@@ -180,6 +194,8 @@ impl Session {
             passage: None,
             claims,
             until,
+            stamp,
+            running: running.map(Box::new),
             start: cursor.after,
             skip: Some(cursor.after),
             next_touch: shared.key.as_ref().map(|_| now + TOUCH),
@@ -209,7 +225,12 @@ impl Session {
             events_delivered: ::metrics::counter!(metrics::EVENTS_DELIVERED),
             bytes_delivered: ::metrics::counter!(metrics::BYTES_DELIVERED),
             _permit: opening.permit,
+        };
+        if let Some(begin) = begin {
+            session.shared.set_snapshot(Some(begin.snapshot_id.clone()));
+            session.say(pb::event::Kind::SnapshotBegin(begin));
         }
+        session
     }
 
     /// For the other direction of Consume.
@@ -238,6 +259,7 @@ impl Session {
                 Ok(Step::PassOver(bytes)) => self.pass_over(bytes).await,
                 Ok(Step::Cross) => self.cross().await,
                 Ok(Step::Lost(lost)) => Err(Error::classified(&lost)),
+                Ok(Step::Pull) => self.pull().await,
                 Err(error) => Err(error),
             };
             if let Err(error) = waited {
@@ -303,6 +325,11 @@ impl Session {
             {
                 return Ok(Step::Frame(frame));
             }
+            match self.snapshot_turn()? {
+                Turn::Pass => {}
+                Turn::Again => continue,
+                Turn::Step(step) => return Ok(step),
+            }
             if let Some(block) = &self.incoming {
                 if taken_in == BLOCKS_PER_STEP {
                     return Ok(Step::Yield);
@@ -348,7 +375,7 @@ impl Session {
     /// stream, and where the tail is, if that is known.
     fn look_ahead(&mut self) -> Option<Option<Position>> {
         self.routed = None;
-        if self.skip.is_some() || self.open.dropped || self.leaving.is_some() {
+        if self.running.is_some() || self.skip.is_some() || self.open.dropped || self.leaving.is_some() {
             return None;
         }
         let (route, concerned) = self.route.as_mut()?;
@@ -411,6 +438,7 @@ impl Session {
     fn pass(&mut self, position: Position) {
         if position.lineage != self.passed.lineage || position.order() > self.passed.order() {
             self.passed = position;
+            self.stamp.passed(position);
         }
     }
 
@@ -427,18 +455,24 @@ impl Session {
         }
     }
 
-    fn standing(&self) -> Standing {
-        Standing { position: self.passed, checkpoint: self.shared.checkpoint(), connected: self.hub.source.connected() }
+    pub(super) fn standing(&self) -> Standing {
+        Standing {
+            position: self.resume(),
+            checkpoint: self.shared.checkpoint(),
+            connected: self.hub.source.connected(),
+        }
     }
 
     fn at_stop(&self) -> bool {
-        self.leaving.is_none() && self.stop_at.is_some_and(|stop| self.passed.lsn >= stop)
+        let under_way = self.leaving.is_some() || self.running.is_some();
+        !under_way && self.stop_at.is_some_and(|stop| self.passed.lsn >= stop)
     }
 
     /// Whether the progress that ends the stream has been told.
     fn stopped(&self, stop: Lsn) -> bool {
-        self.leaving.is_none()
-            && self.pace.last_told().is_some_and(|told| told.lineage == self.lineage && told.lsn >= stop)
+        let under_way = self.leaving.is_some() || self.running.is_some();
+        let told = self.pace.last_told();
+        !under_way && told.is_some_and(|told| told.lineage == self.lineage && told.lsn >= stop)
     }
 
     fn progress(&mut self, now: Instant) -> Option<Frame> {
@@ -447,22 +481,22 @@ impl Session {
         if self.outbox.begun() || self.passage.is_some() || self.until.is_some() {
             return None;
         }
-        if !(last || self.pace.due(now, standing)) {
+        if !(last || self.pace.due(now, &standing)) {
             return None;
         }
-        self.pace.told(now, standing);
-        self.shared.sent(standing.position);
+        self.shared.sent(standing.position.position);
         let marks = self.routed.unwrap_or_else(|| *self.marks.borrow());
         let caught_up = self.outbox.is_empty() && self.incoming.is_none() && self.cursor.block >= marks.next_block;
         let credit = self.shared.credits(|credits| credits.map(|credits| credits.left()));
-        let event = pace::event(standing, marks, self.hub.feed.window(), caught_up, credit);
+        let event = pace::event(&standing, marks, self.hub.feed.window(), caught_up, credit);
+        self.pace.told(now, standing);
         Some(self.hand_out_event(pb::event::Kind::Progress(event)))
     }
 
-    fn pause(&mut self, now: Instant, for_what: For) -> Step {
+    pub(super) fn pause(&mut self, now: Instant, for_what: For) -> Step {
         let mut until = now + IDLE_CHECK;
         if !self.outbox.begun() {
-            until = until.min(self.pace.deadline(self.standing()));
+            until = until.min(self.pace.deadline(&self.standing()));
         }
         if for_what == For::Marks && self.stop_at.is_some() {
             if now >= self.next_nudge {
@@ -484,43 +518,6 @@ impl Session {
         self.events_delivered.increment(u64::from(events));
         self.bytes_delivered.increment(frame.len() as u64);
         frame
-    }
-
-    async fn wait(&mut self, until: Instant, for_what: For) -> Result<(), Error> {
-        let concerned = async {
-            match &mut self.route {
-                // The sender lives as long as the group, and the group as long as the stream.
-                Some((_, concerned)) if for_what == For::Concern => concerned.changed().await.is_ok(),
-                _ => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            _ = concerned => Ok(()),
-            () = self.shared.wake.notified() => Ok(()),
-            () = self.hub.drain.wait() => Ok(()),
-            () = tokio::time::sleep_until(until) => Ok(()),
-            moved = self.marks.changed(), if for_what == For::Marks => moved.map_err(|_| Error::draining(self.passed)),
-        }
-    }
-
-    /// Reading is a task of its own, so that a client that stops pulling in the middle keeps nobody else waiting for a turn.
-    async fn read(&mut self) -> Result<(), Error> {
-        let reading = match &mut self.reading {
-            Some(reading) => reading,
-            none => none.insert(self.hub.spawn_read(self.cursor.clone())),
-        };
-        let read = tokio::select! {
-            read = reading => read,
-            () = self.hub.drain.wait() => return Ok(()),
-            () = self.shared.wake.notified() => return Ok(()),
-        };
-        self.reading = None;
-        let (cursor, fetched) = read.map_err(|error| Error::internal(format!("reading a block: {error}")))?;
-        if let Fetched::Block(block) = fetched? {
-            self.cursor = cursor;
-            self.incoming = Some(block);
-        }
-        Ok(())
     }
 }
 

@@ -43,6 +43,8 @@ impl Session {
 
     /// Fills the outbox with what the stream is to send of the block.
     pub(super) fn take_in(&mut self, block: &Arc<Block>) -> Result<(), Error> {
+        self.stamp.crosses(block.up_to.lineage)?;
+        self.look_for_mark(block)?;
         let open = std::mem::take(&mut self.open);
         let mut cut = Cut {
             head: open.dropped && !block.continued_begin().is_empty(),
@@ -112,34 +114,39 @@ impl Session {
         let after = projection.tail.map(|tail| tail.begun);
         if projection.untouched {
             let continues = projection.head.as_ref().is_some_and(|head| head.ending == SpanEnd::Open);
-            self.outbox.push(Item {
+            self.push(Item {
                 message: block.message().clone(),
                 events: projection.body.events,
                 counted: projection.body.counted,
                 begun: after.or((!continues).then_some(false)),
                 reached: (block.up_to != block.after).then_some(block.up_to),
-            });
+            })?;
             return Ok(());
         }
         if let Some(head) = &projection.head {
-            self.outbox.push(Item {
+            self.push(Item {
                 message: head.part.message.clone(),
                 events: head.part.events,
                 counted: head.part.counted,
                 begun: None,
                 reached: None,
-            });
-            self.end_head(open, head);
+            })?;
+            self.end_head(open, head)?;
         }
         let up_to = departs.unwrap_or(block.up_to);
         let up_to = projection.failed.as_ref().map_or(up_to, |failed| failed.up_to);
-        self.outbox.push(Item {
+        self.push(Item {
             message: projection.body.message.clone(),
             events: projection.body.events,
             counted: projection.body.counted,
             begun: Some(after.unwrap_or(false)),
             reached: (up_to != block.after).then_some(up_to),
-        });
+        })
+    }
+
+    /// To the outbox, as far as it is not in a snapshot's rows already.
+    fn push(&mut self, item: Item) -> Result<(), Error> {
+        self.outbox.push(self.stamp.apply(item)?);
         Ok(())
     }
 
@@ -166,14 +173,13 @@ impl Session {
             events += 1;
         }
         let begun = begins.then_some(true);
-        self.outbox.push(Item { message: message.finish(), events, counted: 0, begun, reached: None });
-        Ok(())
+        self.push(Item { message: message.finish(), events, counted: 0, begun, reached: None })
     }
 
-    fn end_head(&mut self, open: Open, head: &Head) {
+    fn end_head(&mut self, open: Open, head: &Head) -> Result<(), Error> {
         let sent = open.sent + head.part.counted;
         if !open.begun && sent == 0 {
-            return;
+            return Ok(());
         }
         let mut message = Message::new();
         let reached = match head.ending {
@@ -185,9 +191,9 @@ impl Session {
                 message.0.extend_from_slice(&head.discard);
                 None
             }
-            SpanEnd::Open | SpanEnd::Message { .. } => return,
+            SpanEnd::Open | SpanEnd::Message { .. } => return Ok(()),
         };
-        self.outbox.push(Item { message: message.finish(), events: 1, counted: 0, begun: Some(false), reached });
+        self.push(Item { message: message.finish(), events: 1, counted: 0, begun: Some(false), reached })
     }
 }
 

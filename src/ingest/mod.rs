@@ -167,6 +167,10 @@ struct State {
     passed: Lsn,
     reply_requested: bool,
     last_xid: u64,
+    /// Greatest transaction id received.
+    greatest_xid: u64,
+    /// A mark of a snapshot was the last event: the block is to end behind it, so that streams can stop there.
+    marked: bool,
     transactions: u64,
     events: u64,
     /// Changes of the open transaction by table.
@@ -188,6 +192,8 @@ impl State {
             passed: Lsn::ZERO,
             reply_requested: false,
             last_xid: 0,
+            greatest_xid: 0,
+            marked: false,
             transactions: 0,
             events: 0,
             tally: Vec::new(),
@@ -346,7 +352,7 @@ impl Ingest {
                     return Err(error);
                 }
             }
-            if self.state.builder.len() >= BLOCK_BYTES {
+            if self.state.builder.len() >= BLOCK_BYTES || self.state.marked {
                 self.append_answering(stream, status_interval).await?;
             }
         }
@@ -381,6 +387,7 @@ impl Ingest {
     /// it waits for room first and then hands over all of it at once.
     async fn append(&mut self) -> Result<(), Error> {
         self.appender.room().await?;
+        self.state.marked = false;
         for record in std::mem::take(&mut self.state.described) {
             self.appender.push(record)?;
         }
@@ -403,6 +410,7 @@ impl Ingest {
             self.appender.push(Record::Mark(position))?;
             self.state.builder.advance(position);
         }
+        self.journal.note_xid(self.state.builder.up_to(), self.state.greatest_xid);
         Ok(())
     }
 

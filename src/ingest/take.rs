@@ -6,6 +6,7 @@ use super::{Error, Resent, State, undecodable};
 use bytes::BytesMut;
 
 use crate::{
+    feed::MARK_PREFIX,
     journal::Record,
     lsn::Lsn,
     model::{OldImage, Operation, Position, Transaction},
@@ -74,6 +75,7 @@ impl State {
         match message {
             Message::Begin { final_lsn, commit_time, xid } => {
                 self.last_xid = server::widen(*xid, self.last_xid);
+                self.greatest_xid = self.greatest_xid.max(self.last_xid);
                 self.in_transaction = true;
                 self.counting = self.desk.sampling.load(Ordering::Relaxed);
                 self.tally.clear();
@@ -132,6 +134,7 @@ impl State {
                     let added = self.builder.message_outside(prefix, content, *lsn, position);
                     added.map_err(|error| undecodable(*lsn, bytes, error))?;
                     self.events += 1;
+                    self.marked = *prefix == MARK_PREFIX;
                 }
                 Ok(())
             }

@@ -35,6 +35,7 @@ pub mod segment;
 mod store;
 mod tail;
 mod writer;
+mod xids;
 
 #[cfg(test)]
 mod conformance;
@@ -42,13 +43,14 @@ mod conformance;
 mod tests;
 
 use std::{
+    collections::HashMap,
     io,
     path::{Path, PathBuf},
     sync::{Arc, atomic::AtomicUsize},
     time::Duration,
 };
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 
 use self::{
@@ -58,6 +60,7 @@ use self::{
     map::Map,
     retention::Expiry,
     ring::Ring,
+    xids::Xids,
 };
 use crate::{
     feed::{LineageStart, Marks},
@@ -245,6 +248,9 @@ struct Shared {
     lineages: AtomicUsize,
     disk_full: watch::Sender<bool>,
     expiry: Expiry,
+    xids: Xids,
+    /// Positions behind which snapshots still need the journal.
+    reserved: Mutex<HashMap<u64, Position>>,
     _lock: DirLock,
 }
 
@@ -290,6 +296,18 @@ impl Journal {
     /// Whether the writer waits for disk space, and a wake-up whenever that changes.
     pub fn disk_full(&self) -> watch::Receiver<bool> {
         self.shared().disk_full.subscribe()
+    }
+
+    /// Every transaction that is journaled now has an id below `next`; [`Feed::before_xid`](crate::feed::Feed::before_xid)
+    /// knows nothing before it is told so once.
+    pub fn bound_xids(&self, next: u64) {
+        let tail = self.shared().marks.borrow().tail;
+        self.shared().xids.bound(tail, next);
+    }
+
+    /// No transaction up to `position` has a greater id than `greatest` or those told before.
+    pub fn note_xid(&self, position: Position, greatest: u64) {
+        self.shared().xids.note(position, greatest);
     }
 
     /// Every lineage, oldest first.

@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, atomic::AtomicUsize},
 };
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 
 use super::{
@@ -23,6 +23,7 @@ use super::{
     store::Store,
     tail::{Tail, read_begin},
     writer::{Batch, Stop, Writer},
+    xids::Xids,
 };
 use crate::{feed::Marks, metrics, model::Position};
 
@@ -58,6 +59,8 @@ impl Journal {
             lineages: AtomicUsize::new(found.map.history.len()),
             disk_full: watch::Sender::new(false),
             expiry: Expiry::new(),
+            xids: Xids::default(),
+            reserved: Mutex::default(),
             map: RwLock::new(found.map),
             segments_dir,
             options,

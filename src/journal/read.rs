@@ -17,7 +17,7 @@ use super::{
     segment::{Kind, RECORDS, Scanner, Step},
 };
 use crate::{
-    feed::{BoxFuture, Crossing, Cursor, Error, Feed, Fetched, History, Marks, Start, Window},
+    feed::{BoxFuture, Crossing, Cursor, Error, Feed, Fetched, History, Marks, Reservation, Start, Window},
     model::{Lineage, LineageId, Position, Relation, RelationId},
     wire::block::{Block, SpanEnd},
 };
@@ -72,6 +72,19 @@ impl Feed for super::Journal {
 
     fn locate_dead<'a>(&'a self, crossing: &'a Crossing) -> BoxFuture<'a, Result<Cursor, Error>> {
         Box::pin(self.shared().locate_dead(crossing))
+    }
+
+    fn before_xid(&self, xid: u64) -> Option<Position> {
+        self.shared().xids.before(xid)
+    }
+
+    fn reserve(&self, position: Position) -> Reservation {
+        let id = fastrand::u64(..);
+        self.shared().reserved.lock().insert(id, position);
+        let journal = self.clone();
+        Reservation::new(move || {
+            journal.shared().reserved.lock().remove(&id);
+        })
     }
 }
 

@@ -1,7 +1,7 @@
 //! Retention: whole segments go, oldest first, never the active one, never one that the open transaction needs.
 //!
 //! A segment goes when the journal is larger than `retain_bytes`, whoever needs it, or when it is older than
-//! `retain_age` and no subscriber needs it. A subscriber counts while it was seen within `retain_age` and has a position.
+//! `retain_age` and neither a subscriber nor a running snapshot needs it. A subscriber counts while it was seen within `retain_age` and has a position.
 
 use std::{
     collections::VecDeque,
@@ -59,7 +59,8 @@ pub(super) fn run(shared: &Shared, desk: &Desk) {
     let needed: Vec<Position> = {
         let oldest = now().saturating_sub(micros(shared.options.retain_age));
         let seen = desk.checkpoints().into_iter().filter(|(_, checkpoint)| checkpoint.last_seen >= oldest);
-        seen.filter_map(|(_, checkpoint)| checkpoint.position).collect()
+        let reserved = shared.reserved.lock();
+        seen.filter_map(|(_, checkpoint)| checkpoint.position).chain(reserved.values().copied()).collect()
     };
     let count = {
         let map = shared.map.read();

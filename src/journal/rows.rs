@@ -113,23 +113,31 @@ fn checkpoint_key(key: &SubscriberKey) -> Vec<u8> {
 
 /// Version of a checkpoint's value.
 const CHECKPOINT_VERSION: u8 = 1;
+/// Version of one with a `Position.snapshot`, which follows the fixed part with its length in front.
+const CHECKPOINT_IN_SNAPSHOT: u8 = 2;
 
 pub(super) fn put_checkpoint(key: &SubscriberKey, checkpoint: &Checkpoint) -> Write {
     let mut value = Vec::with_capacity(64 + checkpoint.filter.len());
-    value.put_u8(CHECKPOINT_VERSION);
+    let in_snapshot = !checkpoint.snapshot.is_empty();
+    value.put_u8(if in_snapshot { CHECKPOINT_IN_SNAPSHOT } else { CHECKPOINT_VERSION });
     value.put_u8(u8::from(checkpoint.position.is_some()));
     put_position(&mut value, checkpoint.position.unwrap_or_default());
     value.put_u64_le(checkpoint.filter_hash);
     value.put_u64_le(checkpoint.session);
     value.put_i64_le(checkpoint.created);
     value.put_i64_le(checkpoint.last_seen);
+    if in_snapshot {
+        value.put_u16_le(checkpoint.snapshot.len() as u16);
+        value.put_slice(&checkpoint.snapshot);
+    }
     value.put_slice(&checkpoint.filter);
     seal(Table::Checkpoints, checkpoint_key(key), value)
 }
 
 /// Whether a checkpoint stays under the store's limits.
 pub(super) fn checkpoint_fits(key: &SubscriberKey, checkpoint: &Checkpoint) -> bool {
-    key.principal.len() + key.name.len() <= 1024 && checkpoint.filter.len() <= VALUE_LIMIT - 128
+    key.principal.len() + key.name.len() <= 1024
+        && checkpoint.filter.len() + checkpoint.snapshot.len() <= VALUE_LIMIT - 128
 }
 
 pub(super) fn drop_checkpoint(key: &SubscriberKey) -> Write {
@@ -181,18 +189,24 @@ fn read_checkpoint(mut key: &[u8], mut value: &[u8]) -> Option<Row> {
     let (principal, name) = key.split_at_checked(len)?;
     let text = |bytes: &[u8]| std::str::from_utf8(bytes).ok().map(str::to_owned);
     let subscriber = SubscriberKey { principal: text(principal)?, name: text(name)? };
-    if value.try_get_u8().ok()? != CHECKPOINT_VERSION {
-        return None;
-    }
+    let version = value.try_get_u8().ok().filter(|v| matches!(*v, CHECKPOINT_VERSION | CHECKPOINT_IN_SNAPSHOT))?;
     let has_position = value.try_get_u8().ok()? != 0;
     let position = (value.len() >= POSITION_LEN).then(|| get_position(&mut value))?;
-    let checkpoint = Checkpoint {
+    let mut checkpoint = Checkpoint {
         position: has_position.then_some(position),
+        snapshot: Bytes::new(),
         filter_hash: value.try_get_u64_le().ok()?,
         session: value.try_get_u64_le().ok()?,
         created: value.try_get_i64_le().ok()?,
         last_seen: value.try_get_i64_le().ok()?,
-        filter: Bytes::copy_from_slice(value),
+        filter: Bytes::new(),
     };
+    if version == CHECKPOINT_IN_SNAPSHOT {
+        let len = usize::from(value.try_get_u16_le().ok()?);
+        let (snapshot, rest) = value.split_at_checked(len)?;
+        checkpoint.snapshot = Bytes::copy_from_slice(snapshot);
+        value = rest;
+    }
+    checkpoint.filter = Bytes::copy_from_slice(value);
     Some(Row::Checkpoint(subscriber, checkpoint))
 }

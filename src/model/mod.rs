@@ -5,8 +5,10 @@ mod position;
 mod relation;
 mod row;
 mod transaction;
+mod visibility;
 
 pub use position::{Lineage, LineageId, ParseLineageError, Position};
 pub use relation::{Column, Relation, RelationId, ReplicaIdentity};
 pub use row::{Datum, OldImage, RowAccess, Value};
 pub use transaction::{Operation, Provenance, Transaction};
+pub use visibility::{ParseVisibilityError, Visibility};

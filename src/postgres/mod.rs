@@ -12,6 +12,7 @@
 
 mod connect;
 pub mod conninfo;
+pub mod copy;
 mod error;
 pub mod lineage;
 pub mod logtables;
@@ -21,6 +22,7 @@ pub mod replication;
 pub mod server;
 pub mod slot;
 pub mod sql;
+pub mod table;
 #[cfg(test)]
 mod tests;
 pub mod tls;

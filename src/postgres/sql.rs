@@ -27,6 +27,7 @@ pub struct Sql {
     client: Client,
     server: Server,
     version: u32,
+    connection: tokio::task::AbortHandle,
 }
 
 impl Sql {
@@ -94,12 +95,12 @@ impl Sql {
         config.ssl_mode(SslMode::Require).ssl_negotiation(SslNegotiation::Direct);
         let (client, connection) =
             config.connect_raw(stream, Handshaken).await.map_err(|error| at_connect(error, &server, &options.user))?;
-        tokio::spawn(async move {
+        let connection = tokio::spawn(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(error = with_causes(&error), "SQL connection ended");
             }
         });
-        let mut sql = Sql { client, server, version: 0 };
+        let mut sql = Sql { client, server, version: 0, connection: connection.abort_handle() };
         let state = sql
             .one(
                 "SELECT pg_catalog.current_setting('server_version_num')::int4,
@@ -128,6 +129,12 @@ impl Sql {
     /// Whether the connection has ended.
     pub fn is_closed(&self) -> bool {
         self.client.is_closed()
+    }
+
+    /// Closes the socket at once, in the middle of whatever the server sends. Dropping the session instead lets a COPY that
+    /// nobody reads any more run to its end first.
+    pub fn hang_up(&self) {
+        self.connection.abort();
     }
 
     /// All rows of a statement.

@@ -4,8 +4,8 @@
 use std::future::Future;
 
 use crate::{
-    feed::Frame,
-    hub::{self, Hub, Principal, Retracted, StartAt, SubscriberInfo, Subscription},
+    feed::{Frame, Resume},
+    hub::{self, Backfill, Hub, Principal, Retracted, StartAt, SubscriberInfo, Subscription},
     model::Position,
     reason::Classified,
 };
@@ -36,9 +36,18 @@ pub trait Backend: Clone + Send + Sync + 'static {
         &self,
         principal: &Principal,
         subscriber: &str,
-        position: Position,
+        resume: Resume,
         session: u64,
-    ) -> impl Future<Output = Result<Position, Self::Error>> + Send;
+    ) -> impl Future<Output = Result<Resume, Self::Error>> + Send;
+
+    /// As [`Hub::backfill`].
+    fn backfill(
+        &self,
+        principal: &Principal,
+        subscriber: &str,
+        id: &str,
+        backfill: Backfill,
+    ) -> impl Future<Output = Result<String, Self::Error>> + Send;
 
     /// As [`Hub::subscribers`].
     fn subscribers(&self, principal: &Principal) -> Vec<SubscriberInfo>;
@@ -85,7 +94,7 @@ pub trait Control: Send + Sync + 'static {
     fn grant(&self, events: u64, bytes: u64);
 
     /// As [`hub::SessionHandle::acknowledge`].
-    fn acknowledge(&self, position: Position) -> Result<(), Self::Error>;
+    fn acknowledge(&self, resume: Resume) -> Result<(), Self::Error>;
 
     /// As [`hub::SessionHandle::fail`].
     fn fail(&self, error: Self::Error);
@@ -107,10 +116,20 @@ impl Backend for Hub {
         &self,
         principal: &Principal,
         subscriber: &str,
-        position: Position,
+        resume: Resume,
         session: u64,
-    ) -> Result<Position, hub::Error> {
-        Hub::acknowledge(self, principal, subscriber, position, session).await
+    ) -> Result<Resume, hub::Error> {
+        Hub::acknowledge(self, principal, subscriber, resume, session).await
+    }
+
+    async fn backfill(
+        &self,
+        principal: &Principal,
+        subscriber: &str,
+        id: &str,
+        backfill: Backfill,
+    ) -> Result<String, hub::Error> {
+        Hub::backfill(self, principal, subscriber, id, backfill).await
     }
 
     fn subscribers(&self, principal: &Principal) -> Vec<SubscriberInfo> {
@@ -155,8 +174,8 @@ impl Control for hub::SessionHandle {
         hub::SessionHandle::grant(self, events, bytes);
     }
 
-    fn acknowledge(&self, position: Position) -> Result<(), hub::Error> {
-        hub::SessionHandle::acknowledge(self, position)
+    fn acknowledge(&self, resume: Resume) -> Result<(), hub::Error> {
+        hub::SessionHandle::acknowledge(self, resume)
     }
 
     fn fail(&self, error: hub::Error) {

@@ -6,13 +6,13 @@ use std::{fmt::Display, str::FromStr, time::Duration};
 use prost::Message;
 
 use crate::{
-    feed::Start,
-    hub::{Retracted, RowFormat, StartAt, Subscription},
+    feed::{Resume, SnapshotMode, Start},
+    hub::{Backfill, Retracted, RowFormat, StartAt, Subscription},
     lsn::Lsn,
-    model::{Operation, Position},
+    model::Operation,
     reason::{Classified, Reason},
     selection::{Filter, TableRule},
-    wire::{pb, position_from_pb},
+    wire::{pb, position_from_pb, token::Token},
 };
 
 /// Microseconds between 1970-01-01 and 2000-01-01 UTC.
@@ -96,8 +96,15 @@ pub fn subscription(
     });
     let start = match &request.start {
         None => None,
-        Some(start) => start_at(&format!("{root}start"), start, &mut wrong)?,
+        Some(start) => start_at(&format!("{root}start"), start, &mut wrong),
     };
+    let operations = request.filter.as_ref().map(|filter| filter.operations.as_slice()).unwrap_or_default();
+    if matches!(start, Some(StartAt::Snapshot { .. }))
+        && !operations.is_empty()
+        && !operations.contains(&(pb::Operation::Read as i32))
+    {
+        wrong.add(format!("{root}filter.operations"), "leaves out READ, and with it the rows of the snapshot");
+    }
     let filter = request.filter.as_ref().map(|filter| filter_from_pb(&format!("{root}filter"), filter, &mut wrong));
     wrong.none()?;
     Ok(Subscription {
@@ -119,21 +126,58 @@ pub fn required_start(field: &str, start: Option<&pb::Start>) -> Result<StartAt,
     let mut wrong = Violations::default();
     let at = match start {
         None => None,
-        Some(start) => start_at(field, start, &mut wrong)?,
+        Some(start) => start_at(field, start, &mut wrong),
     };
     wrong.none()?;
     at.ok_or_else(|| Error::field(field, "must be set"))
 }
 
+/// What a `BackfillRequest` orders.
+pub fn backfill(request: &pb::BackfillRequest) -> Result<Backfill, Error> {
+    let mut wrong = Violations::default();
+    let action = pb::BackfillAction::try_from(request.action).unwrap_or_default();
+    let order = match action {
+        pb::BackfillAction::Pause => Backfill::Pause,
+        pb::BackfillAction::Resume => Backfill::Resume,
+        pb::BackfillAction::Cancel => Backfill::Cancel,
+        pb::BackfillAction::Start => {
+            let given = request.filter.clone().unwrap_or_default();
+            filter_from_pb("filter", &given, &mut wrong);
+            let allowed = pb::Filter { tables: given.tables, r#where: given.r#where, ..Default::default() };
+            if request.filter.as_ref().is_some_and(|filter| *filter != allowed) {
+                wrong.add("filter".to_owned(), "a backfill takes `tables` and `where`; all else is the stream's");
+            }
+            let options = request.options.unwrap_or_default();
+            if options.mode() == pb::SnapshotMode::Consistent {
+                wrong.add("options.mode".to_owned(), "a running stream takes rows in incremental mode only");
+            }
+            if !request.snapshot_id.is_empty() {
+                wrong.add("snapshot_id".to_owned(), "is given by the hub");
+            }
+            Backfill::Start {
+                tables: allowed.tables,
+                predicate: allowed.r#where,
+                max_rows_per_second: options.max_rows_per_second,
+            }
+        }
+        pb::BackfillAction::Unspecified => {
+            wrong.add("action".to_owned(), "must be START, PAUSE, RESUME or CANCEL");
+            Backfill::Pause
+        }
+    };
+    wrong.none()?;
+    Ok(order)
+}
+
 /// A position that must be set.
-pub fn required_position(field: &str, position: Option<&pb::Position>) -> Result<Position, Error> {
+pub fn required_position(field: &str, position: Option<&pb::Position>) -> Result<Resume, Error> {
     let mut wrong = Violations::default();
     let position = match position {
         None => {
             wrong.add(field.to_owned(), "must be set");
             None
         }
-        Some(position) => self::position(field, position, &mut wrong)?,
+        Some(position) => self::position(field, position, &mut wrong),
     };
     wrong.none()?;
     position.ok_or_else(|| Error::field(field, "must be set"))
@@ -168,9 +212,9 @@ fn row_format(root: &str, number: i32, wrong: &mut Violations) -> RowFormat {
     }
 }
 
-fn start_at(field: &str, start: &pb::Start, wrong: &mut Violations) -> Result<Option<StartAt>, Error> {
+fn start_at(field: &str, start: &pb::Start, wrong: &mut Violations) -> Option<StartAt> {
     use pb::start::At;
-    Ok(match &start.at {
+    match &start.at {
         None => {
             wrong.add(format!("{field}.at"), "a start must name a place; leave `start` out for the default");
             None
@@ -185,8 +229,13 @@ fn start_at(field: &str, start: &pb::Start, wrong: &mut Violations) -> Result<Op
                 None
             }
         },
-        Some(At::After(position)) => self::position(&format!("{field}.after"), position, wrong)?
-            .map(|position| StartAt::Feed(Start::After(position))),
+        Some(At::After(position)) => {
+            let resume = self::position(&format!("{field}.after"), position, wrong);
+            resume.map(|resume| match resume.snapshot.is_empty() {
+                true => StartAt::Feed(Start::After(resume.position)),
+                false => StartAt::Resume(resume),
+            })
+        }
         Some(At::Since(timestamp)) => match micros(timestamp) {
             Some(micros) => Some(StartAt::Feed(Start::Since(micros))),
             None => {
@@ -194,20 +243,37 @@ fn start_at(field: &str, start: &pb::Start, wrong: &mut Violations) -> Result<Op
                 None
             }
         },
-        Some(At::Snapshot(_)) => return Err(Error::unsupported("this hub does not take snapshots yet")),
-    })
+        Some(At::Snapshot(options)) => {
+            let mode = match pb::SnapshotMode::try_from(options.mode) {
+                Ok(pb::SnapshotMode::Unspecified) => None,
+                Ok(pb::SnapshotMode::Consistent) => Some(SnapshotMode::Consistent),
+                Ok(pb::SnapshotMode::Incremental) => Some(SnapshotMode::Incremental),
+                Err(_) => {
+                    wrong.add(format!("{field}.snapshot.mode"), format!("{} is not a SnapshotMode", options.mode));
+                    None
+                }
+            };
+            Some(StartAt::Snapshot { mode, max_rows_per_second: options.max_rows_per_second })
+        }
+    }
 }
 
-fn position(field: &str, position: &pb::Position, wrong: &mut Violations) -> Result<Option<Position>, Error> {
-    if !position.snapshot.is_empty() {
-        // Leaving it out would skip the rows that the snapshot still owes.
-        return Err(Error::unsupported(format!("{field}.snapshot: this hub does not take snapshots yet")));
+fn position(field: &str, position: &pb::Position, wrong: &mut Violations) -> Option<Resume> {
+    if let Err(error) = Token::decode(&position.snapshot) {
+        wrong.add(format!("{field}.snapshot"), error.to_string());
     }
     if let Err(error) = position.lsn.parse::<Lsn>() {
         wrong.add(format!("{field}.lsn"), error.to_string());
-        return Ok(None);
+        return None;
     }
-    Ok(position_from_pb(position).map_err(|error| wrong.add(format!("{field}.lineage"), error.to_string())).ok())
+    let snapshot = position.snapshot.clone();
+    match position_from_pb(position) {
+        Ok(position) => Some(Resume { position, snapshot }),
+        Err(error) => {
+            wrong.add(format!("{field}.lineage"), error.to_string());
+            None
+        }
+    }
 }
 
 fn filter_from_pb(field: &str, filter: &pb::Filter, wrong: &mut Violations) -> Filter {

@@ -8,10 +8,10 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::{backend::Backend, request, status, tokens::Caller};
 use crate::{
-    feed::Feed,
+    feed::{Feed, resume_to_pb},
     hub::Principal,
     model::Relation,
-    wire::{pb, position_to_pb, relation_to_pb},
+    wire::{pb, relation_to_pb},
 };
 
 /// Tables in this schema are the hub's own and reach nobody.
@@ -62,11 +62,20 @@ impl<B: Backend> pb::change_stream_service_server::ChangeStreamService for Chang
             .acknowledge(&caller.principal, &request.subscriber, position, request.session)
             .await
             .map_err(|error| status::status(&error))?;
-        Ok(Response::new(pb::AcknowledgeResponse { checkpoint: Some(position_to_pb(checkpoint)) }))
+        Ok(Response::new(pb::AcknowledgeResponse { checkpoint: Some(resume_to_pb(&checkpoint)) }))
     }
 
-    async fn backfill(&self, _: Request<pb::BackfillRequest>) -> Result<Response<pb::BackfillResponse>, Status> {
-        Err(refused(request::Error::unsupported("this hub does not take snapshots yet")))
+    async fn backfill(&self, request: Request<pb::BackfillRequest>) -> Result<Response<pb::BackfillResponse>, Status> {
+        let caller = caller(&request);
+        let request = request.into_inner();
+        named("subscriber", &request.subscriber)?;
+        let backfill = request::backfill(&request).map_err(refused)?;
+        let snapshot_id = self
+            .backend
+            .backfill(&caller.principal, &request.subscriber, &request.snapshot_id, backfill)
+            .await
+            .map_err(|error| status::status(&error))?;
+        Ok(Response::new(pb::BackfillResponse { snapshot_id }))
     }
 
     async fn list_relations(

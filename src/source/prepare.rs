@@ -117,6 +117,7 @@ pub(super) async fn prepare(
     {
         tracing::warn!(file = %options.rebase.display(), %error, "the rebase was done, its file cannot be removed");
     }
+    journal.bound_xids(server::assign_xid(sql).await?);
     let end = server::wal_positions(sql).await?.insert;
     if start > end {
         let message = format!("the journal ends at {start}, the server's WAL at {end}: it has lost WAL");

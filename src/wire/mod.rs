@@ -9,6 +9,7 @@ pub mod rows;
 mod structs;
 #[cfg(test)]
 mod tests;
+pub mod token;
 mod value;
 
 /// Messages and services generated from `proto/`.

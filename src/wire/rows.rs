@@ -169,6 +169,21 @@ impl<'a> RowView<'a> {
         take_value(&mut rest).and_then(read).map(value_of)
     }
 
+    /// The encoded values of these columns, one behind the other; the same for equal values. `None` when one of them is not in
+    /// the row, or there are no columns.
+    pub fn key(&self, columns: &[usize]) -> Option<Vec<u8>> {
+        let mut key = Vec::new();
+        for column in columns {
+            let value = self.encoded().nth(*column)?;
+            let mut content = value;
+            if let Content::Value(Value::Unchanged | Value::Absent) = take_value(&mut content).and_then(read)? {
+                return None;
+            }
+            key.extend_from_slice(value);
+        }
+        (!key.is_empty()).then_some(key)
+    }
+
     /// The values in column order.
     pub fn iter(&self) -> Values<'a> {
         Values { rest: self.bytes }

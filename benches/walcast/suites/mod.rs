@@ -8,6 +8,7 @@ mod filters;
 mod latency;
 mod memory;
 mod restart;
+mod snapshot;
 
 use super::{report::Report, stage::Stage};
 
@@ -31,6 +32,7 @@ const NAMES: &[&str] = &[
     "bytes",
     "catch-up",
     "isolation",
+    "snapshot",
 ];
 
 impl Suites {
@@ -54,6 +56,7 @@ impl Suites {
                 "primary" => self.primary().await,
                 "memory" => self.memory().await,
                 "bytes" => self.bytes().await,
+                "snapshot" => self.snapshot().await,
                 "catch-up" => self.catch_up().await,
                 _ => self.isolation().await,
             };

@@ -11,7 +11,8 @@ use crate::{
 
 async fn acknowledge(world: &World, position: Position, session: u64) -> Result<Position, Reason> {
     let principal = Principal::default();
-    world.hub.acknowledge(&principal, "a", position, session).await.map_err(|error| error.reason())
+    let done = world.hub.acknowledge(&principal, "a", position, session).await.map_err(|error| error.reason())?;
+    Ok(done.position)
 }
 
 fn resume() -> Subscription {

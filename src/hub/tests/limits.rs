@@ -135,7 +135,9 @@ async fn an_event_that_is_too_large_can_be_passed_over_on_purpose() {
 
         let principal = Principal::default();
         let acknowledge = |position| world.hub.acknowledge(&principal, "a", position, 0);
-        let reason = |result: Result<Position, crate::hub::Error>| result.map_err(|error| error.reason());
+        let reason = |result: Result<crate::feed::Resume, crate::hub::Error>| {
+            result.map(|done| done.position).map_err(|error| error.reason())
+        };
         assert_eq!(reason(acknowledge(first).await), Ok(first));
         assert_eq!(reason(acknowledge(end).await), Err(Reason::AckAhead));
         let between = Position::new(large.lineage, crate::lsn::Lsn(large.lsn.0 - 1));

@@ -220,6 +220,7 @@ async fn checkpoints_are_durable_when_the_call_returns() {
     let position = Position::new(lineage(1, 0).id(), Lsn(77));
     let checkpoint = Checkpoint {
         position: Some(position),
+        snapshot: b"token".as_slice().into(),
         filter: b"filter".as_slice().into(),
         filter_hash: 3,
         session: 4,

@@ -34,6 +34,7 @@ use super::{
 };
 use crate::lsn::Lsn;
 
+pub(super) use self::startup::PINNED;
 pub use self::{command::CreatedSlot, frame::Frame};
 
 /// Between the epochs of Unix and PostgreSQL (2000-01-01).

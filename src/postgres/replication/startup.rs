@@ -22,7 +22,7 @@ use crate::postgres::{
 
 /// Settings that decide the text form of values. As bare start-up parameters they override `ALTER ROLE ... SET`,
 /// `ALTER DATABASE ... SET` and the `options` of the connection string, which the server applies first.
-const PINNED: [(&str, &str); 8] = [
+pub(in crate::postgres) const PINNED: [(&str, &str); 8] = [
     ("client_encoding", "UTF8"),
     ("DateStyle", "ISO"),
     ("TimeZone", "UTC"),

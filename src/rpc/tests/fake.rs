@@ -24,8 +24,8 @@ use super::super::{
 };
 use crate::{
     feed::{
-        BoxFuture, Checkpoint, Cursor, Error, Feed, Fetched, Frame, Marks, Source, SourceAway, SourceStatus, Start,
-        SubscriberKey, WalPositions, Window,
+        BoxFuture, Checkpoint, Cursor, Error, Feed, Fetched, Frame, Marks, Resume, Source, SourceAway, SourceStatus,
+        Start, SubscriberKey, WalPositions, Window,
     },
     hub::{Principal, Retracted, StartAt, SubscriberInfo, Subscription},
     lsn::Lsn,
@@ -157,7 +157,8 @@ impl Control for FakeControl {
     }
 
     /// Beyond LSN 0/1000 nothing has been sent.
-    fn acknowledge(&self, position: Position) -> Result<(), FakeError> {
+    fn acknowledge(&self, resume: Resume) -> Result<(), FakeError> {
+        let position = resume.position;
         if position.lsn > Lsn(0x1000) {
             return Err(FakeError(Reason::AckAhead));
         }
@@ -191,11 +192,22 @@ impl Backend for FakeHub {
         &self,
         principal: &Principal,
         subscriber: &str,
-        position: Position,
+        resume: Resume,
         session: u64,
-    ) -> Result<Position, FakeError> {
-        self.0.note(format!("acknowledge {}/{subscriber} {position} {session}", principal.name));
-        if subscriber == "unknown" { Err(FakeError(Reason::SubscriberUnknown)) } else { Ok(position) }
+    ) -> Result<Resume, FakeError> {
+        self.0.note(format!("acknowledge {}/{subscriber} {} {session}", principal.name, resume.position));
+        if subscriber == "unknown" { Err(FakeError(Reason::SubscriberUnknown)) } else { Ok(resume) }
+    }
+
+    async fn backfill(
+        &self,
+        principal: &Principal,
+        subscriber: &str,
+        id: &str,
+        backfill: crate::hub::Backfill,
+    ) -> Result<String, FakeError> {
+        self.0.note(format!("backfill {}/{subscriber} {id:?} {backfill:?}", principal.name));
+        if subscriber == "unknown" { Err(FakeError(Reason::SubscriberUnknown)) } else { Ok("77".to_owned()) }
     }
 
     async fn read_retracted(&self, _: &Principal, request: Retracted) -> Result<FakeSession, FakeError> {

@@ -1,7 +1,10 @@
 use prost_types::Timestamp;
 
 use super::*;
-use crate::wire::{position_to_pb, timestamp};
+use crate::{
+    model::Position,
+    wire::{position_to_pb, timestamp},
+};
 
 fn request() -> pb::SubscribeRequest {
     pb::SubscribeRequest::default()
@@ -163,18 +166,43 @@ fn a_position_that_no_hub_handed_out_is_refused_by_its_part() {
         let request = pb::SubscribeRequest { start: start(pb::start::At::After(position)), ..request() };
         assert_eq!(refused(request), (Reason::RequestInvalid, vec![field.to_owned()]));
     }
-    assert_eq!(required_position("position", Some(&good)).unwrap().lsn, Lsn(77));
+    assert_eq!(required_position("position", Some(&good)).unwrap().position.lsn, Lsn(77));
     let missing = required_position("position", None).unwrap_err();
     assert_eq!(missing.violations(), [("position".to_owned(), "must be set".to_owned())]);
 }
 
 #[test]
-fn snapshots_are_refused_and_never_ignored() {
-    let position = pb::Position { lsn: "0/1".to_owned(), snapshot: vec![1].into(), ..Default::default() };
-    for at in [pb::start::At::Snapshot(pb::SnapshotOptions::default()), pb::start::At::After(position)] {
-        let (reason, _) = refused(pb::SubscribeRequest { start: start(at), ..request() });
-        assert_eq!(reason, Reason::Unsupported);
-    }
+fn what_a_position_says_of_a_snapshot_is_kept_or_refused() {
+    use pb::start::At;
+    let progress = crate::wire::token::Progress { id: 5, incremental: true, ..Default::default() };
+    let token = Token { handover: None, progress: Some(progress) }.encode();
+    let lineage = "00ff00ff00ff00ff".to_owned();
+    let position = pb::Position { lsn: "0/4D".to_owned(), lineage, snapshot: token.clone(), ..Default::default() };
+    let asked = |at| subscription("", pb::SubscribeRequest { start: start(at), ..request() }, false, String::new());
+    let found = asked(At::After(position.clone())).unwrap().start;
+    assert!(
+        matches!(found, Some(StartAt::Resume(resume)) if resume.snapshot == token && resume.position.lsn == Lsn(77))
+    );
+    let garbage = pb::Position { snapshot: vec![1].into(), ..position };
+    let (reason, fields) = refused(pb::SubscribeRequest { start: start(At::After(garbage)), ..request() });
+    assert_eq!((reason, fields), (Reason::RequestInvalid, vec!["start.after.snapshot".to_owned()]));
+}
+
+#[test]
+fn a_snapshot_start_says_how() {
+    use pb::start::At;
+    let options = pb::SnapshotOptions { mode: pb::SnapshotMode::Incremental as i32, max_rows_per_second: 5 };
+    let asked = pb::SubscribeRequest { start: start(At::Snapshot(options)), ..request() };
+    let found = convert(asked).unwrap().start;
+    let expected = StartAt::Snapshot { mode: Some(SnapshotMode::Incremental), max_rows_per_second: 5 };
+    assert_eq!(found, Some(expected));
+    let options = pb::SnapshotOptions { mode: 77, max_rows_per_second: 0 };
+    let (_, fields) = refused(pb::SubscribeRequest { start: start(At::Snapshot(options)), ..request() });
+    assert_eq!(fields, ["start.snapshot.mode"]);
+    let filter = pb::Filter { operations: vec![pb::Operation::Insert as i32], ..Default::default() };
+    let at = At::Snapshot(pb::SnapshotOptions::default());
+    let (_, fields) = refused(pb::SubscribeRequest { start: start(at), filter: Some(filter), ..request() });
+    assert_eq!(fields, ["filter.operations"], "no READ, no rows");
 }
 
 #[test]

@@ -61,6 +61,10 @@ impl Request {
         self.at(pb::start::At::AfterLsn(lsn.to_string()))
     }
 
+    pub fn snapshot(self, mode: pb::SnapshotMode) -> Self {
+        self.at(pb::start::At::Snapshot(pb::SnapshotOptions { mode: mode as i32, max_rows_per_second: 0 }))
+    }
+
     pub fn since(self, time: prost_types::Timestamp) -> Self {
         self.at(pb::start::At::Since(time))
     }

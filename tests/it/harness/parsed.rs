@@ -175,6 +175,11 @@ pub enum Unit {
         gap: pb::Gap,
         event: usize,
     },
+    /// A row of a snapshot.
+    Read {
+        item: Item,
+        event: usize,
+    },
 }
 
 impl Unit {
@@ -238,6 +243,7 @@ fn parse(stream: &StreamLog) -> Result<Vec<Unit>, Violation> {
     let mut units = Vec::new();
     let mut shapes: HashMap<u32, Arc<Shape>> = HashMap::new();
     let mut open: Option<Span> = None;
+    let mut snapshot = false;
     for (event, record) in stream.events.iter().enumerate() {
         let wrong = |text: &str| Violation::at(ATOMIC, stream, event, text);
         if (event == 0) != matches!(record.kind, Kind::Opened(_)) {
@@ -266,6 +272,14 @@ fn parse(stream: &StreamLog) -> Result<Vec<Unit>, Violation> {
             }
             Kind::Change(change) => {
                 let item = row(change, &shapes).map_err(|text| wrong(&text))?;
+                if change.operation() == pb::Operation::Read {
+                    outside(&open, "a row of a snapshot")?;
+                    if item.ordinal != 0 || !snapshot {
+                        return Err(wrong("READ with an ordinal or outside of a snapshot"));
+                    }
+                    units.push(Unit::Read { item, event });
+                    continue;
+                }
                 let span = open.as_mut().ok_or_else(|| wrong("a change outside a transaction"))?;
                 span.items.push(item);
             }
@@ -345,6 +359,10 @@ fn parse(stream: &StreamLog) -> Result<Vec<Unit>, Violation> {
             }
             Kind::SnapshotBegin(_) | Kind::SnapshotTableEnd(_) | Kind::SnapshotEnd(_) => {
                 outside(&open, "a snapshot event")?;
+                if snapshot == matches!(record.kind, Kind::SnapshotBegin(_)) {
+                    return Err(wrong("snapshot_begin comes before everything else of a snapshot, and once"));
+                }
+                snapshot = !matches!(record.kind, Kind::SnapshotEnd(_));
             }
         }
     }

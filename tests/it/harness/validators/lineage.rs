@@ -59,6 +59,7 @@ pub fn lineage(parsed: &Parsed<'_>, lost: Option<&BTreeSet<Identity>>) -> Result
                 Unit::Gap { gap, .. } => {
                     current = gap.up_to.as_ref().map(|up_to| up_to.lineage.clone()).or(current);
                 }
+                Unit::Read { .. } => {}
             }
         }
     }

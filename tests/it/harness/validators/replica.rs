@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::super::{
     Db,
-    parsed::{Cell, Item, Parsed, Violation, What},
+    parsed::{Cell, Item, Parsed, Unit, Violation, What},
 };
 
 const REPLICA: &str = "Complete (replica)";
@@ -21,6 +21,8 @@ pub struct Table {
 pub struct Replica {
     pub tables: BTreeMap<String, Table>,
     after: Option<(walcast::lsn::Lsn, u32)>,
+    /// Rows come among the changes: those that are not there yet will come, in their newest state.
+    pub incremental: bool,
     /// Row positions by key, for tables with one.
     keys: BTreeMap<String, BTreeMap<Vec<Cell>, usize>>,
 }
@@ -30,6 +32,10 @@ impl Replica {
     pub fn apply(&mut self, parsed: &Parsed<'_>) -> Result<(), Violation> {
         for (stream, units) in parsed.iter() {
             for unit in units {
+                if let Unit::Read { item, event } = unit {
+                    self.apply_item(item).map_err(|text| Violation::at(REPLICA, stream, *event, text))?;
+                    continue;
+                }
                 let (Some((after, event)), Some((_, items))) = (unit.committed(), unit.content()) else { continue };
                 if self.after.is_some_and(|done| after <= done) {
                     continue;
@@ -77,6 +83,13 @@ impl Replica {
                         Some(key) => keys.remove(&key),
                         None => table.rows.iter().position(|row| row == image),
                     };
+                    let partly = |row: &BTreeMap<String, Cell>| row.values().any(|cell| *cell == Cell::Unchanged);
+                    if place.is_none() && self.incremental {
+                        if let Some(new) = new.filter(|new| !partly(new)) {
+                            put(table, keys, keyed(&new), new);
+                        }
+                        return Ok(());
+                    }
                     let place = place.ok_or_else(|| format!("{operation:?} of a row that is not there: {image:?}"))?;
                     let gone = table.rows.swap_remove(place);
                     if let Some(moved) = table.rows.get(place).and_then(keyed) {
@@ -90,6 +103,10 @@ impl Replica {
                     return Ok(());
                 }
                 let new = new.ok_or("no new image")?;
+                if *operation == Operation::Read && self.incremental {
+                    put(table, keys, keyed(&new), new);
+                    return Ok(());
+                }
                 if let Some(key) = keyed(&new)
                     && keys.insert(key.clone(), table.rows.len()).is_some()
                 {
@@ -121,6 +138,19 @@ impl Replica {
             }
         }
         Ok(())
+    }
+}
+
+/// Puts a row in place of the one with its key.
+fn put(table: &mut Table, keys: &mut BTreeMap<Vec<Cell>, usize>, key: Option<Vec<Cell>>, row: BTreeMap<String, Cell>) {
+    match key.as_ref().and_then(|key| keys.get(key)) {
+        Some(place) => table.rows[*place] = row,
+        None => {
+            if let Some(key) = key {
+                keys.insert(key, table.rows.len());
+            }
+            table.rows.push(row);
+        }
     }
 }
 

@@ -1,0 +1,269 @@
+//! `walcast snapshot`: copies tables into a file, as of one point, through the hub.
+
+use std::{
+    collections::HashMap,
+    fs,
+    io::{self, BufWriter, IsTerminal, Write},
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::{
+    args::SnapshotArgs,
+    client::{Hub, MAX_MESSAGE_BYTES},
+    error::Error,
+    output::Output,
+    rows::{RowView, table_name, to_json, to_text},
+    text::{grouped, plural},
+};
+use crate::{
+    model::Value,
+    wire::pb::{self, event::Kind},
+};
+
+/// How often a line tells the progress where there is no terminal for a bar.
+const LINE: Duration = Duration::from_secs(10);
+
+/// What the file is to hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Format {
+    JsonLines,
+    Csv,
+}
+
+impl Format {
+    fn of(path: &Path) -> Result<Self, Error> {
+        match path.extension().and_then(|extension| extension.to_str()) {
+            Some("jsonl" | "ndjson") => Ok(Format::JsonLines),
+            Some("csv") => Ok(Format::Csv),
+            Some("parquet") => Err(Error::Usage("this version writes .jsonl and .csv, not .parquet".to_owned())),
+            _ => Err(Error::Usage(format!("{}: the name must end in .jsonl or .csv", path.display()))),
+        }
+    }
+}
+
+pub async fn run(args: &SnapshotArgs) -> Result<(), Error> {
+    let format = Format::of(&args.to)?;
+    let hub = Hub::new(&args.hub)?;
+    let request = pb::SubscribeRequest {
+        start: Some(pb::Start {
+            at: Some(pb::start::At::Snapshot(pb::SnapshotOptions {
+                mode: pb::SnapshotMode::Consistent as i32,
+                max_rows_per_second: args.max_rows_per_second.unwrap_or(0),
+            })),
+        }),
+        filter: Some(pb::Filter {
+            tables: args.tables.clone(),
+            columns: args.columns.clone(),
+            r#where: args.predicate.clone().unwrap_or_default(),
+            ..Default::default()
+        }),
+        max_message_bytes: MAX_MESSAGE_BYTES,
+        ..Default::default()
+    };
+    let mut stream = hub.streams().subscribe(request).await.map_err(|status| hub.error(status))?.into_inner();
+    let mut copy = Copy::create(&args.to, format)?;
+    while let Some(response) = stream.message().await.map_err(|status| hub.error(status))? {
+        for event in response.events {
+            let kind = event.kind.ok_or_else(|| Error::Protocol("an event without a kind that it knows".to_owned()))?;
+            if copy.take(kind)? {
+                let summary = copy.finish()?;
+                return Output::plain().print(&summary);
+            }
+        }
+    }
+    Err(Error::Failed("the stream ended before the snapshot did".to_owned()))
+}
+
+/// A file that gets its name when it is complete.
+struct Copy {
+    to: PathBuf,
+    part: PathBuf,
+    file: Option<BufWriter<fs::File>>,
+    format: Format,
+    relations: HashMap<u32, pb::Relation>,
+    tables: Vec<String>,
+    /// The one whose header the CSV file has.
+    header: Option<Vec<String>>,
+    rows: u64,
+    started: Instant,
+    told: Instant,
+    bar: ProgressBar,
+}
+
+impl Copy {
+    fn create(to: &Path, format: Format) -> Result<Copy, Error> {
+        let mut part = to.as_os_str().to_owned();
+        part.push(".part");
+        let part = PathBuf::from(part);
+        let file = fs::File::create(&part).map_err(Error::io(part.display().to_string()))?;
+        let now = Instant::now();
+        Ok(Copy {
+            to: to.to_owned(),
+            part,
+            file: Some(BufWriter::with_capacity(1 << 20, file)),
+            format,
+            relations: HashMap::new(),
+            tables: Vec::new(),
+            header: None,
+            rows: 0,
+            started: now,
+            told: now,
+            bar: ProgressBar::hidden(),
+        })
+    }
+
+    /// Takes one event; whether it was the last.
+    fn take(&mut self, kind: Kind) -> Result<bool, Error> {
+        match kind {
+            Kind::SnapshotBegin(begin) => {
+                self.tables = begin.tables.iter().map(|table| table.table.clone()).collect();
+                if self.tables.is_empty() {
+                    return Err(Error::Failed("no published table matches".to_owned()));
+                }
+                if self.format == Format::Csv && self.tables.len() > 1 {
+                    let found = self.tables.join(", ");
+                    return Err(Error::Usage(format!("a .csv file holds one table, and these match: {found}")));
+                }
+                let rows: i64 = begin.tables.iter().map(|table| table.estimated_rows.max(0)).sum();
+                self.bar = bar(rows.unsigned_abs());
+            }
+            Kind::Relation(relation) => drop(self.relations.insert(relation.relation_id, relation)),
+            Kind::Change(change) if change.operation() == pb::Operation::Read => self.row(&change)?,
+            Kind::SnapshotEnd(_) => return Ok(true),
+            _ => {}
+        }
+        Ok(false)
+    }
+
+    fn row(&mut self, change: &pb::Change) -> Result<(), Error> {
+        let wrong = |text: String| Error::Protocol(text);
+        let relation = self.relations.get(&change.relation_id);
+        let relation = relation.ok_or_else(|| wrong(format!("relation {} was not described", change.relation_id)))?;
+        let row = change.after_row.as_ref().ok_or_else(|| wrong("a row without values".to_owned()))?;
+        let row = RowView::new(relation, row).map_err(|error| wrong(error.to_string()))?;
+        let failed = Error::io(self.part.display().to_string());
+        let Some(file) = &mut self.file else { return Ok(()) };
+        match self.format {
+            Format::JsonLines => {
+                let cell = |(column, value): (&pb::Column, _)| Some((column.name.clone(), to_json(column, value)?));
+                let values: serde_json::Map<_, _> = row.iter().filter_map(cell).collect();
+                let line = match self.tables.len() {
+                    1 => serde_json::Value::Object(values),
+                    _ => serde_json::json!({ "table": table_name(relation), "row": values }),
+                };
+                writeln!(file, "{line}").map_err(failed)?;
+            }
+            Format::Csv => {
+                let names: Vec<String> = relation.columns.iter().map(|column| column.name.clone()).collect();
+                if self.header.is_none() {
+                    let line: Vec<String> = names.iter().map(|name| quoted(name)).collect();
+                    writeln!(file, "{}", line.join(",")).map_err(Error::io(self.part.display().to_string()))?;
+                    self.header = Some(names);
+                } else if self.header.as_ref() != Some(&names) {
+                    return Err(Error::Failed("the table's columns changed while it was copied".to_owned()));
+                }
+                let cells = row.iter().map(|(column, value)| match value {
+                    Value::Null | Value::Absent | Value::Unchanged => String::new(),
+                    value => quoted(&to_text(column, value)),
+                });
+                writeln!(file, "{}", cells.collect::<Vec<_>>().join(",")).map_err(failed)?;
+            }
+        }
+        self.rows += 1;
+        if self.rows.is_multiple_of(1024) {
+            self.tell();
+        }
+        Ok(())
+    }
+
+    fn tell(&mut self) {
+        self.bar.set_length(self.bar.length().unwrap_or(0).max(self.rows));
+        self.bar.set_position(self.rows);
+        if self.told.elapsed() >= LINE && !io::stderr().is_terminal() {
+            self.told = Instant::now();
+            let rate = self.rows as f64 / self.started.elapsed().as_secs_f64();
+            let left = self.bar.length().unwrap_or(0).saturating_sub(self.rows) as f64 / rate.max(1.0);
+            anstream::eprintln!(
+                "{} rows, {} per second, about {left:.0} s left",
+                grouped(self.rows),
+                grouped(rate as u64)
+            );
+        }
+    }
+
+    fn finish(&mut self) -> Result<String, Error> {
+        let failed = || Error::io(self.part.display().to_string());
+        if let Some(mut file) = self.file.take() {
+            file.flush().map_err(failed())?;
+            file.get_ref().sync_all().map_err(failed())?;
+        }
+        fs::rename(&self.part, &self.to).map_err(Error::io(self.to.display().to_string()))?;
+        self.bar.finish_and_clear();
+        let took = self.started.elapsed();
+        let rate = self.rows as f64 / took.as_secs_f64().max(0.001);
+        Ok(format!(
+            "{} of {} in {:.1} s ({} per second): {}\n",
+            plural(self.rows, "row"),
+            plural(self.tables.len() as u64, "table"),
+            took.as_secs_f64(),
+            grouped(rate as u64),
+            self.to.display()
+        ))
+    }
+}
+
+impl Drop for Copy {
+    /// What did not become complete leaves nothing.
+    fn drop(&mut self) {
+        if self.file.take().is_some() {
+            let _ = fs::remove_file(&self.part);
+        }
+    }
+}
+
+/// A field as [RFC 4180](https://www.rfc-editor.org/rfc/rfc4180) has it. The empty text is quoted, so that it is not NULL.
+fn quoted(text: &str) -> String {
+    match text.is_empty() || text.contains([',', '"', '\n', '\r']) {
+        true => format!("\"{}\"", text.replace('"', "\"\"")),
+        false => text.to_owned(),
+    }
+}
+
+/// On stderr, and only where that is a terminal.
+fn bar(rows: u64) -> ProgressBar {
+    let bar = ProgressBar::new(rows);
+    if !io::stderr().is_terminal() {
+        bar.set_draw_target(ProgressDrawTarget::hidden());
+    }
+    let template = "{bar:30} {human_pos} of about {human_len} rows  {per_sec}  {eta} left";
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style);
+    }
+    bar
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_are_quoted_where_they_must_be() {
+        for (text, field) in
+            [("a", "a"), ("", "\"\""), ("a,b", "\"a,b\""), ("a\"b", "\"a\"\"b\""), ("a\nb", "\"a\nb\"")]
+        {
+            assert_eq!(quoted(text), field);
+        }
+    }
+
+    #[test]
+    fn the_name_says_the_format() {
+        assert_eq!(Format::of(Path::new("x/t.jsonl")).ok(), Some(Format::JsonLines));
+        assert_eq!(Format::of(Path::new("t.csv")).ok(), Some(Format::Csv));
+        for name in ["t.parquet", "t", "t.txt"] {
+            assert_eq!(Format::of(Path::new(name)).err().map(|error| error.exit_code()), Some(2), "{name}");
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! Between what is shared and what one stream sends while a snapshot concerns it: transactions that are in its rows are
+//! left out, and every position says what else is needed to go on from it.
+
+use bytes::Bytes;
+use prost::Message as _;
+
+use super::{
+    Error,
+    frames::{self, Kind, Message},
+    outbox::Item,
+};
+use crate::{
+    model::{LineageId, Position},
+    wire::{
+        encode, pb,
+        token::{Handover, Token},
+    },
+};
+
+/// Does nothing, and costs nothing, until there is a token.
+#[derive(Debug, Default)]
+pub(super) struct Stamp {
+    token: Token,
+    encoded: Bytes,
+    /// The open transaction is in the rows.
+    skipping: bool,
+}
+
+impl Stamp {
+    pub fn new(token: Token) -> Self {
+        let encoded = token.encode();
+        Stamp { token, encoded, skipping: false }
+    }
+
+    /// `Position.snapshot`.
+    pub fn encoded(&self) -> Bytes {
+        self.encoded.clone()
+    }
+
+    /// Changes what positions say from now on.
+    pub fn update(&mut self, change: impl FnOnce(&mut Token)) {
+        change(&mut self.token);
+        self.encoded = self.token.encode();
+    }
+
+    /// Everything up to here has been handed out: whether a transaction is in the rows is no longer a question.
+    pub fn passed(&mut self, position: Position) {
+        let over = |handover: &Handover| handover.lineage == position.lineage && position.lsn >= handover.until;
+        if self.token.handover.as_ref().is_some_and(over) {
+            self.update(|token| token.handover = None);
+        }
+    }
+
+    /// The stream goes on on this lineage. An error if the rows may hold what this lineage does not.
+    pub fn crosses(&mut self, lineage: LineageId) -> Result<(), Error> {
+        let Some(handover) = &self.token.handover else { return Ok(()) };
+        if handover.lineage == lineage {
+            return Ok(());
+        }
+        if self.token.progress.as_ref().is_some_and(|progress| progress.incremental) {
+            self.update(|token| token.handover = None);
+            return Ok(());
+        }
+        Err(Error::snapshot_interrupted("the source has failed over to a standby that may lack what the rows hold"))
+    }
+
+    /// What the stream is to send of an item.
+    pub fn apply(&mut self, item: Item) -> Result<Item, Error> {
+        if self.encoded.is_empty() && !self.skipping {
+            return Ok(item);
+        }
+        let payload = frames::payload(&item.message);
+        let mut out = Message::new();
+        let (mut events, mut counted) = (0, 0);
+        let mut offset = 0;
+        while offset < payload.len() {
+            let malformed = || Error::internal("an event does not decode");
+            let event = frames::first(&payload[offset..]).ok_or_else(malformed)?;
+            let framed = &payload[offset..offset + event.len];
+            offset += event.len;
+            if event.kind == Kind::Begin {
+                let begin = pb::Begin::decode(event.body).map_err(|_| malformed())?;
+                self.skipping = self.token.handover.as_ref().is_some_and(|handover| handover.seen.sees(begin.xid));
+            }
+            if self.skipping && event.kind != Kind::Other {
+                self.skipping = !matches!(event.kind, Kind::Commit | Kind::Discard);
+                continue;
+            }
+            match event.kind {
+                Kind::Commit => {
+                    let mut commit = pb::Commit::decode(event.body).map_err(|_| malformed())?;
+                    self.stamp(&mut commit.position);
+                    encode::event(&mut out.0, pb::event::Kind::Commit(commit));
+                }
+                Kind::Message => {
+                    let mut message = pb::LogicalMessage::decode(event.body).map_err(|_| malformed())?;
+                    self.stamp(&mut message.position);
+                    encode::event(&mut out.0, pb::event::Kind::Message(message));
+                }
+                _ => out.0.extend_from_slice(framed),
+            }
+            events += 1;
+            counted += u64::from(event.kind.counts());
+        }
+        let begun = item.begun.map(|begun| begun && !self.skipping);
+        Ok(Item { message: out.finish(), events, counted, begun, reached: item.reached })
+    }
+
+    fn stamp(&self, position: &mut Option<pb::Position>) {
+        if let Some(position) = position {
+            position.snapshot = self.encoded.clone();
+        }
+    }
+}

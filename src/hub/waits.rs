@@ -1,0 +1,67 @@
+//! What a session waits for. All state changes in steps; a wait that is dropped loses nothing.
+
+use tokio::time::Instant;
+
+use super::{
+    Error, Session,
+    session::{For, IDLE_CHECK},
+};
+use crate::feed::Fetched;
+
+impl Session {
+    pub(super) async fn wait(&mut self, until: Instant, for_what: For) -> Result<(), Error> {
+        let concerned = async {
+            match &mut self.route {
+                // The sender lives as long as the group, and the group as long as the stream.
+                Some((_, concerned)) if for_what == For::Concern => concerned.changed().await.is_ok(),
+                _ => std::future::pending().await,
+            }
+        };
+        let piece = async {
+            match self.running.as_mut().filter(|running| running.wants_piece()) {
+                Some(running) => running.pull().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            _ = concerned => Ok(()),
+            () = piece => Ok(()),
+            () = self.shared.wake.notified() => Ok(()),
+            () = self.hub.drain.wait() => Ok(()),
+            () = tokio::time::sleep_until(until) => Ok(()),
+            moved = self.marks.changed(), if for_what == For::Marks => moved.map_err(|_| Error::draining(self.passed)),
+        }
+    }
+
+    /// Reading is a task of its own, so that a client that stops pulling in the middle keeps nobody else waiting for a turn.
+    pub(super) async fn read(&mut self) -> Result<(), Error> {
+        let reading = match &mut self.reading {
+            Some(reading) => reading,
+            none => none.insert(self.hub.spawn_read(self.cursor.clone())),
+        };
+        let read = tokio::select! {
+            read = reading => read,
+            () = self.hub.drain.wait() => return Ok(()),
+            () = self.shared.wake.notified() => return Ok(()),
+        };
+        self.reading = None;
+        let (cursor, fetched) = read.map_err(|error| Error::internal(format!("reading a block: {error}")))?;
+        if let Fetched::Block(block) = fetched? {
+            self.cursor = cursor;
+            self.incoming = Some(block);
+        }
+        Ok(())
+    }
+
+    pub(super) async fn pull(&mut self) -> Result<(), Error> {
+        let until = self.pace.deadline(&self.standing()).min(Instant::now() + IDLE_CHECK);
+        let Some(running) = &mut self.running else { return Ok(()) };
+        tokio::select! {
+            () = running.pull() => {}
+            () = self.shared.wake.notified() => {}
+            () = self.hub.drain.wait() => {}
+            () = tokio::time::sleep_until(until) => {}
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,220 @@
+//! What must be known of a published table to read its rows: how it is stored, which rows and columns the publication
+//! lets out, which key orders it, and whether it may be read at all.
+
+use std::fmt::Write;
+
+use tokio_postgres::types::Type;
+
+use super::{
+    error::{Error, Result},
+    publication::{self, OWN_SCHEMA},
+    replication::{identifier, literal},
+    server,
+    sql::{Sql, get, text},
+};
+use crate::{
+    lsn::Lsn,
+    model::{Column, Relation, Visibility},
+};
+
+/// A published table as it is in the present transaction's snapshot.
+#[derive(Clone, Debug)]
+pub struct Table {
+    /// As the stream would describe it; `id` 0.
+    pub relation: Relation,
+    /// It has partitions, and the publication names it and not them.
+    pub partitioned: bool,
+    /// The role may read it.
+    pub readable: bool,
+    /// Rows, by the last ANALYZE or else by the size.
+    pub estimated_rows: i64,
+    /// Bytes on disk, without TOAST and indexes; of a partitioned table those of all partitions.
+    pub bytes: i64,
+    /// The publication's row filter, as an SQL condition.
+    pub row_filter: Option<String>,
+    /// Columns that identify a row in the changes too: of the replica identity's index or the primary key. Empty if there
+    /// are none.
+    pub key: Vec<String>,
+    /// Columns, by their number, of which nobody wants the values: they read as NULL.
+    pub unread: Vec<usize>,
+    /// Where the rows are: the table itself, or its partitions, as quoted names with their number of pages.
+    pub parts: Vec<(String, i64)>,
+}
+
+impl Table {
+    /// `"schema"."table"`.
+    pub fn quoted(&self) -> String {
+        quoted(&self.relation.schema, &self.relation.table)
+    }
+
+    /// `SELECT` of the published columns in the relation's order. `part`: from one of [`Table::parts`]; `None`: all.
+    pub fn select(&self, part: Option<&str>, conditions: &[String]) -> String {
+        let column = |(number, column): (usize, &Column)| match self.unread.contains(&number) {
+            true => "NULL".to_owned(),
+            false => identifier(&column.name),
+        };
+        let columns: Vec<String> = self.relation.columns.iter().enumerate().map(column).collect();
+        let mut query = format!("SELECT {} FROM ", columns.join(", "));
+        let _ = match part {
+            Some(part) => write!(query, "ONLY {part}"),
+            None if self.partitioned => write!(query, "{}", self.quoted()),
+            None => write!(query, "ONLY {}", self.quoted()),
+        };
+        let all = self.row_filter.iter().chain(conditions).map(|condition| format!("({condition})"));
+        let all: Vec<String> = all.collect();
+        if !all.is_empty() {
+            let _ = write!(query, " WHERE {}", all.join(" AND "));
+        }
+        query
+    }
+
+    /// At most `limit` rows behind the key `after` (empty: from the beginning), in key order.
+    pub fn select_chunk(&self, after: &[String], limit: usize) -> String {
+        let key: Vec<String> = self.key.iter().map(|column| identifier(column)).collect();
+        let key = key.join(", ");
+        let mut conditions = Vec::new();
+        if !after.is_empty() {
+            let values: Vec<String> = after.iter().map(|value| literal(value)).collect();
+            conditions.push(format!("({key}) > ({})", values.join(", ")));
+        }
+        format!("{} ORDER BY {key} LIMIT {limit}", self.select(None, &conditions))
+    }
+}
+
+/// `"schema"."table"`.
+pub fn quoted(schema: &str, table: &str) -> String {
+    format!("{}.{}", identifier(schema), identifier(table))
+}
+
+/// These published tables, as the connection's present snapshot shows them. Those that are not published are left out.
+pub async fn tables(sql: &Sql, publication: &str, names: &[(String, String)]) -> Result<Vec<Table>> {
+    let relations = publication::relations(sql, publication, names).await?;
+    let row_filter = if sql.version() >= 150_000 { "t.rowfilter" } else { "NULL::text" };
+    let statement = format!(
+        "SELECT c.oid, c.relkind = 'p', pg_catalog.has_table_privilege(c.oid, 'SELECT'), {row_filter},
+                (SELECT pg_catalog.array_agg(a.attname::text ORDER BY k.place)
+                 FROM pg_catalog.pg_index i
+                 CROSS JOIN LATERAL unnest(i.indkey::int2[]) WITH ORDINALITY k (attnum, place)
+                 JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
+                 WHERE i.indrelid = c.oid AND i.indisvalid AND k.place <= i.indnkeyatts
+                   AND CASE c.relreplident WHEN 'i' THEN i.indisreplident ELSE i.indisprimary END),
+                p.names, p.pages, p.bytes, p.tuples
+         FROM pg_catalog.pg_publication_tables t
+         JOIN pg_catalog.pg_namespace n ON n.nspname = t.schemaname
+         JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = t.tablename
+         CROSS JOIN LATERAL (
+             SELECT pg_catalog.array_agg(pg_catalog.format('%I.%I', ln.nspname, l.relname) ORDER BY l.oid) AS names,
+                    pg_catalog.array_agg(pg_catalog.pg_relation_size(l.oid)
+                                         / pg_catalog.current_setting('block_size')::int8 ORDER BY l.oid) AS pages,
+                    coalesce(sum(pg_catalog.pg_relation_size(l.oid)), 0)::int8 AS bytes,
+                    coalesce(sum(CASE WHEN l.reltuples > 0 THEN l.reltuples::float8
+                                      ELSE pg_catalog.pg_relation_size(l.oid) / 100 END), 0)::int8 AS tuples
+             FROM pg_catalog.pg_class l JOIN pg_catalog.pg_namespace ln ON ln.oid = l.relnamespace
+             WHERE l.oid = c.oid AND c.relkind = 'r'
+                OR c.relkind = 'p' AND l.oid IN (SELECT x.relid FROM pg_catalog.pg_partition_tree(c.oid) x WHERE x.isleaf)
+                   AND l.relkind = 'r') p
+         WHERE t.pubname = $1 AND t.schemaname <> $2 AND (t.schemaname::text, t.tablename::text) IN
+               (SELECT * FROM unnest($3::text[], $4::text[]))"
+    );
+    let (schemas, tables): (Vec<&str>, Vec<&str>) = names.iter().map(|(s, t)| (s.as_str(), t.as_str())).unzip();
+    let params = [text(&publication), text(&OWN_SCHEMA), (&schemas, Type::TEXT_ARRAY), (&tables, Type::TEXT_ARRAY)];
+    let mut rows = std::collections::HashMap::new();
+    for row in sql.query(&statement, &params).await? {
+        rows.insert(get::<u32>(&row, 0)?, row);
+    }
+    let mut found = Vec::new();
+    for relation in relations {
+        let Some(row) = rows.get(&relation.oid) else { continue };
+        let mut key: Vec<String> = get::<Option<Vec<String>>>(row, 4)?.unwrap_or_default();
+        if !key.iter().all(|name| relation.columns.iter().any(|column| column.name == *name)) {
+            key.clear();
+        }
+        let parts: Vec<String> = get::<Option<Vec<String>>>(row, 5)?.unwrap_or_default();
+        let pages: Vec<i64> = get::<Option<Vec<i64>>>(row, 6)?.unwrap_or_default();
+        found.push(Table {
+            relation,
+            partitioned: get(row, 1)?,
+            readable: get::<Option<bool>>(row, 2)?.unwrap_or(false),
+            row_filter: get(row, 3)?,
+            key,
+            unread: Vec::new(),
+            parts: parts.into_iter().zip(pages).collect(),
+            bytes: get(row, 7)?,
+            estimated_rows: get(row, 8)?,
+        });
+    }
+    found.sort_by_cached_key(|table| table.relation.qualified_name());
+    Ok(found)
+}
+
+/// What kind of relation this is, when it is one: `view`, `materialized view`, `foreign table`, ...
+pub async fn kind(sql: &Sql, schema: &str, name: &str) -> Result<Option<String>> {
+    let statement =
+        "SELECT CASE c.relkind WHEN 'v' THEN 'view' WHEN 'm' THEN 'materialized view' WHEN 'f' THEN 'foreign table'
+                            WHEN 'p' THEN 'partitioned table' WHEN 'r' THEN 'table' ELSE 'relation' END
+                     FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+                     WHERE n.nspname = $1 AND c.relname = $2";
+    let row = sql.optional(statement, &[text(&schema), text(&name)]).await?;
+    row.map(|row| get(&row, 0)).transpose()
+}
+
+/// Begins a transaction whose snapshot is taken by its first query, after these tables (quoted) are locked against
+/// `TRUNCATE` and rewrites: both make an older snapshot read nothing, silently.
+pub async fn begin_locked(sql: &Sql, tables: &[String]) -> Result<()> {
+    let mut statements = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;".to_owned();
+    if !tables.is_empty() {
+        let _ = write!(statements, "LOCK TABLE {} IN ACCESS SHARE MODE;", tables.join(", "));
+    }
+    sql.batch(&statements).await
+}
+
+/// The same locks in a transaction that has begun, or an error instead of waiting.
+pub async fn lock_at_once(sql: &Sql, tables: &[String]) -> Result<()> {
+    if tables.is_empty() {
+        return Ok(());
+    }
+    sql.batch(&format!("LOCK TABLE {} IN ACCESS SHARE MODE NOWAIT", tables.join(", "))).await
+}
+
+/// The snapshot of the present transaction, and where the WAL ended after it was taken.
+pub async fn snapshot(sql: &Sql) -> Result<(Visibility, Lsn)> {
+    let row = sql.one("SELECT pg_catalog.pg_current_snapshot()::text", &[]).await?;
+    let shown: &str = get(&row, 0)?;
+    let seen = shown.parse().map_err(|error| Error::Protocol(format!("{error}")))?;
+    Ok((seen, server::wal_positions(sql).await?.insert))
+}
+
+/// Lets other transactions see what this one sees
+/// ([snapshot synchronization](https://www.postgresql.org/docs/current/functions-admin.html#FUNCTIONS-SNAPSHOT-SYNCHRONIZATION)).
+pub async fn export_snapshot(sql: &Sql) -> Result<String> {
+    get(&sql.one("SELECT pg_catalog.pg_export_snapshot()", &[]).await?, 0)
+}
+
+/// Begins a transaction that sees what the exporting one sees.
+pub async fn begin_with(sql: &Sql, exported: &str) -> Result<()> {
+    let statements = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT";
+    sql.batch(&format!("{statements} {}", literal(exported))).await
+}
+
+/// Writes a logical message between transactions, and has it flushed: it would otherwise come when something else is. Before
+/// PostgreSQL 17 a message cannot ask for that, but the commit of a transaction with another message does.
+pub async fn emit_mark(sql: &Sql, prefix: &str, content: &str) -> Result<()> {
+    let (prefix, content) = (literal(prefix), literal(content));
+    let statement = match sql.version() {
+        170_000.. => format!("SELECT pg_catalog.pg_logical_emit_message(false, {prefix}, {content}, true)"),
+        _ => format!(
+            "BEGIN; SET LOCAL synchronous_commit = local;
+             SELECT pg_catalog.pg_logical_emit_message(false, {prefix}, {content});
+             SELECT pg_catalog.pg_logical_emit_message(true, {}, '');
+             COMMIT",
+            literal("walcast.flush")
+        ),
+    };
+    sql.batch(&statement).await
+}
+
+/// `pg_control_system().system_identifier`.
+pub async fn system_identifier(sql: &Sql) -> Result<u64> {
+    let row = sql.one("SELECT system_identifier FROM pg_catalog.pg_control_system()", &[]).await?;
+    Ok(get::<i64>(&row, 0)? as u64)
+}

@@ -1,0 +1,204 @@
+//! Consistent mode: all rows as of one snapshot. One connection takes it after locking the tables; others import it, and all
+//! copy ranges of pages ([TID range scans](https://www.postgresql.org/docs/14/release-14.html)).
+//!
+//! A lock that is waited for blocks those that come later, even where they would be compatible. So a reader that found an
+//! ALTER TABLE in front of it would wait for the first connection, which nobody lets go. The first one reads too, and the
+//! others are used if they get their locks at once.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::{Exporter, Locked, Pacer, Session, encoder::Encoder, encoder::PIECE, interrupted, refused};
+use crate::{
+    feed::{BoxFuture, Piece, Reservation, Rows, SnapshotError},
+    model::Relation,
+    postgres::{
+        copy::{self, CopyRows},
+        table::{self, Table},
+    },
+};
+
+/// Pages of one range: 32 MiB of the usual 8 KiB.
+const RANGE: i64 = 4096;
+/// Connections that read, at most.
+const READERS: usize = 3;
+/// Pieces that wait for the stream.
+const AHEAD: usize = 4;
+
+/// One COPY.
+struct Job {
+    table: usize,
+    relation: Arc<Relation>,
+    query: String,
+}
+
+enum Message {
+    Rows {
+        relation: Arc<Relation>,
+        framed: bytes::Bytes,
+        rows: u64,
+    },
+    /// A job of this table is done.
+    Done(usize),
+}
+
+type Jobs = Arc<Mutex<VecDeque<Job>>>;
+
+/// A snapshot that is being read.
+pub(super) struct Consistent {
+    messages: mpsc::Receiver<Result<Message, SnapshotError>>,
+    /// Names of the tables with the jobs that are left of each.
+    left: Vec<(String, usize)>,
+    /// Tables that ended and were not told of yet.
+    ended: VecDeque<usize>,
+    unfinished: usize,
+    pacer: Pacer,
+    _readers: Vec<AbortOnDropHandle<()>>,
+    _reservation: Reservation,
+}
+
+pub(super) async fn start(
+    exporter: &Exporter,
+    locked: Locked,
+    reservation: Reservation,
+    pacer: Pacer,
+) -> Result<Consistent, SnapshotError> {
+    let exported = table::export_snapshot(&locked.session.0).await.map_err(refused)?;
+    let mut jobs = VecDeque::new();
+    let mut left = Vec::new();
+    for (number, found) in locked.tables.iter().enumerate() {
+        let relation = exporter.numbered(&found.relation);
+        let before = jobs.len();
+        for (part, pages) in &found.parts {
+            for range in ranges(*pages) {
+                let query = found.select(Some(part), &range.into_iter().collect::<Vec<_>>());
+                jobs.push_back(Job { table: number, relation: relation.clone(), query });
+            }
+        }
+        left.push((found.relation.qualified_name(), jobs.len() - before));
+    }
+    let ended = left.iter().enumerate().filter(|(_, (_, jobs))| *jobs == 0).map(|(number, _)| number).collect();
+    let unfinished = left.len();
+    let others = jobs.len().clamp(1, READERS) - 1;
+    let names: Vec<String> = locked.tables.iter().map(Table::quoted).collect();
+    let mut sessions = Vec::new();
+    for _ in 0..others {
+        let session = Session(copy::connect(&exporter.connect).await.map_err(refused)?);
+        table::begin_with(&session.0, &exported).await.map_err(refused)?;
+        match table::lock_at_once(&session.0, &names).await {
+            Ok(()) => sessions.push(session),
+            Err(error) => tracing::info!(%error, "rows are read over fewer connections"),
+        }
+    }
+    sessions.push(locked.session);
+    let jobs: Jobs = Arc::new(Mutex::new(jobs));
+    let (sender, messages) = mpsc::channel(AHEAD);
+    let start = |session| AbortOnDropHandle::new(tokio::spawn(read(session, jobs.clone(), sender.clone())));
+    let tasks = sessions.into_iter().map(start).collect();
+    Ok(Consistent { messages, left, ended, unfinished, pacer, _readers: tasks, _reservation: reservation })
+}
+
+/// Conditions that cut a table of so many pages. The last has no end.
+fn ranges(pages: i64) -> Vec<Option<String>> {
+    let count = (pages / RANGE).max(1);
+    let condition = |number: i64| {
+        let from = (number > 0).then(|| format!("ctid >= '({},0)'", number * RANGE));
+        let to = (number + 1 < count).then(|| format!("ctid < '({},0)'", (number + 1) * RANGE));
+        let both: Vec<String> = from.into_iter().chain(to).collect();
+        (!both.is_empty()).then(|| both.join(" AND "))
+    };
+    (0..count).map(condition).collect()
+}
+
+/// Does jobs until none is left, or nobody listens.
+async fn read(session: Session, jobs: Jobs, messages: mpsc::Sender<Result<Message, SnapshotError>>) {
+    loop {
+        let Some(job) = jobs.lock().pop_front() else { return };
+        match copy_rows(&session, &job, &messages).await {
+            Ok(true) => {}
+            Ok(false) => return,
+            Err(error) => {
+                messages.send(Err(error)).await.ok();
+                return;
+            }
+        }
+    }
+}
+
+async fn copy_rows(
+    session: &Session,
+    job: &Job,
+    messages: &mpsc::Sender<Result<Message, SnapshotError>>,
+) -> Result<bool, SnapshotError> {
+    let mut rows = CopyRows::start(&session.0, &job.query).await.map_err(refused)?;
+    let mut encoder = Encoder::new(job.relation.clone());
+    while let Some(line) = rows.next().await.map_err(refused)? {
+        encoder.add(&line)?;
+        if encoder.len() >= PIECE && !hand_over(&mut encoder, messages).await {
+            return Ok(false);
+        }
+    }
+    if encoder.len() > 0 && !hand_over(&mut encoder, messages).await {
+        return Ok(false);
+    }
+    Ok(messages.send(Ok(Message::Done(job.table))).await.is_ok())
+}
+
+async fn hand_over(encoder: &mut Encoder, messages: &mpsc::Sender<Result<Message, SnapshotError>>) -> bool {
+    let (framed, rows) = encoder.take();
+    messages.send(Ok(Message::Rows { relation: encoder.relation.clone(), framed, rows })).await.is_ok()
+}
+
+impl Consistent {
+    async fn piece(&mut self) -> Result<Option<Piece>, SnapshotError> {
+        loop {
+            if let Some(number) = self.ended.pop_front() {
+                self.unfinished -= 1;
+                return Ok(Some(Piece::TableEnd { table: self.left[number].0.clone() }));
+            }
+            if self.unfinished == 0 {
+                return Ok(None);
+            }
+            self.pacer.ready().await;
+            match self.messages.recv().await {
+                Some(Ok(Message::Rows { relation, framed, rows })) => {
+                    self.pacer.count(rows);
+                    return Ok(Some(Piece::Rows { relation, framed, rows }));
+                }
+                Some(Ok(Message::Done(number))) => {
+                    self.left[number].1 -= 1;
+                    if self.left[number].1 == 0 {
+                        self.ended.push_back(number);
+                    }
+                }
+                Some(Err(error)) => return Err(error),
+                None => return Err(interrupted("the rows ended before their tables did")),
+            }
+        }
+    }
+}
+
+impl Rows for Consistent {
+    fn next(&mut self) -> BoxFuture<'_, Result<Option<Piece>, SnapshotError>> {
+        Box::pin(self.piece())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_cover_every_page_once() {
+        assert_eq!(ranges(0), [None]);
+        assert_eq!(ranges(RANGE * 2 - 1), [None]);
+        let cut = |text: &str| Some(text.to_owned());
+        assert_eq!(
+            ranges(RANGE * 3 + 5),
+            [cut("ctid < '(4096,0)'"), cut("ctid >= '(4096,0)' AND ctid < '(8192,0)'"), cut("ctid >= '(8192,0)'"),]
+        );
+    }
+}

@@ -1,0 +1,322 @@
+//! Incremental mode: chunks in key order, each read in a short transaction with a snapshot of its own, with the stream's
+//! changes between them.
+//!
+//! A chunk belongs behind a mark, a logical message written after it was read. Up to there the stream has delivered
+//! every transaction that the chunk's snapshot does not see; what one of them touched is left out of the chunk, and the
+//! rest is the newest state at that place. The usual rule, to drop what changed between two marks, keeps stale rows
+//! on PostgreSQL: a transaction becomes visible after its commit record is written, so the chunk can be read after the record
+//! of a change, and behind the low mark, without seeing it
+//! ([DBLog](https://arxiv.org/abs/2010.12597) assumes that it cannot).
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::{
+    Exporter, Pacer, Session, away,
+    encoder::{Encoder, PIECE},
+    no_key, readable, refused,
+    touched::{Seen, Touched},
+};
+use crate::{
+    feed::{BoxFuture, Chunk, MARK_PREFIX, Piece, Reservation, Rows, SnapshotError},
+    model::{Relation, Visibility},
+    postgres::{
+        copy::CopyRows,
+        table::{self, Table},
+    },
+    reason::Reason,
+    selection::Selection,
+    wire::{rows::ChangeView, token::Progress},
+};
+
+/// How long a chunk's transaction should be open.
+const CHUNK_TIME: Duration = Duration::from_millis(200);
+const FIRST_LIMIT: usize = 1024;
+const MAX_LIMIT: usize = 64 * 1024;
+/// Bytes of encoded rows at which the next chunk is made smaller.
+const CHUNK_BYTES: usize = 4 << 20;
+/// How long a mark may take to arrive.
+const MARK_LAG: Duration = Duration::from_secs(20);
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// Failures one after another that are taken for the source's being away; more end the snapshot, to be resumed.
+const FAILURES: u32 = 20;
+
+/// What [`start`] goes on with.
+pub(super) struct Begun {
+    pub marker: Session,
+    pub request: Arc<Selection>,
+    pub pause: watch::Receiver<bool>,
+    pub run: u64,
+    pub progress: Progress,
+}
+
+/// A snapshot that is being read.
+pub(super) struct Incremental {
+    pieces: mpsc::Receiver<Result<Piece, SnapshotError>>,
+    _reader: AbortOnDropHandle<()>,
+}
+
+pub(super) fn start(exporter: Exporter, begun: Begun, reservation: Reservation, pacer: Pacer) -> Incremental {
+    let (sender, pieces) = mpsc::channel(1);
+    let reader = Reader {
+        exporter,
+        selection: begun.request,
+        pause: begun.pause,
+        run: begun.run,
+        session: Some(begun.marker),
+        tables: None,
+        mark: 0,
+        limit: FIRST_LIMIT,
+        seen: Seen::default(),
+        progress: begun.progress,
+        pacer,
+        reservation,
+    };
+    Incremental { pieces, _reader: AbortOnDropHandle::new(tokio::spawn(reader.run(sender))) }
+}
+
+impl Rows for Incremental {
+    fn next(&mut self) -> BoxFuture<'_, Result<Option<Piece>, SnapshotError>> {
+        Box::pin(async { self.pieces.recv().await.transpose() })
+    }
+}
+
+struct Reader {
+    exporter: Exporter,
+    selection: Arc<Selection>,
+    pause: watch::Receiver<bool>,
+    run: u64,
+    session: Option<Session>,
+    /// What is selected, until a table ends or something fails.
+    tables: Option<Vec<Table>>,
+    /// Number of the last mark.
+    mark: u64,
+    /// Rows of the next chunk.
+    limit: usize,
+    seen: Seen,
+    progress: Progress,
+    pacer: Pacer,
+    reservation: Reservation,
+}
+
+/// A chunk as it was read.
+struct Read {
+    seen: Visibility,
+    relation: Arc<Relation>,
+    key: Vec<String>,
+    /// The encoded rows, and where each is.
+    encoder: Encoder,
+    rows: Vec<std::ops::Range<usize>>,
+    /// The same as they came.
+    lines: Vec<Bytes>,
+    ends: bool,
+}
+
+impl Read {
+    /// Where the key is in a row.
+    fn places(&self) -> Vec<usize> {
+        self.key.iter().filter_map(|name| place(&self.relation, name)).collect()
+    }
+}
+
+impl Reader {
+    async fn run(mut self, pieces: mpsc::Sender<Result<Piece, SnapshotError>>) {
+        let mut failures = 0;
+        let mut pause = FIRST_PAUSE;
+        loop {
+            self.pacer.ready().await;
+            if self.pause.wait_for(|paused| !*paused).await.is_err() {
+                return;
+            }
+            let piece = match self.chunk().await {
+                Ok(chunk) => {
+                    failures = 0;
+                    pause = FIRST_PAUSE;
+                    Ok(Piece::Chunk(chunk))
+                }
+                Err(error) => {
+                    self.session = None;
+                    failures += 1;
+                    let passes = matches!(error.reason, Reason::SourceUnavailable | Reason::SnapshotInterrupted);
+                    if !passes || failures > FAILURES {
+                        Err(error)
+                    } else {
+                        tracing::info!(reason = error.reason.as_str(), %error, "a chunk is read again");
+                        Ok(Piece::Void(self.mark))
+                    }
+                }
+            };
+            let retry = matches!(piece, Ok(Piece::Void(_)));
+            let ends = matches!(&piece, Err(_) | Ok(Piece::Chunk(Chunk { last: true, .. })));
+            if pieces.send(piece).await.is_err() || ends {
+                return;
+            }
+            if retry {
+                tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
+                pause = (pause * 2).min(LONGEST_PAUSE);
+            }
+        }
+    }
+
+    /// Reads the next chunk, and what of it holds at its mark.
+    async fn chunk(&mut self) -> Result<Chunk, SnapshotError> {
+        let session = match self.session.take() {
+            Some(session) => session,
+            None => self.exporter.session().await?,
+        };
+        let selected = match self.tables.take() {
+            Some(tables) => tables,
+            None => self.exporter.selected(&session.0, &self.selection).await?,
+        };
+        let mut ended = Vec::new();
+        let behind = selected.iter().find(|table| table.relation.qualified_name() >= self.progress.table);
+        let table = behind.cloned();
+        let read = match &table {
+            Some(table) => {
+                let name = table.relation.qualified_name();
+                if name != self.progress.table {
+                    self.progress.key.clear();
+                    self.progress.table_rows = 0;
+                    self.progress.table = name;
+                }
+                Some(self.read(&session, table).await?)
+            }
+            None => None,
+        };
+        self.mark += 1;
+        let content = content(self.run, self.mark);
+        table::emit_mark(&session.0, MARK_PREFIX, &content).await.map_err(refused)?;
+        self.session = Some(session);
+        let Some(read) = read else {
+            // Every table from here on was dropped meanwhile.
+            let (mark, progress) = (self.mark, self.progress.clone());
+            return Ok(Chunk { mark, relation: None, framed: Vec::new(), ended, progress, last: true });
+        };
+        let mut read = read;
+        let framed = self.valid(&mut read, &content).await?;
+        self.pacer.count(read.rows.len() as u64);
+        let relation = (!framed.is_empty()).then(|| read.relation.clone());
+        let mut progress = self.progress.clone();
+        let mut last = false;
+        if read.ends {
+            ended.push(std::mem::take(&mut progress.table));
+            progress.key.clear();
+            match selected.iter().find(|table| table.relation.qualified_name() > self.progress.table) {
+                Some(next) => progress.table = next.relation.qualified_name(),
+                None => last = true,
+            }
+        } else {
+            if let Some(line) = read.lines.last() {
+                progress.key = key_texts(line, &read.places())?;
+            }
+        }
+        if !read.ends {
+            self.tables = Some(selected);
+        }
+        self.progress = progress.clone();
+        Ok(Chunk { mark: self.mark, relation, framed, ended, progress, last })
+    }
+
+    /// One short transaction.
+    async fn read(&mut self, session: &Session, table: &Table) -> Result<Read, SnapshotError> {
+        let sql = &session.0;
+        readable(std::slice::from_ref(table), sql).await?;
+        let began = Instant::now();
+        table::begin_locked(sql, &[table.quoted()]).await.map_err(refused)?;
+        let (seen, _) = table::snapshot(sql).await.map_err(refused)?;
+        let name = (table.relation.schema.clone(), table.relation.table.clone());
+        let found = table::tables(sql, &self.exporter.publication, &[name]).await.map_err(refused)?;
+        let Some(table) = found.into_iter().find(|found| found.relation.oid == table.relation.oid) else {
+            return Err(super::interrupted("a table was replaced while it was read"));
+        };
+        let Some(table) = super::wanted(table, &self.selection)? else {
+            return Err(super::interrupted("a table is no longer selected"));
+        };
+        if table.key.is_empty() {
+            return Err(no_key(&table));
+        }
+        let relation = self.exporter.numbered(&table.relation);
+        let mut encoder = Encoder::new(relation.clone());
+        let mut rows = Vec::new();
+        let mut lines = Vec::new();
+        let mut copied =
+            CopyRows::start(sql, &table.select_chunk(&self.progress.key, self.limit)).await.map_err(refused)?;
+        while let Some(line) = copied.next().await.map_err(refused)? {
+            rows.push(encoder.add(&line)?);
+            lines.push(line);
+        }
+        sql.batch("COMMIT").await.map_err(refused)?;
+        let ends = rows.len() < self.limit;
+        let took = began.elapsed();
+        if took > CHUNK_TIME || encoder.len() > CHUNK_BYTES {
+            self.limit = (self.limit / 2).max(16);
+        } else if took < CHUNK_TIME / 2 && encoder.len() < CHUNK_BYTES / 2 {
+            self.limit = (self.limit * 2).min(MAX_LIMIT);
+        }
+        Ok(Read { seen, relation, key: table.key, encoder, rows, lines, ends })
+    }
+
+    /// The rows that no transaction touched which the chunk's snapshot does not see, of those up to the mark.
+    async fn valid(&mut self, read: &mut Read, content: &str) -> Result<Vec<Bytes>, SnapshotError> {
+        let places = read.places();
+        let mut by_key: HashMap<Vec<u8>, usize> = HashMap::with_capacity(read.rows.len());
+        for (number, range) in read.rows.iter().enumerate() {
+            let view = ChangeView::parse(&read.encoder.bytes()[range.clone()]);
+            let key = view.ok().and_then(|view| view.after).and_then(|row| row.key(&places));
+            let key = key.ok_or_else(|| SnapshotError::new(Reason::Internal, "a row without its key"))?;
+            by_key.insert(key, number);
+        }
+        let touched = Touched { feed: &*self.exporter.feed, oid: read.relation.oid, key: &read.key, rows: by_key };
+        let marked = tokio::time::timeout(MARK_LAG, touched.up_to(&mut self.seen, &read.seen, content)).await;
+        let left = marked.map_err(|_| away("a mark of the snapshot has not arrived"))??;
+        if let Some(floor) = self.seen.floor() {
+            self.reservation = self.exporter.feed.reserve(floor);
+        }
+        if let Some(again) = left.again {
+            read.rows.truncate(again);
+            read.lines.truncate(again);
+            read.ends = false;
+        }
+        let mut keep = vec![false; read.lines.len().max(read.rows.len())];
+        left.rows.into_values().filter(|number| *number < read.rows.len()).for_each(|number| keep[number] = true);
+        let mut framed = Vec::new();
+        let mut piece = Vec::with_capacity(PIECE);
+        for (range, _) in read.rows.iter().zip(&keep).filter(|(_, keep)| **keep) {
+            piece.extend_from_slice(&read.encoder.bytes()[range.clone()]);
+            if piece.len() >= PIECE {
+                framed.push(Bytes::from(std::mem::replace(&mut piece, Vec::with_capacity(PIECE))));
+            }
+        }
+        if !piece.is_empty() {
+            framed.push(piece.into());
+        }
+        Ok(framed)
+    }
+}
+
+/// What a mark holds: whose it is, and its number.
+pub(super) fn content(run: u64, mark: u64) -> String {
+    format!("{run:016x}:{mark}")
+}
+
+fn place(relation: &Relation, name: &str) -> Option<usize> {
+    relation.columns.iter().position(|column| column.name == name)
+}
+
+fn key_texts(line: &[u8], places: &[usize]) -> Result<Vec<String>, SnapshotError> {
+    let mut reader = crate::postgres::copy::RowReader::default();
+    let row: Vec<_> = reader.read(line).map_err(refused)?.collect();
+    let text = |place: &usize| match row.get(*place) {
+        Some(crate::model::Datum::Text(text)) => std::str::from_utf8(text).ok().map(str::to_owned),
+        _ => None,
+    };
+    let key = places.iter().map(text).collect::<Option<Vec<_>>>();
+    key.ok_or_else(|| SnapshotError::new(Reason::SnapshotImpossible, "a key that is not UTF-8 cannot be resumed after"))
+}

@@ -1,0 +1,327 @@
+//! Rows that are already in the tables, for one subscriber's stream, without a slot of its own.
+//!
+//! The journal has the ids of all transactions. So a snapshot needs nothing of the replication machinery: whether a
+//! transaction is in the rows is decided by [`Visibility`](crate::model::Visibility), and exactly those that are not are
+//! delivered. A rule by LSN alone cannot be exact, since commits become visible in another order than their records are
+//! written ([ProcArrayEndTransaction](https://github.com/postgres/postgres/blob/master/src/backend/access/transam/README)).
+//! A temporary slot could give such an LSN, but waits for every transaction that is open at the time.
+//!
+//! - [`consistent`]: one exported snapshot, several connections, COPY by ranges of pages.
+//! - [`incremental`]: chunks by key, each with a snapshot of its own, between marks in the journal.
+
+mod consistent;
+mod encoder;
+mod incremental;
+mod scan;
+mod touched;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use crate::{
+    feed::{BoxFuture, Feed, Snapshot, SnapshotError, SnapshotMode, SnapshotRequest, Snapshots},
+    lsn::Lsn,
+    model::{Column, LineageId, Operation, Relation, RelationId, Visibility},
+    postgres::{
+        self,
+        conninfo::ConnectOptions,
+        copy, publication, server,
+        sql::Sql,
+        table::{self, Table},
+    },
+    reason::{Classified, Reason},
+    selection::Selection,
+    wire::token::Handover,
+};
+
+/// Tables that together are larger than this are read incrementally if nobody asks for a mode.
+const LARGE: i64 = 1 << 30;
+/// How long the journal may take to reach a place in the WAL that has been flushed.
+const JOURNAL_LAG: Duration = Duration::from_secs(60);
+/// Attempts at locking a set of tables that changes meanwhile.
+const ATTEMPTS: usize = 5;
+/// Numbers of relation versions that only a snapshot has seen; the journal's own stay far below.
+static NEXT_LOCAL_ID: AtomicU32 = AtomicU32::new(0x4000_0000);
+
+/// Reads rows of one source. Cheap to clone.
+#[derive(Clone)]
+pub struct Exporter {
+    connect: ConnectOptions,
+    publication: String,
+    feed: Arc<dyn Feed>,
+}
+
+impl Exporter {
+    /// `connect` and `publication`: those of the slot that fills `feed`.
+    pub fn new(connect: ConnectOptions, publication: &str, feed: Arc<dyn Feed>) -> Self {
+        Exporter { connect, publication: publication.to_owned(), feed }
+    }
+
+    /// A session on the primary whose changes are in the journal.
+    async fn session(&self) -> Result<Session, SnapshotError> {
+        let sql = Session(copy::connect(&self.connect).await.map_err(refused)?);
+        let lineage = self.feed.lineage().ok_or_else(|| away("the hub has never been connected to its source"))?;
+        if server::in_recovery(&sql.0).await.map_err(refused)? {
+            return Err(away("the server is a standby, whose snapshots do not list what runs on the primary"));
+        }
+        if table::system_identifier(&sql.0).await.map_err(refused)? != lineage.system_identifier {
+            return Err(away("the server is another cluster than the journal's"));
+        }
+        Ok(sql)
+    }
+
+    /// The published tables of which the selection wants rows, by name, as the session sees them now.
+    async fn selected(&self, sql: &Sql, selection: &Selection) -> Result<Vec<Table>, SnapshotError> {
+        let names = publication::published_tables(sql, &self.publication).await.map_err(refused)?;
+        let described = table::tables(sql, &self.publication, &names).await.map_err(refused)?;
+        let mut selected = Vec::new();
+        for table in described {
+            selected.extend(wanted(table, selection)?);
+        }
+        Ok(selected)
+    }
+
+    /// Tables that are locked, the snapshot that is taken then, and everything that follows from it.
+    async fn lock(&self, selection: &Selection) -> Result<Locked, SnapshotError> {
+        let session = self.session().await?;
+        let sql = &session.0;
+        let mut wanted = self.selected(sql, selection).await?;
+        for _ in 0..ATTEMPTS {
+            readable(&wanted, sql).await?;
+            let names: Vec<String> = wanted.iter().map(Table::quoted).collect();
+            match table::begin_locked(sql, &names).await {
+                Ok(()) => {}
+                // Dropped or renamed since it was listed.
+                Err(error) if error.sqlstate() == Some("42P01") => {
+                    sql.batch("ROLLBACK").await.map_err(refused)?;
+                    wanted = self.selected(sql, selection).await?;
+                    continue;
+                }
+                Err(error) => return Err(refused(error)),
+            }
+            let (seen, until) = table::snapshot(sql).await.map_err(refused)?;
+            let found = self.selected(sql, selection).await?;
+            if found.iter().map(Table::quoted).eq(names) {
+                return Ok(Locked { session, tables: found, seen, until });
+            }
+            sql.batch("ROLLBACK").await.map_err(refused)?;
+            wanted = found;
+        }
+        Err(SnapshotError::new(
+            Reason::SnapshotInterrupted,
+            "tables are created or dropped faster than they can be locked",
+        ))
+    }
+
+    /// Waits until the journal holds everything that was written before `until`.
+    async fn journaled(&self, until: Lsn) -> Result<LineageId, SnapshotError> {
+        let mut marks = self.feed.marks();
+        let reached = tokio::time::timeout(JOURNAL_LAG, marks.wait_for(|marks| marks.tail.lsn >= until)).await;
+        match reached {
+            Ok(Ok(marks)) => Ok(marks.tail.lineage),
+            _ => Err(away(&format!("the journal has not reached {until} within {} s", JOURNAL_LAG.as_secs()))),
+        }
+    }
+
+    /// The number of this relation version: the journal's, if it has seen it.
+    fn numbered(&self, relation: &Relation) -> Arc<Relation> {
+        match self.feed.relations().into_iter().rev().find(|known| known.same_version(relation)) {
+            Some(known) => known,
+            None => {
+                let id = RelationId(NEXT_LOCAL_ID.fetch_add(1, Ordering::Relaxed));
+                Arc::new(Relation { id, ..relation.clone() })
+            }
+        }
+    }
+
+    async fn run(&self, request: SnapshotRequest) -> Result<Snapshot, SnapshotError> {
+        let locked = self.lock(&request.selection).await?;
+        let keyless = locked.tables.iter().find(|table| table.key.is_empty());
+        let resumed = request.resume.as_ref().is_some_and(|progress| progress.incremental);
+        let mode = match (request.mode, keyless) {
+            _ if resumed => SnapshotMode::Incremental,
+            (Some(SnapshotMode::Incremental), Some(table)) => return Err(no_key(table)),
+            (Some(mode), _) => mode,
+            (None, None) if locked.tables.iter().map(|table| table.bytes).sum::<i64>() > LARGE => {
+                SnapshotMode::Incremental
+            }
+            (None, _) => SnapshotMode::Consistent,
+        };
+        if let (SnapshotMode::Incremental, Some(table)) = (mode, keyless) {
+            return Err(no_key(table));
+        }
+        let marker = self.session().await?;
+        table::emit_mark(&marker.0, crate::feed::MARK_PREFIX, "begin").await.map_err(refused)?;
+        let lineage = self.journaled(locked.until).await?;
+        let start = scan::before(&*self.feed, &locked.seen, locked.until).await?;
+        let reservation = self.feed.reserve(start);
+        if start.lineage != lineage {
+            return Err(interrupted("the source has failed over while the snapshot began"));
+        }
+        let tables =
+            locked.tables.iter().map(|table| (table.relation.qualified_name(), table.estimated_rows)).collect();
+        let handover = Handover { lineage, until: locked.until, seen: locked.seen.clone() };
+        let mut progress = request.resume.clone().unwrap_or_default();
+        let restarted = request.resume.as_ref().is_some_and(|progress| progress.id != 0) && !resumed;
+        if !resumed {
+            let (tables, predicate) = (std::mem::take(&mut progress.tables), std::mem::take(&mut progress.predicate));
+            progress = crate::wire::token::Progress {
+                id: fastrand::u64(1..),
+                incremental: mode == SnapshotMode::Incremental,
+                max_rows_per_second: request.max_rows_per_second,
+                tables,
+                predicate,
+                ..Default::default()
+            };
+        }
+        let pacer = Pacer::new(progress.max_rows_per_second);
+        let run = fastrand::u64(1..);
+        tracing::info!(
+            id = format!("{:016x}", progress.id), ?mode, tables = locked.tables.len(), resumed, restarted,
+            seen = %locked.seen, until = %locked.until, start = %start, "snapshot begins"
+        );
+        let rows: Box<dyn crate::feed::Rows> = match mode {
+            SnapshotMode::Consistent => Box::new(consistent::start(self, locked, reservation, pacer).await?),
+            SnapshotMode::Incremental => {
+                let state = incremental::Begun {
+                    marker,
+                    request: request.selection,
+                    pause: request.pause,
+                    run,
+                    progress: progress.clone(),
+                };
+                drop(locked);
+                Box::new(incremental::start(self.clone(), state, reservation, pacer))
+            }
+        };
+        Ok(Snapshot { id: progress.id, mode, tables, restarted, start, handover, progress, run, rows })
+    }
+}
+
+impl Snapshots for Exporter {
+    fn begin(&self, request: SnapshotRequest) -> BoxFuture<'_, Result<Snapshot, SnapshotError>> {
+        Box::pin(self.run(request))
+    }
+
+    fn refusal<'a>(&'a self, table: &'a str) -> BoxFuture<'a, Option<SnapshotError>> {
+        Box::pin(async move {
+            let (schema, name) = table.split_once('.')?;
+            let kind = table::kind(&self.session().await.ok()?.0, schema, name).await.ok()??;
+            if matches!(kind.as_str(), "table" | "partitioned table") {
+                return None;
+            }
+            let message = format!("{table} is a {kind}: it has no changes of its own; name the tables behind it");
+            Some(SnapshotError::new(Reason::SnapshotImpossible, message).with("table", table))
+        })
+    }
+}
+
+/// A session that hangs up when it is no longer needed, whatever the server is sending.
+struct Session(Sql);
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.0.hang_up();
+    }
+}
+
+/// An open transaction that holds its tables.
+struct Locked {
+    session: Session,
+    tables: Vec<Table>,
+    seen: Visibility,
+    until: Lsn,
+}
+
+/// The table as the selection wants it, if it wants rows of it: without the values that nobody looks at.
+fn wanted(mut table: Table, selection: &Selection) -> Result<Option<Table>, SnapshotError> {
+    let plan = selection.relation(&table.relation).map_err(|error| SnapshotError {
+        reason: error.reason(),
+        message: error.to_string(),
+        metadata: error.metadata(),
+    })?;
+    if !plan.passes(Operation::Read) {
+        return Ok(None);
+    }
+    if let Some(columns) = &plan.columns {
+        let read = plan.predicate.iter().flat_map(|predicate| predicate.compiled().columns()).collect::<Vec<_>>();
+        let unread = |(number, column): &(usize, &Column)| {
+            !columns[*number] && !read.contains(number) && !table.key.contains(&column.name)
+        };
+        let unread = table.relation.columns.iter().enumerate().filter(unread).map(|(number, _)| number);
+        table.unread = unread.collect();
+    }
+    Ok(Some(table))
+}
+
+/// Every table can be read by the role.
+async fn readable(tables: &[Table], sql: &Sql) -> Result<(), SnapshotError> {
+    let Some(table) = tables.iter().find(|table| !table.readable) else { return Ok(()) };
+    let role = sql.one("SELECT pg_catalog.quote_ident(current_user)", &[]).await.map_err(refused)?;
+    let role: String = role.try_get(0).map_err(|error| refused(error.into()))?;
+    let (name, grant) = (table.relation.qualified_name(), format!("GRANT SELECT ON {} TO {role}", table.quoted()));
+    let message = format!("the hub's role may not read table {name}: {grant}");
+    Err(SnapshotError::new(Reason::PermissionDenied, message).with("table", name).with("grant", grant))
+}
+
+fn no_key(table: &Table) -> SnapshotError {
+    let name = table.relation.qualified_name();
+    let message = format!(
+        "table {name} has neither a primary key nor a replica identity index whose columns are published: it cannot be \
+         read in chunks, ask for the consistent mode"
+    );
+    SnapshotError::new(Reason::SnapshotImpossible, message).with("table", name)
+}
+
+fn away(message: &str) -> SnapshotError {
+    SnapshotError::new(Reason::SourceUnavailable, message)
+}
+
+fn interrupted(message: impl Into<String>) -> SnapshotError {
+    SnapshotError::new(Reason::SnapshotInterrupted, message)
+}
+
+/// An error of PostgreSQL's while rows are read.
+fn refused(error: postgres::Error) -> SnapshotError {
+    let reason = match error.sqlstate() {
+        Some("42501") => Reason::PermissionDenied,
+        // Lock timeout, undefined table or column, deadlock, snapshot too old or lost.
+        Some("55P03" | "42P01" | "42703" | "40P01" | "72000" | "42704" | "22023") => Reason::SnapshotInterrupted,
+        _ => error.reason(),
+    };
+    SnapshotError::new(reason, format!("reading rows: {error}"))
+}
+
+/// Keeps to a number of rows per second.
+struct Pacer {
+    rows_per_second: u32,
+    due: Instant,
+}
+
+impl Pacer {
+    fn new(rows_per_second: u32) -> Self {
+        Pacer { rows_per_second, due: Instant::now() }
+    }
+
+    /// These rows are about to be handed out.
+    fn count(&mut self, rows: u64) {
+        if self.rows_per_second > 0 {
+            let pause = Duration::from_secs_f64(rows as f64 / f64::from(self.rows_per_second));
+            self.due = self.due.max(Instant::now()) + pause;
+        }
+    }
+
+    /// Waits until those before are due. Cancel-safe.
+    async fn ready(&self) {
+        if self.rows_per_second > 0 {
+            tokio::time::sleep_until(self.due).await;
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! Which rows of a chunk were touched by transactions that the chunk's snapshot does not see.
+
+use std::collections::HashMap;
+
+use super::scan::{self, index, unreadable};
+use crate::{
+    feed::{Feed, MARK_PREFIX, SnapshotError, Start},
+    lsn::Lsn,
+    model::{Position, RelationId, Value, Visibility},
+    reason::Reason,
+    wire::{
+        block::{Block, Entry, EntryKind, Index, Span, SpanEnd},
+        pb,
+        rows::ChangeView,
+    },
+};
+
+/// Transactions that are remembered one by one; those behind are looked at again.
+const REMEMBERED: usize = 65_536;
+
+/// Transactions that were journaled and that the last snapshot did not see: where the search for the next chunk begins.
+/// What one snapshot sees, the next sees too.
+#[derive(Debug, Default)]
+pub(super) struct Seen {
+    /// Ids, with the resume point in front.
+    unseen: Vec<(u64, Position)>,
+    /// Everything up to here was looked at; `None` before the first time.
+    up_to: Option<Position>,
+}
+
+impl Seen {
+    /// A resume point with every transaction up to it visible in the snapshot.
+    fn before(&mut self, seen: &Visibility) -> Option<Position> {
+        self.unseen.retain(|(xid, _)| !seen.sees(*xid));
+        self.unseen.first().map(|(_, before)| *before).or(self.up_to)
+    }
+
+    /// What the next search may need of the journal.
+    pub fn floor(&self) -> Option<Position> {
+        self.unseen.first().map(|(_, before)| *before).or(self.up_to)
+    }
+}
+
+/// The rows of one chunk, by key.
+pub(super) struct Touched<'a> {
+    pub feed: &'a dyn Feed,
+    /// The table.
+    pub oid: u32,
+    /// Its key's columns.
+    pub key: &'a [String],
+    /// Encoded key values of the rows that are left.
+    pub rows: HashMap<Vec<u8>, usize>,
+}
+
+/// What a transaction has done to the chunk so far.
+#[derive(Default)]
+struct Done {
+    keys: Vec<Vec<u8>>,
+    all: bool,
+    /// The first row of which only a part is in the changes.
+    partly: Option<usize>,
+}
+
+/// What is left of a chunk.
+pub(super) struct Left {
+    /// Rows by key.
+    pub rows: HashMap<Vec<u8>, usize>,
+    /// From this row on the chunk must be read again: a change brings it without a TOASTed value that it has left alone,
+    /// and nobody else would.
+    pub again: Option<usize>,
+}
+
+impl Touched<'_> {
+    /// Reads the journal up to the mark with this content, and takes out what was touched; what is left.
+    pub async fn up_to(mut self, known: &mut Seen, seen: &Visibility, mark: &str) -> Result<Left, SnapshotError> {
+        let mut again: Option<usize> = None;
+        let floor = match known.before(seen) {
+            Some(floor) => floor,
+            // No limit: everything up to the tail may have to be looked at.
+            None => scan::before(self.feed, seen, Lsn(u64::MAX)).await?,
+        };
+        let mut cursor = self.feed.locate(Start::After(floor)).await.map_err(unreadable)?;
+        let mut places: HashMap<RelationId, Option<Vec<usize>>> = HashMap::new();
+        let mut open: Option<Done> = None;
+        let mut unseen = Vec::new();
+        let mut before = floor;
+        loop {
+            let block = scan::next(self.feed, &mut cursor).await?;
+            if block.after.lineage != floor.lineage && block.up_to.lineage != floor.lineage {
+                *known = Seen::default();
+                return Err(super::interrupted("the source has failed over while a chunk was read"));
+            }
+            let index = index(&block)?;
+            for span in &index.spans {
+                if let SpanEnd::Message { position } = span.ending {
+                    before = position;
+                    if is_mark(&block, span, mark) {
+                        *known = Seen { unseen, up_to: Some(position) };
+                        return Ok(Left { rows: self.rows, again });
+                    }
+                    continue;
+                }
+                let xid = scan::xid(&block, span)?.unwrap_or_default();
+                if !seen.sees(xid) {
+                    if unseen.len() < REMEMBERED && unseen.last().is_none_or(|(last, _)| *last != xid) {
+                        unseen.push((xid, before));
+                    } else if unseen.len() == REMEMBERED {
+                        // Never seen: keeps the search from beginning behind it.
+                        unseen.push((u64::MAX, before));
+                    }
+                    let mut done = open.take().unwrap_or_default();
+                    self.collect(&block, index, span, &mut places, &mut done)?;
+                    match span.ending {
+                        SpanEnd::Open => open = Some(done),
+                        SpanEnd::Commit { .. } => {
+                            again = again.into_iter().chain(done.partly).min();
+                            self.take_out(done);
+                        }
+                        SpanEnd::Discard | SpanEnd::Message { .. } => {}
+                    }
+                }
+                before = span.ending.position().unwrap_or(before);
+            }
+        }
+    }
+
+    fn take_out(&mut self, done: Done) {
+        if done.all {
+            self.rows.clear();
+        }
+        for key in done.keys {
+            self.rows.remove(&key);
+        }
+    }
+
+    fn collect(
+        &self,
+        block: &Block,
+        index: &Index,
+        span: &Span,
+        places: &mut HashMap<RelationId, Option<Vec<usize>>>,
+        done: &mut Done,
+    ) -> Result<(), SnapshotError> {
+        let payload = block.payload();
+        let malformed = || SnapshotError::new(Reason::JournalCorrupt, format!("block {}: an event", block.number));
+        let (from, to) = span.entries;
+        for entry in index.entries.get(from as usize..to as usize).unwrap_or_default() {
+            let framed =
+                payload.get(entry.offset as usize..(entry.offset + entry.len) as usize).ok_or_else(malformed)?;
+            match entry.kind {
+                EntryKind::Message | EntryKind::Read => {}
+                EntryKind::Truncate => done.all |= self.truncates(framed).ok_or_else(malformed)?,
+                EntryKind::Insert | EntryKind::Update | EntryKind::Delete => {
+                    let places = places.entry(entry.relation).or_insert_with(|| self.places(entry));
+                    let Some(places) = places else { continue };
+                    let view = ChangeView::parse(framed).map_err(|_| malformed())?;
+                    let old = view.before.and_then(|row| row.key(places));
+                    let new = view.after.and_then(|row| row.key(places));
+                    if old.is_none() && new.is_none() {
+                        return Err(super::interrupted("a change does not tell its key"));
+                    }
+                    if view.after.is_some_and(|row| row.iter().any(|value| value == Value::Unchanged)) {
+                        let touched = old.iter().chain(&new).filter_map(|key| self.rows.get(key)).min().copied();
+                        done.partly = done.partly.into_iter().chain(touched).min();
+                    }
+                    done.keys.extend(old.into_iter().chain(new).filter(|key| self.rows.contains_key(key)));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Where the key is in this relation version; `None` for another table. A version without the key's columns gives no
+    /// places, and its changes no key.
+    fn places(&self, entry: &Entry) -> Option<Vec<usize>> {
+        let relation = self.feed.relation(entry.relation).filter(|relation| relation.oid == self.oid)?;
+        let place = |name: &String| relation.columns.iter().position(|column| column.name == *name);
+        Some(self.key.iter().map(place).collect::<Option<Vec<_>>>().unwrap_or_default())
+    }
+
+    fn truncates(&self, framed: &[u8]) -> Option<bool> {
+        let response: pb::SubscribeResponse = prost::Message::decode(framed).ok()?;
+        let Some(pb::event::Kind::Truncate(truncate)) = response.events.into_iter().next()?.kind else { return None };
+        let this = |id: &u32| self.feed.relation(RelationId(*id)).is_some_and(|relation| relation.oid == self.oid);
+        Some(truncate.relation_ids.iter().any(this))
+    }
+}
+
+/// Whether a message outside of transactions is this mark.
+fn is_mark(block: &Block, span: &Span, mark: &str) -> bool {
+    let payload = block.payload();
+    let framed = payload.get(span.start as usize..span.end as usize);
+    let response: Option<pb::SubscribeResponse> = framed.and_then(|framed| prost::Message::decode(framed).ok());
+    let kind = response.and_then(|response| response.events.into_iter().next()).and_then(|event| event.kind);
+    matches!(kind, Some(pb::event::Kind::Message(message))
+             if message.prefix == MARK_PREFIX && message.content == mark.as_bytes())
+}
