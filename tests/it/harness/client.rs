@@ -17,7 +17,10 @@ use walcast::{
     },
 };
 
-use super::history::{End, Failure, History, StreamLog, order};
+use super::{
+    history::{End, Failure, History, StreamLog, order},
+    wait::eventually,
+};
 
 /// How long anything that should come may take.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -165,6 +168,21 @@ impl Client {
             Box::pin(response.into_inner().map(|message| message.map(|response| response.events)))
         });
         Stream::new(request, events, None)
+    }
+
+    /// Everything that a request selects up to now. A hub whose source is away cannot tell where that is, says so, and is
+    /// asked again.
+    pub async fn collect(&self, request: Request) -> History {
+        let request = request.stop_at_tail();
+        eventually(PATIENCE, || async {
+            let mut stream = self.subscribe(&request).await;
+            match stream.ended().await.clone() {
+                End::Completed => Ok(stream.close()),
+                End::Failed(failure) if failure.reason == "SOURCE_UNAVAILABLE" => Err(format!("{failure:?}")),
+                end => panic!("{end:?}"),
+            }
+        })
+        .await
     }
 
     /// Opens a stream with credits; nothing is granted yet.

@@ -218,9 +218,7 @@ impl Pair {
 
     /// Everything that a request selects up to now.
     pub async fn collect(&self, request: Request) -> History {
-        let mut stream = self.client().subscribe(&request.stop_at_tail()).await;
-        assert!(matches!(stream.ended().await, history::End::Completed), "{:?}", stream.log.end);
-        stream.close()
+        self.client().collect(request).await
     }
 
     /// Holds a history against every guarantee: what was retracted is left out of it first.
