@@ -360,20 +360,26 @@ export class Core {
   private event({ kind }: EventMessage): void {
     switch (kind.case) {
       case "begin":
-        return this.begin(kind.value);
+        this.begin(kind.value);
+        return;
       case "commit":
-        return this.commit(kind.value);
+        this.commit(kind.value);
+        return;
       case "discard":
-        return this.discard(kind.value.reason);
+        this.discard(kind.value.reason);
+        return;
       case "relation":
         this.relations.set(kind.value.relationId, new Relation(kind.value, this.decoders));
         return;
       case "truncate":
-        return this.truncate(kind.value);
+        this.truncate(kind.value);
+        return;
       case "message":
-        return this.message(kind.value);
+        this.message(kind.value);
+        return;
       case "opened":
-        return this.openedEvent(openedFrom(kind.value));
+        this.openedEvent(openedFrom(kind.value));
+        return;
       case undefined:
         throw new ProtocolError("the hub sent an event of a kind that this version does not know");
     }
@@ -388,7 +394,8 @@ export class Core {
         return;
       }
       case "timelineChanged":
-        return this.timelineChanged(kind.value);
+        this.timelineChanged(kind.value);
+        return;
       case "gap": {
         this.received = Position.fromMessage(kind.value.upTo);
         const after = Position.fromMessage(kind.value.after);

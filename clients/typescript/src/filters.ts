@@ -72,7 +72,7 @@ export function where(columns: Readonly<Record<string, Literal | readonly Litera
   return Object.entries(columns)
     .map(([name, value]) => {
       if (value === null) return `${identifier(name)} IS NULL`;
-      if (!(value instanceof Array)) return `${identifier(name)} = ${literal(value as Literal)}`;
+      if (!(value instanceof Array)) return `${identifier(name)} = ${literal(value)}`;
       if (value.length === 0) throw new RangeError(`${name}: IN needs at least one value`);
       return `${identifier(name)} IN (${value.map(literal).join(", ")})`;
     })

@@ -1,4 +1,4 @@
-import { BinaryReader } from "@bufbuild/protobuf/wire";
+import { BinaryReader, WireType } from "@bufbuild/protobuf/wire";
 import { type Code, CODES, ConnectionLostError, HubError, type HubErrorDetails } from "./errors.js";
 import { REASONS } from "./reasons.js";
 
@@ -7,8 +7,8 @@ function* fields(bytes: Uint8Array): Generator<[number, Uint8Array | bigint]> {
   const reader = new BinaryReader(bytes);
   while (reader.pos < reader.len) {
     const [number, type] = reader.tag();
-    if (type === 2) yield [number, reader.bytes()];
-    else if (type === 0) yield [number, BigInt(reader.int64())];
+    if (type === WireType.LengthDelimited) yield [number, reader.bytes()];
+    else if (type === WireType.Varint) yield [number, BigInt(reader.int64())];
     else reader.skip(type, number);
   }
 }

@@ -121,6 +121,7 @@ export class Range {
 
   toString(): string {
     if (this.empty) return "empty";
+    // eslint-disable-next-line @typescript-eslint/no-base-to-string -- decoders of bounds make values with a text form
     const [lower, upper] = [this.lower, this.upper].map((bound) => (bound === undefined ? "" : String(bound)));
     return `${this.lowerInclusive ? "[" : "("}${lower ?? ""},${upper ?? ""}${this.upperInclusive ? "]" : ")"}`;
   }

@@ -51,7 +51,7 @@ func run(address, expected string) error {
 	}
 	defer client.Close()
 	options := walcast.SubscribeOptions{Tables: []string{"public.bench"}, Start: walcast.Earliest, StopAtTail: true}
-	for _, kind := range []string{"changes", "transactions"} {
+	for _, kind := range []string{"changes", "transactions", "changes", "transactions"} {
 		stream, err := client.Subscribe(context.Background(), options)
 		if err != nil {
 			return err
