@@ -4,7 +4,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 { command -v node && command -v npm; } >/dev/null || { echo "clients: left out TypeScript (node or npm is missing)"; exit 0; }
-node -e 'process.exit(Number(process.versions.node.split(".")[0]) < 20)' \
+node -e 'process.exit(parseInt(process.versions.node) < 20 ? 1 : 0)' \
     || { echo "clients: left out TypeScript (Node 20 or later is missing)"; exit 0; }
 
 step() { echo "clients/typescript: $*"; "$@"; }

@@ -18,7 +18,7 @@ import {
   ResetSubscriberResponseSchema,
 } from "./gen/walcast/v1/walcast_pb.js";
 import { Relation } from "./model.js";
-import type { Logger, SubscribeOptions } from "./options.js";
+import { type Logger, type SubscribeOptions, WARNINGS } from "./options.js";
 import { Position } from "./position.js";
 import { snapshotMessage, type SnapshotOptions, type Start, startMessage } from "./start.js";
 import { Subscription } from "./subscription.js";
@@ -44,7 +44,7 @@ export class Hub implements AsyncDisposable {
 
   constructor(
     protected readonly transport: Transport,
-    protected readonly log: Logger = console,
+    protected readonly log: Logger = WARNINGS,
   ) {}
 
   /** Subscribes. Connects when iterated. */

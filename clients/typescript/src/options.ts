@@ -74,3 +74,6 @@ export interface Logger {
   info(text: string): void;
   warn(text: string): void;
 }
+
+/** Warnings to the console, and nothing else: Node's console.info writes to stdout. */
+export const WARNINGS: Logger = { info: () => undefined, warn: (text) => console.warn(text) };

@@ -13,7 +13,7 @@ import {
   SubscribeRequestSchema,
 } from "./gen/walcast/v1/walcast_pb.js";
 import { Hub } from "./hub.js";
-import type { Logger } from "./options.js";
+import { type Logger, WARNINGS } from "./options.js";
 import { Position } from "./position.js";
 import { fromStatus } from "./status.js";
 import { type Call, type Connection, metadataOf, PATHS, type Token, type Transport, UNARY_DEADLINE } from "./transport.js";
@@ -177,7 +177,7 @@ export interface WebOptions {
 export class WebClient extends Hub {
   /** `https://host[:port]` of what answers gRPC-web. */
   constructor(base: string, options: WebOptions = {}) {
-    const log = options.log ?? console;
+    const log = options.log ?? WARNINGS;
     const maxMessageBytes = options.maxMessageBytes ?? 64 << 20;
     const transport: Transport = {
       maxMessageBytes,
