@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Changes per second that one process of a client iterates, decoded to native rows, against a real hub.
 
-bench.py [--rows N] [--per-transaction N] -- COMMAND: the command is given the hub's address and the number of changes, once the table public.bench has them.
+bench.py [--rows N] [--per-transaction N] -- COMMAND: once the table public.bench has its rows, the command is given the hub's
+address and their number.
 """
 
 from __future__ import annotations
@@ -11,6 +12,17 @@ import subprocess
 import sys
 
 import stage
+
+
+def fill(cluster: stage.Cluster, rows: int, step: int) -> None:
+    """Inserts the rows, so many in each transaction."""
+    columns = "i, i, 'text ' || i, now(), i * 1.1"
+    statements = [
+        f"INSERT INTO bench SELECT {columns} FROM generate_series({first}, {min(first + step - 1, rows)}) i;"
+        for first in range(1, rows + 1, step)
+    ]
+    for at in range(0, len(statements), 1000):
+        cluster.sql("".join(statements[at : at + 1000]))
 
 
 def main() -> int:
@@ -25,12 +37,7 @@ def main() -> int:
             hub = stage.Hub(cluster, directory / "hub")
             try:
                 cluster.sql("CREATE TABLE bench (id int PRIMARY KEY, a int, b text, ts timestamptz, n numeric)")
-                step = arguments.per_transaction
-                for first in range(1, arguments.rows + 1, step * 200):
-                    cluster.sql("".join(
-                        f"INSERT INTO bench SELECT i, i, 'text ' || i, now(), i * 1.1 FROM generate_series({at}, {min(at + step - 1, arguments.rows)}) i;"
-                        for at in range(first, min(first + step * 200, arguments.rows + 1), step)
-                    ))  # fmt: skip
+                fill(cluster, arguments.rows, arguments.per_transaction)
                 return subprocess.run([*arguments.command, hub.address, str(arguments.rows)]).returncode
             finally:
                 hub.close()
