@@ -342,6 +342,48 @@ test("a failover cannot be missed", async () => {
   });
 });
 
+const snapshotBegin = (restarted: boolean): Sent => ({ kind: { case: "snapshotBegin", value: { snapshotId: "s1", restarted } } });
+const snapshotEnd: Sent = { kind: { case: "snapshotEnd", value: { snapshotId: "s1", position: at(16), rows: 2n } } };
+
+test("rows of a snapshot are transactions that name it", () => {
+  const rows = [insert(0, 1, 7, pb.Operation.READ), insert(0, 2, 7, pb.Operation.READ)];
+  const script = (restarted: boolean): Script => (c) =>
+    c.send(opened(8), snapshotBegin(restarted), relation(), rows, snapshotEnd, transaction(32));
+  return playing([script(false), script(true)], async (hub) => {
+    const told: string[] = [];
+    const subscription = hub.subscribe({ ...whole, onSnapshot: (event) => void told.push(event.kind) });
+    const tx = await next(subscription);
+    assert.deepEqual([ids(tx), tx.snapshotId, tx.changes[0]?.operation, tx.xid], [[1, 2], "s1", "read", 0n]);
+    assert.deepEqual(await all(subscription), [[3200]]);
+    assert.deepEqual(told, ["snapshotBegin", "snapshotEnd"]);
+    await assert.rejects(hub.subscribe(whole).next(), walcast.SnapshotRestartedError);
+  });
+});
+
+test("truncates, messages, gaps and transactions that are too large", () => {
+  const other: Sent = { kind: { case: "relation", value: { relationId: 8, schema: "public", table: "u" } } };
+  const truncate: Sent = { kind: { case: "truncate", value: { relationIds: [8, 7], ordinal: 1n, cascade: true } } };
+  const message = (ordinal: number, position?: ReturnType<typeof at>): Sent => ({
+    kind: { case: "message", value: { prefix: "p", ordinal: BigInt(ordinal), lsn: "0/5", ...(position && { position }) } },
+  });
+  const gap: Sent = { kind: { case: "gap", value: { after: at(32), upTo: at(48), reason: "lost" } } };
+  const script: Script = (c) =>
+    c.send(opened(0), relation(), other, begin(16), truncate, message(2), commit(16, 2), message(0, at(32)), gap, transaction(64));
+  const large: Script = (c) => c.send(opened(0), relation(), begin(16), insert(1, 1));
+  return playing([script, large], async (hub) => {
+    const subscription = hub.subscribe(whole);
+    const tx = await next(subscription);
+    assert.deepEqual(tx.changes.map(({ table }) => table), ["public.u", "public.t"]);
+    assert.deepEqual(tx.changes[1]?.truncate, { tables: ["public.u", "public.t"], cascade: true, restartIdentity: false });
+    assert.deepEqual(tx.messages.map(({ prefix, ordinal }) => [prefix, ordinal]), [["p", 2]]);
+    const alone = await next(subscription);
+    assert.deepEqual([alone.changes.length, alone.messages.length, alone.position.lsn], [0, 1, "0/20"]);
+    await assert.rejects(subscription.next(), walcast.GapError);
+    assert.deepEqual(await all(subscription), [[6400]]);
+    await assert.rejects(hub.subscribe({ maxTransactionBytes: 10 }).next(), walcast.TransactionTooLargeError);
+  });
+});
+
 test("tokens are asked for on each connection", () =>
   playing([refusing("UNAVAILABLE", "STARTING", 0), (c) => c.send(opened(0))], async (hub) => {
     let asked = 0;
