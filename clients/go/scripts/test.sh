@@ -33,4 +33,4 @@ command -v python3 >/dev/null || { echo "clients: left out Go's conformance scen
 mkdir -p build
 step go build -o build/ ./internal/...
 step python3 ../conformance/run.py --runner "$PWD/build/conformance"
-step python3 ../conformance/quickstart.py README.md scripts/run_snippet.sh
+step python3 ../conformance/readme.py README.md scripts/run_snippet.sh

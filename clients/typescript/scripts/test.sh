@@ -18,4 +18,4 @@ rm -f build/*.tgz
 step npm pack --silent --pack-destination build
 PACKAGE=$(echo "$PWD"/build/walcast-*.tgz)
 export PACKAGE
-step python3 ../conformance/quickstart.py README.md scripts/run_snippet.sh
+step python3 ../conformance/readme.py README.md scripts/run_snippet.sh

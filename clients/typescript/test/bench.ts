@@ -1,6 +1,6 @@
 /**
  * Counts the changes per second that one process iterates, decoded to native rows, against a hub that has a table
- * public.bench: ADDRESS ROWS. clients/conformance/bench.py starts it.
+ * public.bench: ADDRESS ROWS. clients/conformance/throughput.py starts it.
  */
 import { Client, type Subscription } from "../src/index.js";
 

@@ -1,5 +1,5 @@
 // Command bench counts the changes per second that one process iterates, decoded to native rows, against a hub that has a
-// table public.bench: ADDRESS ROWS. scripts/bench.py starts it.
+// table public.bench: ADDRESS ROWS. clients/conformance/throughput.py starts it.
 package main
 
 import (

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Executes the quick start of a client's README as its readers do, against a PostgreSQL and a hub of its own.
 
-quickstart.py README.md COMMAND: of the blocks that stand behind a line ``<!-- tested -->`` the one in SQL is run in the database.
+readme.py README.md COMMAND: of the blocks that stand behind a line ``<!-- tested -->`` the one in SQL is run in the database.
 The program is written to a directory as snippet.LANGUAGE, with the hub's address in place of 127.0.0.1:50051, and COMMAND is run
 with that directory. Its output must begin with the block of the language "text".
 """
