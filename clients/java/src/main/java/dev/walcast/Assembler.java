@@ -1,5 +1,6 @@
 package dev.walcast;
 
+import com.google.protobuf.InvalidProtocolBufferException;
 import java.util.ArrayDeque;
 import java.util.ArrayList;
 import java.util.Deque;
@@ -19,6 +20,9 @@ import walcast.v1.Walcast.ConsumeResponse;
 final class Assembler {
     /** Which switch of timelines it was, however often it is told. */
     private record Fork(String oldLineage, String newLineage, String switchLsn) {}
+
+    private static final int EVENTS = Wire.bytes(ConsumeResponse.EVENTS_FIELD_NUMBER);
+    private static final int CHANGE = Wire.bytes(EventOuterClass.Event.CHANGE_FIELD_NUMBER);
 
     final Deque<Object> ready = new ArrayDeque<>();
     private final Map<String, Decoder> decoders;
@@ -74,17 +78,22 @@ final class Assembler {
         return free;
     }
 
-    /** A response of a number of bytes. */
-    void receive(ConsumeResponse response, int size) {
+    /** A response, as its bytes. */
+    void receive(byte[] response) {
         counted = 0;
         free = 0;
-        List<EventOuterClass.Event> events = response.getEventsList();
-        for (int at = 0; at < events.size(); at++) {
-            event(events.get(at));
+        Wire wire = new Wire(response, 0, response.length);
+        while (wire.hasMore()) {
+            int tag = wire.readTag();
+            if (tag == EVENTS) {
+                event(wire.readPart());
+            } else {
+                wire.skip(tag);
+            }
         }
         flushRows();
         if (open != null && !streaming) {
-            openBytes += size;
+            openBytes += response.length;
             if (openBytes > maxTransactionBytes) {
                 throw new WalcastException.TransactionTooLarge("the transaction at " + open.commitLsn()
                         + " exceeds maxTransactionBytes; stream it with events()");
@@ -92,9 +101,28 @@ final class Assembler {
         }
     }
 
+    private void event(Wire wire) {
+        int start = wire.at;
+        if (wire.hasMore() && wire.readTag() == CHANGE) {
+            Wire change = wire.readPart();
+            if (!wire.hasMore()) {
+                change(new RawChange(change));
+                return;
+            }
+        }
+        try {
+            event(EventOuterClass.Event.parser().parseFrom(wire.bytes, start, wire.end - start));
+        } catch (InvalidProtocolBufferException error) {
+            throw new WalcastException.Protocol("a response is garbled", error);
+        }
+    }
+
     private void event(EventOuterClass.Event event) {
         switch (event.getKindCase()) {
-            case CHANGE -> change(event.getChange());
+            case CHANGE -> {
+                byte[] bytes = event.getChange().toByteArray();
+                change(new RawChange(new Wire(bytes, 0, bytes.length)));
+            }
             case BEGIN -> begin(event.getBegin());
             case COMMIT -> commit(event.getCommit());
             case PROGRESS -> {
@@ -202,21 +230,21 @@ final class Assembler {
         open = null;
     }
 
-    private void change(EventOuterClass.Change change) {
+    private void change(RawChange change) {
         counted++;
-        Relation relation = relations.get(change.getRelationId());
+        Relation relation = relations.get(change.relationId);
         if (relation == null) {
             throw new WalcastException.Protocol(
-                    "a change refers to relation " + change.getRelationId() + ", which was not sent");
+                    "a change refers to relation " + change.relationId + ", which was not sent");
         }
         if (open != null && !streaming) {
             open.events.add(change);
         } else if (open != null) {
-            if (Long.compareUnsigned(change.getOrdinal(), skipUntil) > 0) {
+            if (Long.compareUnsigned(change.ordinal, skipUntil) > 0) {
                 ready.add(new Change(open, relation, change));
-                ordinal = change.getOrdinal();
+                ordinal = change.ordinal;
             }
-        } else if (change.getOperation() != EventOuterClass.Operation.OPERATION_READ) {
+        } else if (change.operation != EventOuterClass.Operation.OPERATION_READ_VALUE) {
             throw new WalcastException.Protocol("a change outside a transaction");
         } else if (streaming) {
             ready.add(new Change(snapshotRows(), relation, change));

@@ -1,14 +1,10 @@
 package dev.walcast;
 
-import com.google.protobuf.ByteString;
-import java.util.ArrayList;
 import java.util.Collections;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import walcast.v1.EventOuterClass;
-import walcast.v1.EventOuterClass.Missing;
-import walcast.v1.EventOuterClass.Value;
 
 /** What happened to one row, or to a table in the case of a truncate. Rows are decoded when first looked at. */
 public final class Change implements Event {
@@ -16,24 +12,24 @@ public final class Change implements Event {
 
     private final Transaction transaction;
     private final Relation relation;
-    private final EventOuterClass.Change message;
+    private final RawChange raw;
     private final EventOuterClass.Truncate truncate;
     private final Operation operation;
     private Row before = UNREAD;
     private Row after = UNREAD;
 
-    Change(Transaction transaction, Relation relation, EventOuterClass.Change message) {
+    Change(Transaction transaction, Relation relation, RawChange raw) {
         this.transaction = transaction;
         this.relation = relation;
-        this.message = message;
+        this.raw = raw;
         this.truncate = null;
-        this.operation = Operation.of(message);
+        this.operation = Operation.of(raw.operation);
     }
 
     Change(Transaction transaction, Relation relation, EventOuterClass.Truncate truncate) {
         this.transaction = transaction;
         this.relation = relation;
-        this.message = EventOuterClass.Change.getDefaultInstance();
+        this.raw = null;
         this.truncate = truncate;
         this.operation = Operation.TRUNCATE;
     }
@@ -100,7 +96,7 @@ public final class Change implements Event {
      * @return from 1; 0 for rows of a snapshot
      */
     public long ordinal() {
-        return truncate != null ? truncate.getOrdinal() : message.getOrdinal();
+        return raw == null ? truncate.getOrdinal() : raw.ordinal;
     }
 
     /**
@@ -110,7 +106,7 @@ public final class Change implements Event {
      */
     public Row before() {
         if (before == UNREAD) {
-            before = message.hasBeforeRow() ? relation.decode(message.getBeforeRow()) : null;
+            before = raw != null && raw.hasBefore() ? raw.before(relation) : null;
         }
         return before;
     }
@@ -122,7 +118,7 @@ public final class Change implements Event {
      */
     public Row after() {
         if (after == UNREAD) {
-            after = message.hasAfterRow() ? relation.decode(message.getAfterRow()) : null;
+            after = raw != null && raw.hasAfter() ? raw.after(relation) : null;
         }
         return after;
     }
@@ -149,32 +145,12 @@ public final class Change implements Event {
      * @return null where the old row is not known whole, which needs REPLICA IDENTITY FULL
      */
     public List<String> changedColumns() {
-        if (operation != Operation.UPDATE
-                || relation.replicaIdentity() != ReplicaIdentity.FULL
-                || !message.hasBeforeRow()
-                || !message.hasAfterRow()) {
-            return null;
-        }
-        List<String> changed = new ArrayList<>();
-        for (int at = 0; at < relation.columns().size(); at++) {
-            Value old = message.getBeforeRow().getValues(at);
-            Value now = message.getAfterRow().getValues(at);
-            if (now.getMissing() == Missing.MISSING_UNCHANGED) {
-                continue;
-            }
-            if (old.getMissing() == Missing.MISSING_ABSENT) {
-                return null;
-            }
-            if (!same(old, now)) {
-                changed.add(relation.columns().get(at).name());
-            }
-        }
-        return Collections.unmodifiableList(changed);
-    }
-
-    private static boolean same(Value old, Value now) {
-        ByteString bytes = old.toByteString();
-        return bytes.equals(now.toByteString());
+        boolean known = operation == Operation.UPDATE
+                && relation.replicaIdentity() == ReplicaIdentity.FULL
+                && raw.hasBefore()
+                && raw.hasAfter();
+        List<String> changed = known ? raw.changed(relation) : null;
+        return changed == null ? null : Collections.unmodifiableList(changed);
     }
 
     /**
@@ -183,10 +159,10 @@ public final class Change implements Event {
      * @return null without a predicate
      */
     public Transition transition() {
-        return switch (message.getTransition()) {
-            case TRANSITION_ENTER -> Transition.ENTER;
-            case TRANSITION_STAY -> Transition.STAY;
-            case TRANSITION_LEAVE -> Transition.LEAVE;
+        return switch (raw == null ? 0 : raw.transition) {
+            case EventOuterClass.Transition.TRANSITION_ENTER_VALUE -> Transition.ENTER;
+            case EventOuterClass.Transition.TRANSITION_STAY_VALUE -> Transition.STAY;
+            case EventOuterClass.Transition.TRANSITION_LEAVE_VALUE -> Transition.LEAVE;
             default -> null;
         };
     }

@@ -6,7 +6,6 @@ import java.util.function.Consumer;
 import java.util.function.LongSupplier;
 import walcast.v1.Walcast.AcknowledgeRequest;
 import walcast.v1.Walcast.ConsumeRequest;
-import walcast.v1.Walcast.ConsumeResponse;
 import walcast.v1.Walcast.SubscribeRequest;
 
 /**
@@ -149,9 +148,9 @@ final class Core {
 
     // -- receiving
 
-    void receive(ConsumeResponse response, int size) {
+    void receive(byte[] response) {
         Position before = assembler.received;
-        assembler.receive(response, size);
+        assembler.receive(response);
         if (assembler.opened != null) {
             opened(assembler.opened, before == null);
             assembler.opened = null;
@@ -160,7 +159,7 @@ final class Core {
             backoff.succeeded(clock.getAsLong());
         }
         spentEvents += assembler.counted();
-        spentBytes += size - assembler.free();
+        spentBytes += response.length - assembler.free();
         if (spentEvents * 2 >= options.windowEvents || spentBytes * 2 >= options.windowBytes) {
             outbox.grant(spentEvents, spentBytes);
             spentEvents = 0;

@@ -27,19 +27,19 @@ public enum Operation {
         return message;
     }
 
-    static Operation of(EventOuterClass.Change change) {
-        switch (change.getOperation()) {
-            case OPERATION_INSERT:
+    static Operation of(int number) {
+        switch (number) {
+            case EventOuterClass.Operation.OPERATION_INSERT_VALUE:
                 return INSERT;
-            case OPERATION_UPDATE:
+            case EventOuterClass.Operation.OPERATION_UPDATE_VALUE:
                 return UPDATE;
-            case OPERATION_DELETE:
+            case EventOuterClass.Operation.OPERATION_DELETE_VALUE:
                 return DELETE;
-            case OPERATION_READ:
+            case EventOuterClass.Operation.OPERATION_READ_VALUE:
                 return READ;
             default:
                 throw new WalcastException.Protocol(
-                        "operation " + change.getOperationValue() + " of a change is not known to this version");
+                        "operation " + number + " of a change is not known to this version");
         }
     }
 

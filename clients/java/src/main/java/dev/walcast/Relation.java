@@ -6,8 +6,6 @@ import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
 import walcast.v1.EventOuterClass;
-import walcast.v1.EventOuterClass.Missing;
-import walcast.v1.EventOuterClass.Value;
 
 /** One immutable version of a table. */
 public final class Relation {
@@ -116,62 +114,17 @@ public final class Relation {
         return table + " (version " + relationId() + ")";
     }
 
-    Row decode(EventOuterClass.Row row) {
-        List<Value> values = row.getValuesList();
-        int count = values.size();
-        if (count != decoders.length) {
-            throw new WalcastException.Protocol(table + ": " + count + " values for " + decoders.length + " columns");
+    /** A value that came as text. */
+    Object text(int column, String text) {
+        Decoder decoder = decoders[column];
+        if (decoder == null) {
+            return text;
         }
-        Object[] decoded = new Object[count];
-        for (int at = 0; at < count; at++) {
-            decoded[at] = decode(values.get(at), at);
-        }
-        return new Row(this, decoded);
-    }
-
-    private Object decode(Value value, int at) {
-        switch (value.getKindCase()) {
-            case TEXT:
-                Decoder decoder = decoders[at];
-                return decoder == null ? value.getText() : decode(decoder, value.getText(), at);
-            case INT_VALUE:
-                return value.getIntValue();
-            case BOOL_VALUE:
-                return value.getBoolValue();
-            case FLOAT_VALUE:
-                return value.getFloatValue();
-            case BYTES_VALUE:
-                return value.getBytesValue().toByteArray();
-            case RAW_TEXT:
-                return value.getRawText().toByteArray();
-            case MISSING:
-                return missing(value.getMissing(), value.getMissingValue());
-            default:
-                throw new WalcastException.Protocol(
-                        table + "." + names[at] + ": a value has a kind that this version does not know");
-        }
-    }
-
-    private Object decode(Decoder decoder, String text, int at) {
         try {
             return decoder.decode(text);
         } catch (IllegalArgumentException | ArithmeticException | IndexOutOfBoundsException error) {
-            String where = table + "." + names[at] + " (" + columns.get(at).typeName() + ")";
+            String where = table + "." + names[column] + " (" + columns.get(column).typeName() + ")";
             throw new WalcastException.Protocol(where + ": " + text + ": " + error.getMessage(), error);
-        }
-    }
-
-    private static Object missing(Missing missing, int number) {
-        switch (missing) {
-            case MISSING_NULL:
-                return null;
-            case MISSING_UNCHANGED:
-                return Unchanged.UNCHANGED;
-            case MISSING_ABSENT:
-                return Row.ABSENT;
-            default:
-                throw new WalcastException.Protocol(
-                        "a value is missing for reason " + number + ", which this version does not know");
         }
     }
 }

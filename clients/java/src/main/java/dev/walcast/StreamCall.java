@@ -1,6 +1,5 @@
 package dev.walcast;
 
-import com.google.protobuf.InvalidProtocolBufferException;
 import io.grpc.CallOptions;
 import io.grpc.ClientCall;
 import io.grpc.ManagedChannel;
@@ -16,11 +15,10 @@ import java.util.concurrent.BlockingQueue;
 import java.util.concurrent.LinkedBlockingQueue;
 import walcast.v1.ChangeStreamServiceGrpc;
 import walcast.v1.Walcast.ConsumeRequest;
-import walcast.v1.Walcast.ConsumeResponse;
 
 /**
- * One connection with one Consume call. One response is read ahead of the one that the user works on, so that the network's
- * thread parses meanwhile; a thread of its own sends.
+ * One connection with one Consume call. One response is read ahead of the one that the user works on, so that the two overlap;
+ * a thread of its own sends.
  */
 final class StreamCall {
     private static final int AHEAD = 2;
@@ -32,11 +30,11 @@ final class StreamCall {
     /** What a stream hands over: a response, or why there is none. */
     sealed interface Item permits Received, Ended {}
 
-    record Received(ConsumeResponse response, int size, WalcastException.Protocol garbled) implements Item {}
+    record Received(byte[] bytes) implements Item {}
 
     record Ended(Status status, Metadata trailers) implements Item {}
 
-    /** Keeps the size, which credit is counted by. */
+    /** Leaves responses as bytes: {@link Assembler} reads them, in the iterating thread. */
     private static final class ResponseMarshaller implements Marshaller<Received> {
         @Override
         public InputStream stream(Received value) {
@@ -46,10 +44,7 @@ final class StreamCall {
         @Override
         public Received parse(InputStream stream) {
             try {
-                byte[] bytes = stream.readAllBytes();
-                return new Received(ConsumeResponse.parseFrom(bytes), bytes.length, null);
-            } catch (InvalidProtocolBufferException error) {
-                return new Received(null, 0, new WalcastException.Protocol("a response is garbled", error));
+                return new Received(stream.readAllBytes());
             } catch (IOException error) {
                 throw new UncheckedIOException(error);
             }

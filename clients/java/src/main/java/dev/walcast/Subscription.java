@@ -180,10 +180,7 @@ public final class Subscription implements Iterator<Transaction>, Iterable<Trans
         try {
             StreamCall.Item item = connected().receive();
             if (item instanceof StreamCall.Received received) {
-                if (received.garbled() != null) {
-                    throw received.garbled();
-                }
-                core.receive(received.response(), received.size());
+                core.receive(received.bytes());
                 return;
             }
             StreamCall.Ended ended = (StreamCall.Ended) item;

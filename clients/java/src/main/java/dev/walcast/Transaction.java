@@ -157,8 +157,8 @@ public final class Transaction implements Iterable<Change> {
         if (changes == null) {
             List<Change> list = new ArrayList<>(events.size());
             for (Object event : events) {
-                if (event instanceof EventOuterClass.Change change) {
-                    list.add(new Change(this, relations.get(change.getRelationId()), change));
+                if (event instanceof RawChange change) {
+                    list.add(new Change(this, relations.get(change.relationId), change));
                 } else if (event instanceof EventOuterClass.Truncate truncate) {
                     list.addAll(Messages.truncates(this, truncate, relations));
                 }
