@@ -1,0 +1,193 @@
+//! What is to be sent: credit that was earned and the newest acknowledgement.
+
+use std::{
+    collections::VecDeque,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use futures_core::Stream;
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use crate::{
+    Position,
+    pb::{self, ConsumeRequest, consume_request::Request},
+};
+
+/// Acknowledgements are sent at most this often,
+pub(crate) const ACK_INTERVAL: Duration = Duration::from_millis(100);
+/// or when this many have gathered.
+pub(crate) const ACK_BATCH: u32 = 1000;
+
+#[derive(Default)]
+struct State {
+    first: VecDeque<ConsumeRequest>,
+    events: u64,
+    bytes: u64,
+    position: Option<Position>,
+    count: u32,
+    due: Option<Instant>,
+    waker: Option<Waker>,
+}
+
+/// Shared between the subscription and the request half of its stream.
+#[derive(Default)]
+pub(crate) struct Outbox(Mutex<State>);
+
+/// What there is to send.
+#[derive(Debug)]
+pub(crate) enum Next {
+    Request(Box<ConsumeRequest>),
+    At(Instant),
+    Nothing,
+}
+
+impl Outbox {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn grant(&self, events: u64, bytes: u64) {
+        let mut state = self.lock();
+        state.events += events;
+        state.bytes += bytes;
+        state.waker.take().into_iter().for_each(Waker::wake);
+    }
+
+    pub(crate) fn acknowledge(&self, position: Position) {
+        let mut state = self.lock();
+        if state.position.as_ref().is_some_and(|pending| pending.reaches(&position)) {
+            return;
+        }
+        let first = state.position.replace(position).is_none();
+        state.count += 1;
+        if first || state.count == ACK_BATCH {
+            state.waker.take().into_iter().for_each(Waker::wake);
+        }
+    }
+
+    /// A new stream: earlier credit is void, and an acknowledgement on another lineage would be refused there.
+    pub(crate) fn reopen(&self, open: ConsumeRequest, resume: Option<&Position>) {
+        let mut state = self.lock();
+        state.first = [open].into();
+        state.events = 0;
+        state.bytes = 0;
+        state.count = 0;
+        state.position = state.position.take().filter(|newest| resume.is_some_and(|resume| resume.reaches(newest)));
+    }
+
+    #[cfg(test)]
+    pub(crate) fn next(&self, now: Instant) -> Next {
+        self.lock().next(now)
+    }
+}
+
+impl State {
+    fn next(&mut self, now: Instant) -> Next {
+        let request = |request| Next::Request(Box::new(ConsumeRequest { request: Some(request) }));
+        if let Some(open) = self.first.pop_front() {
+            return Next::Request(Box::new(open));
+        }
+        if self.events > 0 || self.bytes > 0 {
+            let credit = pb::Credit { events: self.events, bytes: self.bytes };
+            (self.events, self.bytes) = (0, 0);
+            return request(Request::Credit(credit));
+        }
+        match (&self.position, self.due) {
+            (None, _) => Next::Nothing,
+            (Some(_), Some(due)) if self.count < ACK_BATCH && now < due => Next::At(due),
+            (Some(position), _) => {
+                let acknowledge = request(Request::Acknowledge(position.clone().into()));
+                self.position = None;
+                self.count = 0;
+                self.due = Some(now + ACK_INTERVAL);
+                acknowledge
+            }
+        }
+    }
+}
+
+/// The request half of one stream.
+pub(crate) struct Requests {
+    outbox: Arc<Outbox>,
+    sleep: Option<Pin<Box<Sleep>>>,
+}
+
+impl Requests {
+    pub(crate) fn new(outbox: Arc<Outbox>) -> Self {
+        Requests { outbox, sleep: None }
+    }
+}
+
+impl Stream for Requests {
+    type Item = ConsumeRequest;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<ConsumeRequest>> {
+        loop {
+            let next = {
+                let mut state = self.outbox.lock();
+                state.waker = Some(cx.waker().clone());
+                state.next(Instant::now())
+            };
+            match next {
+                Next::Request(request) => return Poll::Ready(Some(*request)),
+                Next::Nothing => return Poll::Pending,
+                Next::At(due) => {
+                    let sleep = self.sleep.insert(Box::pin(sleep_until(due)));
+                    match sleep.as_mut().poll(cx) {
+                        Poll::Pending => return Poll::Pending,
+                        Poll::Ready(()) => self.sleep = None,
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn position(lsn: &str) -> Position {
+        Position { lsn: lsn.into(), lineage: "a".into(), sequence: 0, snapshot: bytes::Bytes::new() }
+    }
+
+    fn acknowledged(next: Next) -> String {
+        match next {
+            Next::Request(request) => match request.request {
+                Some(Request::Acknowledge(position)) => position.lsn,
+                other => panic!("{other:?}"),
+            },
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn only_the_newest_is_kept_and_sent_when_due() {
+        let (outbox, now) = (Outbox::default(), Instant::now());
+        outbox.acknowledge(position("0/10"));
+        assert_eq!(acknowledged(outbox.next(now)), "0/10");
+        for lsn in ["0/20", "0/30", "0/20"] {
+            outbox.acknowledge(position(lsn));
+        }
+        assert!(matches!(outbox.next(now), Next::At(due) if due == now + ACK_INTERVAL));
+        assert_eq!(acknowledged(outbox.next(now + ACK_INTERVAL)), "0/30");
+        assert!(matches!(outbox.next(now), Next::Nothing));
+        for number in 1..=ACK_BATCH {
+            outbox.acknowledge(position(&format!("1/{number:X}")));
+        }
+        assert_eq!(acknowledged(outbox.next(now)), format!("1/{ACK_BATCH:X}"), "a thousand do not wait");
+    }
+
+    #[test]
+    fn what_another_lineage_does_not_know_is_not_sent_there() {
+        let outbox = Outbox::default();
+        outbox.acknowledge(position("0/30"));
+        let resume = Position { lineage: "b".into(), ..position("0/20") };
+        outbox.reopen(ConsumeRequest::default(), Some(&resume));
+        assert!(matches!(outbox.next(Instant::now()), Next::Request(open) if open.request.is_none()));
+        assert!(matches!(outbox.next(Instant::now()), Next::Nothing));
+    }
+}
