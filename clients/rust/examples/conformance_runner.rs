@@ -57,6 +57,8 @@ fn value(value: &Value) -> Json {
         Value::TimestampTz(value) => json!(["timestamptz", stamp(value)]),
         Value::Interval(value) => json!(["interval", [value.months, value.days, value.microseconds]]),
         Value::Uuid(value) => json!(["uuid", value.to_string()]),
+        // The null of both.
+        Value::Json(Json::Null) => Json::Null,
         Value::Json(value) => json!(["json", value]),
         Value::Array(values) => json!(["array", values.iter().map(self::value).collect::<Vec<_>>()]),
         Value::Range(range) => json!(["range", range.to_string()]),

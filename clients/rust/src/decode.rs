@@ -271,7 +271,7 @@ impl Cursor<'_> {
     }
 
     fn peek(&self) -> Option<char> {
-        self.text[self.at..].chars().next()
+        self.text.get(self.at..)?.chars().next()
     }
 
     fn next(&mut self) -> Option<char> {
@@ -322,7 +322,7 @@ impl Cursor<'_> {
     }
 
     fn range(&mut self, element: Scalar, type_name: &Arc<str>) -> Result<Range, String> {
-        if self.text[self.at..].starts_with("empty") {
+        if self.text.get(self.at..).is_some_and(|rest| rest.starts_with("empty")) {
             self.at += 5;
             return Ok(Range { lower: None, upper: None, lower_inclusive: false, upper_inclusive: false, empty: true });
         }
