@@ -1,7 +1,6 @@
 //! What is to be sent: credit that was earned and the newest acknowledgement.
 
 use std::{
-    collections::VecDeque,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
@@ -23,7 +22,9 @@ pub(crate) const ACK_BATCH: u32 = 1000;
 
 #[derive(Default)]
 struct State {
-    first: VecDeque<ConsumeRequest>,
+    /// Which stream it is that sends. The last one may be polled for a while by its dying connection.
+    stream: u64,
+    first: Option<ConsumeRequest>,
     events: u64,
     bytes: u64,
     position: Option<Position>,
@@ -71,7 +72,9 @@ impl Outbox {
     /// A new stream: earlier credit is void, and an acknowledgement on another lineage would be refused there.
     pub(crate) fn reopen(&self, open: ConsumeRequest, resume: Option<&Position>) {
         let mut state = self.lock();
-        state.first = [open].into();
+        state.stream += 1;
+        state.first = Some(open);
+        state.waker.take().into_iter().for_each(Waker::wake);
         state.events = 0;
         state.bytes = 0;
         state.count = 0;
@@ -87,7 +90,7 @@ impl Outbox {
 impl State {
     fn next(&mut self, now: Instant) -> Next {
         let request = |request| Next::Request(Box::new(ConsumeRequest { request: Some(request) }));
-        if let Some(open) = self.first.pop_front() {
+        if let Some(open) = self.first.take() {
             return Next::Request(Box::new(open));
         }
         if self.events > 0 || self.bytes > 0 {
@@ -112,12 +115,14 @@ impl State {
 /// The request half of one stream.
 pub(crate) struct Requests {
     outbox: Arc<Outbox>,
+    stream: u64,
     sleep: Option<Pin<Box<Sleep>>>,
 }
 
 impl Requests {
     pub(crate) fn new(outbox: Arc<Outbox>) -> Self {
-        Requests { outbox, sleep: None }
+        let stream = outbox.lock().stream;
+        Requests { outbox, stream, sleep: None }
     }
 }
 
@@ -128,6 +133,9 @@ impl Stream for Requests {
         loop {
             let next = {
                 let mut state = self.outbox.lock();
+                if state.stream != self.stream {
+                    return Poll::Ready(None);
+                }
                 state.waker = Some(cx.waker().clone());
                 state.next(Instant::now())
             };
@@ -179,6 +187,20 @@ mod tests {
             outbox.acknowledge(position(&format!("1/{number:X}")));
         }
         assert_eq!(acknowledged(outbox.next(now)), format!("1/{ACK_BATCH:X}"), "a thousand do not wait");
+    }
+
+    #[tokio::test]
+    async fn a_dying_stream_takes_nothing_from_the_next_one() {
+        let outbox = Arc::new(Outbox::default());
+        outbox.reopen(ConsumeRequest::default(), None);
+        let mut old = Requests::new(outbox.clone());
+        outbox.reopen(ConsumeRequest::default(), None);
+        let mut new = Requests::new(outbox.clone());
+        let poll = |requests: &mut Requests| {
+            Pin::new(requests).poll_next(&mut Context::from_waker(Waker::noop())).map(|next| next.is_some())
+        };
+        assert_eq!([poll(&mut old), poll(&mut new)], [Poll::Ready(false), Poll::Ready(true)]);
+        assert_eq!(poll(&mut new), Poll::Pending);
     }
 
     #[test]

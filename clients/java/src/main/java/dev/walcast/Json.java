@@ -13,7 +13,7 @@ import java.util.Map;
  * numbers, so that none loses a digit.
  */
 final class Json {
-    private static final int MAX_DEPTH = 6000;
+    private static final int MAX_DEPTH = 1000;
     private final String text;
     private int at;
     private int depth;

@@ -12,6 +12,8 @@ final class Outbox {
     static final int ACK_BATCH = 1000;
 
     private final LongSupplier clock;
+    /** Which stream it is that sends: the last one's thread may live for a while. */
+    private long stream;
     private long events;
     private long bytes;
     private Position position;
@@ -48,12 +50,19 @@ final class Outbox {
 
     /** A new stream: earlier credit is void, and an acknowledgement on another lineage would be refused there. */
     synchronized void reopen(Position resume) {
+        stream++;
+        notifyAll();
         events = 0;
         bytes = 0;
         count = 0;
         if (position != null && (resume == null || !resume.reaches(position))) {
             position = null;
         }
+    }
+
+    /** Which stream was opened last. */
+    synchronized long stream() {
+        return stream;
     }
 
     /** The next request, or null if there is none yet. */
@@ -76,9 +85,9 @@ final class Outbox {
         return request;
     }
 
-    /** The next request; waits for it. */
-    synchronized ConsumeRequest await() throws InterruptedException {
-        while (true) {
+    /** The next request; waits for it. Null when another stream has been opened. */
+    synchronized ConsumeRequest await(long forStream) throws InterruptedException {
+        while (stream == forStream) {
             ConsumeRequest request = take();
             if (request != null) {
                 return request;
@@ -89,5 +98,6 @@ final class Outbox {
                 wait(Math.max(1, (due - clock.getAsLong() + 999_999) / 1_000_000));
             }
         }
+        return null;
     }
 }

@@ -61,7 +61,8 @@ final class StreamCall {
         Metadata metadata = target.metadata();
         channel = target.connect();
         call = channel.newCall(CONSUME, CallOptions.DEFAULT);
-        sender = new Thread(() -> send(open, core.outbox), "walcast-sender");
+        long number = core.outbox.stream();
+        sender = new Thread(() -> send(open, core.outbox, number), "walcast-sender");
         sender.setDaemon(true);
         call.start(new Listener(), metadata);
         call.request(AHEAD);
@@ -81,11 +82,10 @@ final class StreamCall {
         }
     }
 
-    private void send(ConsumeRequest open, Outbox outbox) {
+    private void send(ConsumeRequest open, Outbox outbox, long number) {
         try {
-            call.sendMessage(open);
-            while (!Thread.currentThread().isInterrupted()) {
-                call.sendMessage(outbox.await());
+            for (ConsumeRequest request = open; request != null; request = outbox.await(number)) {
+                call.sendMessage(request);
             }
         } catch (InterruptedException | IllegalStateException ended) {
             Thread.currentThread().interrupt();

@@ -1,8 +1,10 @@
 package dev.walcast;
 
 import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import java.io.IOException;
+import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.concurrent.TimeUnit;
 import org.junit.jupiter.api.Test;
@@ -12,9 +14,22 @@ import org.junit.jupiter.api.condition.EnabledIfEnvironmentVariable;
 @EnabledIfEnvironmentVariable(named = "WALCAST_BIN", matches = ".+")
 class HubTest {
     private static void run(String... command) throws IOException, InterruptedException {
-        Process process = new ProcessBuilder(command).inheritIO().start();
-        assertEquals(true, process.waitFor(15, TimeUnit.MINUTES));
-        assertEquals(0, process.exitValue(), String.join(" ", command));
+        Path log = Files.createTempFile("hub-test", ".log");
+        try {
+            Process process = new ProcessBuilder(command).redirectErrorStream(true).redirectOutput(log.toFile()).start();
+            assertTrue(process.waitFor(15, TimeUnit.MINUTES), () -> read(log));
+            assertEquals(0, process.exitValue(), () -> read(log));
+        } finally {
+            Files.delete(log);
+        }
+    }
+
+    private static String read(Path log) {
+        try {
+            return Files.readString(log);
+        } catch (IOException error) {
+            return error.toString();
+        }
     }
 
     @Test
