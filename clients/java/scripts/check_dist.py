@@ -10,7 +10,10 @@ HERE = Path(__file__).resolve().parents[1]
 jars = {jar.name.split("0.1.0")[1]: zipfile.ZipFile(jar) for jar in (HERE / "target").glob("walcast-client-0.1.0*.jar")}
 assert set(jars) == {".jar", "-sources.jar", "-javadoc.jar"}, sorted(jars)
 for name in ("event.proto", "walcast.proto"):
-    mine, repository = jars[".jar"].read(f"walcast/v1/{name}"), (HERE.parents[1] / "proto/walcast/v1" / name).read_bytes()
+    mine, repository = (
+        jars[".jar"].read(f"walcast/v1/{name}"),
+        (HERE.parents[1] / "proto/walcast/v1" / name).read_bytes(),
+    )
     assert mine == repository, f"{name} in the jar is not the repository's"
 wanted = {
     ".jar": ["dev/walcast/Client.class", "walcast/v1/Walcast.class", "META-INF/LICENSE"],

@@ -183,7 +183,7 @@ impl Core {
         let mut closed = self.closed.clone();
         tokio::select! {
             _ = closed.wait_for(|closed| *closed) => {
-                self.stream = None;
+                self.hang_up();
                 Ok(())
             }
             outcome = self.receive_or_retry() => outcome,
@@ -194,15 +194,14 @@ impl Core {
         let lost = match self.response().await {
             Ok(Some(response)) => return self.received(&response),
             Ok(None) if self.options.stop_at_tail => {
-                self.stream = None;
-                self.finished = true;
+                self.disconnect();
                 return Ok(());
             }
             Ok(None) => HubError::new(Reason::ConnectionLost, Code::Unavailable, "the stream ended"),
             Err(Error::Hub(error)) => *error,
             Err(other) => return Err(other),
         };
-        self.stream = None;
+        self.hang_up();
         let delay = self.failed(&lost)?;
         self.options.hooks.reconnect.iter_mut().for_each(|hook| hook(&lost, delay));
         tokio::time::sleep(delay).await;
@@ -327,9 +326,21 @@ impl Core {
         Ok(delay)
     }
 
-    /// Ends the stream.
-    pub(crate) fn disconnect(&mut self) {
+    /// hyper keeps a connection for as long as a request half on it has not ended, whoever has dropped the rest.
+    fn hang_up(&mut self) {
         self.stream = None;
+        self.outbox.end();
+    }
+
+    /// Ends the subscription.
+    pub(crate) fn disconnect(&mut self) {
+        self.hang_up();
         self.finished = true;
+    }
+}
+
+impl Drop for Core {
+    fn drop(&mut self) {
+        self.outbox.end();
     }
 }

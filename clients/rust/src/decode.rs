@@ -147,12 +147,11 @@ impl Scalar {
             Scalar::Interval => interval(text).map(Value::Interval),
             // Infinity and BC do not end in a digit; years after 9999 have more digits than four.
             _ if !text.ends_with(|last: char| last.is_ascii_digit()) => return special(),
-            Scalar::Date if text.len() > 10 => return special(),
+            Scalar::Date | Scalar::Timestamp | Scalar::TimestampTz if text.find('-') > Some(4) => return special(),
             Scalar::Date => date(text).map(Value::Date),
             Scalar::Time | Scalar::TimeTz if text.starts_with("24") => return special(),
             Scalar::Time => time(text).map(Value::Time),
             Scalar::TimeTz => timetz(text),
-            Scalar::Timestamp | Scalar::TimestampTz if text.find(' ') > Some(10) => return special(),
             Scalar::Timestamp => timestamp(text).map(Value::Timestamp),
             Scalar::TimestampTz => timestamptz(text).map(Value::TimestampTz),
         };

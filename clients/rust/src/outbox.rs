@@ -81,6 +81,13 @@ impl Outbox {
         state.position = state.position.take().filter(|newest| resume.is_some_and(|resume| resume.reaches(newest)));
     }
 
+    /// The stream that was opened last sends no more.
+    pub(crate) fn end(&self) {
+        let mut state = self.lock();
+        state.stream += 1;
+        state.waker.take().into_iter().for_each(Waker::wake);
+    }
+
     #[cfg(test)]
     pub(crate) fn next(&self, now: Instant) -> Next {
         self.lock().next(now)

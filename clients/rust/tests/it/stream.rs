@@ -383,17 +383,23 @@ async fn a_failover_cannot_be_missed() {
 
 #[tokio::test]
 async fn closing_from_elsewhere_ends_the_loop_and_a_cancelled_wait_loses_nothing() {
-    let hub = Hub::new(vec![script(|connection| async move {
-        connection.send(all!([opened(0, 1), relation()], transaction(16, 1))).await;
-        connection.until_acked(16).await;
-        connection.send(transaction(32, 1)).await;
-        connection.until_ended().await;
-        over()
+    let cancelled = Arc::new(tokio::sync::Notify::new());
+    let go = cancelled.clone();
+    let hub = Hub::new(vec![script(move |connection| {
+        let go = go.clone();
+        async move {
+            connection.send(all!([opened(0, 1), relation()], transaction(16, 1))).await;
+            go.notified().await;
+            connection.send(transaction(32, 1)).await;
+            connection.until_ended().await;
+            over()
+        }
     })])
     .await;
     let mut stream = client(&hub).subscription().subscriber("s").subscribe().unwrap();
     stream.next().await.unwrap().unwrap();
-    tokio::time::timeout(Duration::from_millis(20), stream.next()).await.expect_err("not before the acknowledgement");
+    tokio::time::timeout(Duration::from_millis(20), stream.next()).await.expect_err("not before it was cancelled");
+    cancelled.notify_one();
     assert_eq!(ids_of(&stream.next().await.unwrap().unwrap()), [3200]);
     let closer = stream.closer();
     let ended = tokio::spawn(async move { stream.next().await.is_none() });

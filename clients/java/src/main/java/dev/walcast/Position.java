@@ -16,7 +16,14 @@ import walcast.v1.EventOuterClass;
  */
 public record Position(String lsn, String lineage, long sequence, String snapshot) {
 
-    /** All parts are given. */
+    /**
+     * All parts are given.
+     *
+     * @param lsn not null
+     * @param lineage not null
+     * @param sequence from 0
+     * @param snapshot not null
+     */
     public Position {
         Objects.requireNonNull(lsn);
         Objects.requireNonNull(lineage);

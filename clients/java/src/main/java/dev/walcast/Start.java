@@ -24,7 +24,11 @@ public sealed interface Start {
      * @param lsn {@code X/Y}
      */
     record AfterLsn(String lsn) implements Start {
-        /** Checks the LSN. */
+        /**
+         * Checks the LSN.
+         *
+         * @param lsn {@code X/Y}
+         */
         public AfterLsn {
             Position.lsnToLong(lsn);
         }
