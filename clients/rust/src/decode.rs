@@ -147,7 +147,7 @@ impl Scalar {
             Scalar::Interval => interval(text).map(Value::Interval),
             // Infinity and BC do not end in a digit; years after 9999 have more digits than four.
             _ if !text.ends_with(|last: char| last.is_ascii_digit()) => return special(),
-            Scalar::Date | Scalar::Timestamp | Scalar::TimestampTz if text.find('-') > Some(4) => return special(),
+            Scalar::Date | Scalar::Timestamp | Scalar::TimestampTz if has_long_year(text) => return special(),
             Scalar::Date => date(text).map(Value::Date),
             Scalar::Time | Scalar::TimeTz if text.starts_with("24") => return special(),
             Scalar::Time => time(text).map(Value::Time),
@@ -165,6 +165,11 @@ fn digits<T: TryFrom<u32>>(text: &str, from: usize, to: usize) -> Option<T> {
         .iter()
         .try_fold(0u32, |number, byte| byte.is_ascii_digit().then(|| number * 10 + u32::from(byte - b'0')))?;
     T::try_from(number).ok()
+}
+
+/// Whether the year has more than four digits.
+fn has_long_year(text: &str) -> bool {
+    text.split('-').next().is_some_and(|year| year.len() > 4 && year.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 /// `YYYY-MM-DD`.

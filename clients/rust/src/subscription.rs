@@ -186,10 +186,10 @@ impl Subscription {
 
     /// Makes durable what was acknowledged, as far as the hub answers within 5 s, and closes the connection.
     pub async fn close(self) {
-        if self.acks.is_unflushed() {
-            if let Err(error) = self.flush_within(Duration::from_secs(5)).await {
-                tracing::warn!(%error, "the last acknowledgement was not confirmed");
-            }
+        if self.acks.is_unflushed()
+            && let Err(error) = self.flush_within(Duration::from_secs(5)).await
+        {
+            tracing::warn!(%error, "the last acknowledgement was not confirmed");
         }
     }
 }
