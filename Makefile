@@ -9,7 +9,7 @@ SHELL := /bin/bash
 CARGO ?= cargo
 BUF ?= npx --yes @bufbuild/buf@1.75.0
 MATRIX ?= 14 16 17 18
-CLIENTS ?= python go typescript
+CLIENTS ?= python go typescript java rust
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
 .PHONY: demo build bench bench-quick test test-clients test-versions test-matrix fuzz fmt lint clippy proto deny deps help
