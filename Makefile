@@ -9,6 +9,7 @@ SHELL := /bin/bash
 CARGO ?= cargo
 BUF ?= npx --yes @bufbuild/buf@1.75.0
 MATRIX ?= 14 16 17 18
+CLIENTS ?= python go typescript java rust
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
 .PHONY: demo build bench bench-quick test test-clients test-versions test-matrix fuzz fmt lint clippy proto deny deps help
@@ -30,7 +31,9 @@ test: deps-build deps-postgres
 # Each client's script says what it left out.
 test-clients: deps-build deps-postgres
 	$(CARGO) build --quiet --locked --bin walcast
-	WALCAST_BIN=$(or $(WALCAST_BIN),$(abspath $(TARGET))/debug/walcast) clients/python/scripts/test.sh
+	@for client in $(CLIENTS); do \
+	    WALCAST_BIN=$(or $(WALCAST_BIN),$(abspath $(TARGET))/debug/walcast) clients/$$client/scripts/test.sh || exit 1; \
+	done
 
 # What every version must survive: restarts under load, a dropped publication, kill -9.
 test-versions: deps-build deps-postgres deps-npm

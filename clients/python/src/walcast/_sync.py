@@ -52,7 +52,6 @@ class _Stream:
     def __init__(self, target: Target, core: Core) -> None:
         self._core = core
         self._changed = threading.Condition()
-        self._wakened = False
         self._done = False
         self._first: api.ConsumeRequest | None = core.open_request()
         core.outbox.wake = self._wake
@@ -64,24 +63,20 @@ class _Stream:
 
     def _wake(self) -> None:
         with self._changed:
-            self._wakened = True
             self._changed.notify()
 
     def _requests(self) -> Iterator[api.ConsumeRequest]:
         if self._first is not None:
             yield self._first
         while True:
-            with self._changed:
+            with self._changed:  # so that a stream that was closed takes nothing from the next one
                 if self._done:
                     return
-                self._wakened = False
-            request, wait = self._core.outbox.take()
-            if request is not None:
-                yield request
-                continue
-            with self._changed:
-                if not self._done and not self._wakened:
+                request, wait = self._core.outbox.take()
+                if request is None:
                     self._changed.wait(wait)
+                    continue
+            yield request
 
     def receive(self) -> bytes:
         """The next response; StopIteration or grpc.RpcError at the end."""
