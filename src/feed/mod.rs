@@ -281,6 +281,19 @@ pub struct SourceStatus {
     pub retained_wal_bytes: u64,
     /// Why it is away, with the reason's name in front; empty while connected.
     pub last_error: String,
+    /// The other configured servers, as last seen.
+    pub standbys: Vec<StandbyStatus>,
+}
+
+/// A server that may take over.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StandbyStatus {
+    /// As configured.
+    pub server: String,
+    /// Whether the slot could be used there after a promotion.
+    pub ready: bool,
+    /// Why not; empty if it is.
+    pub detail: String,
 }
 
 /// An opaque, already framed gRPC message: 5-byte prefix and encoded events.

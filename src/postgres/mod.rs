@@ -20,6 +20,7 @@ pub mod replication;
 pub mod server;
 pub mod slot;
 pub mod sql;
+pub mod standby;
 #[cfg(test)]
 mod tests;
 pub mod tls;

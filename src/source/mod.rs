@@ -7,9 +7,11 @@
 //! and what would be a silent gap is refused with a typed reason.
 
 mod course;
+mod gate;
 mod prepare;
 mod reach;
 mod slots;
+mod standbys;
 mod state;
 mod watch;
 
@@ -49,6 +51,8 @@ pub struct Options {
     pub failover_slot: bool,
     /// What to do when the slot does not have what the journal lacks.
     pub on_slot_lost: OnSlotLost,
+    /// Application names of standbys that must have flushed a transaction before it is delivered.
+    pub gate: Vec<String>,
 }
 
 /// What to do when the slot does not have what the journal lacks.
@@ -105,14 +109,16 @@ pub async fn run(
     options: Options,
     journal: Journal,
     mut fresh: bool,
-    mut ingest: Ingest,
+    ingest: Ingest,
     state: SourceState,
     drain: Drain,
 ) -> Result<(), ingest::Error> {
+    let (mut keeper, gate) = gate::gate(&options.gate);
+    let mut ingest = ingest.behind(gate);
     let mut pause = FIRST_PAUSE;
     while !drain.started() {
         let begun = state.streams_begun();
-        let attempt = stream_once(&options, &journal, &mut ingest, &mut fresh, &state, &drain).await;
+        let attempt = stream_once(&options, &journal, &mut ingest, keeper.as_mut(), &mut fresh, &state, &drain).await;
         let Err(error) = attempt else { continue };
         let reason = error.reason();
         state.away(&format!("{}: {error}", reason.as_str()));
@@ -153,6 +159,7 @@ async fn stream_once(
     options: &Options,
     journal: &Journal,
     ingest: &mut Ingest,
+    keeper: Option<&mut gate::Keeper>,
     fresh: &mut bool,
     state: &SourceState,
     drain: &Drain,
@@ -169,13 +176,24 @@ async fn stream_once(
     let prepared = prepare::prepare(options, journal, ingest, fresh, &mut reached, state).await?;
     let reach::Reached { sql, replication, .. } = reached;
     state.reached(sql.clone());
+    if let Some(keeper) = &keeper {
+        keeper.close();
+    }
     let mut stream = replication.start(&options.slot, prepared.start, &options.publication).await?;
     tracing::info!(slot = options.slot, start = %prepared.start, "streaming");
     state.streams();
-    let watched = watch::Watch { sql: &sql, options, publication_oid: prepared.publication_oid, state };
+    let watched = watch::Watch { sql: &sql, options, journal, publication_oid: prepared.publication_oid, state };
+    let gate = async {
+        match keeper {
+            Some(keeper) => keeper.run(&sql).await,
+            None => std::future::pending().await,
+        }
+    };
     let ended = tokio::select! {
         ended = ingest.run(&mut stream, prepared.status_interval, state.nudged(), drain) => ended.map_err(Error::from),
         error = watched.run() => Err(error),
+        error = watched.look_around() => Err(error),
+        error = gate => Err(error),
     };
     if ended.is_ok() {
         stream.stop().await?;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::{Error, Options, SourceState, refused};
 use crate::{
+    journal::Journal,
     metrics,
     postgres::{publication, server, slot, sql::Sql},
     reason::Reason,
@@ -15,6 +16,7 @@ const INTERVAL: Duration = Duration::from_secs(2);
 pub(super) struct Watch<'a> {
     pub sql: &'a Sql,
     pub options: &'a Options,
+    pub journal: &'a Journal,
     pub publication_oid: u32,
     pub state: &'a SourceState,
 }

@@ -215,6 +215,40 @@ async fn without_the_slot_the_gap_is_stated() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn behind_the_gate_nothing_is_taken_back() {
+    let gate = ["--set", "source.gate=walreceiver"];
+    let mut pair = Pair::start(versions::default_major(), Slots::Copied, TABLE, &gate).await;
+    let db = pair.db().await;
+    db.run("INSERT INTO t VALUES (1, 'flushed by both')").await;
+    let mut live = pair.client().subscribe(&Request::new().earliest()).await;
+    live.until("what the standby has", |log| log.commits() == 1).await;
+    pair.cut_off().await;
+    db.run("INSERT INTO t VALUES (2, 'lost')").await;
+    db.run("INSERT INTO t SELECT i, repeat('x', 500) FROM generate_series(10, 2000) i").await;
+    let written = pair.flushed().await;
+    let mut latest = pair.client().subscribe(&Request::new().latest()).await;
+    latest.until("opened", |log| log.opened().is_some()).await;
+    status_says(&pair, |status| {
+        let tail = status.journal.as_ref().and_then(|journal| journal.tail.as_ref());
+        let current = status.source.as_ref().map(|source| source.current_lsn.clone()).unwrap_or_default();
+        !current.is_empty() && lsn(&current) >= written && tail.is_some_and(|tail| lsn(&tail.lsn) < written)
+    })
+    .await;
+    pair.fail_over().await;
+    // The survivor has no standby: the gate is closed there too, until one is back.
+    pair.db().await.run("INSERT INTO t VALUES (3, 'new')").await;
+    pair.rebuild().await;
+    live.until("the new part", |log| log.commits() >= 2).await;
+    let history = live.close();
+    assert_eq!(changed(&history.streams[0]).len(), 1);
+    let parsed = held(&history, Parsed::of(&history));
+    let committed: Vec<i64> = ids(&parsed);
+    assert_eq!(committed, [1, 3], "{}", outline(&history.streams[0]));
+    assert_eq!(retracted(&parsed), []);
+    pair.check(&history).await;
+}
+
 /// For scenarios that wait for what the hub's status says.
 pub async fn status_says(pair: &Pair, what: impl Fn(&pb::GetStatusResponse) -> bool) {
     let client = pair.client();
