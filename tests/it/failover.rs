@@ -208,6 +208,7 @@ async fn without_the_slot_the_gap_is_stated() {
         assert!(inside.last().kinds().any(|kind| matches!(kind, Kind::Gap(_))), "a start inside the gap says so");
         pair.hub.kill9();
         pair.hub.start().await;
+        pair::streaming(&pair.primary).await;
         let whole = pair.collect(Request::new().earliest()).await;
         let parsed = held(&whole, validators::formal(&whole));
         assert_eq!(ids(&parsed), [1, 4]);

@@ -7,6 +7,7 @@ mod checkpoints;
 mod crash;
 mod errors;
 mod failover;
+mod failover_chaos;
 mod failover_histories;
 mod filters;
 mod harness_tests;
