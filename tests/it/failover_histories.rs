@@ -188,9 +188,10 @@ async fn readiness_is_shown(major: u32) {
         samples.into_iter().find(|(name, _)| name.starts_with("walcast_standby_slot_ready{")).map(|(_, value)| value)
     };
     assert_eq!(sample(pair.hub.metrics().await), Some(1.0));
+    let dsn = pair::dsn(&[&pair.primary, &pair.standby]);
     let doctor = || {
         let output = std::process::Command::new(env!("CARGO_BIN_EXE_walcast"))
-            .args(["doctor", "--dsn", &pair::dsn(&[&pair.primary, &pair.standby])])
+            .args(["doctor", "--dsn", &dsn])
             .output()
             .expect("walcast doctor");
         String::from_utf8_lossy(&output.stdout).into_owned()
