@@ -250,6 +250,64 @@ async fn behind_the_gate_nothing_is_taken_back() {
     pair.check(&history).await;
 }
 
+/// The same primary, the slot gone in each of the ways in which that happens; by policy the hub goes on behind the gap.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slot_that_was_lost_on_the_same_primary_leaves_a_gap() {
+    let mut stage = crate::harness::stage().sql(TABLE).args(&["--set", "source.on_slot_lost=continue"]).start().await;
+    stage.db.run("INSERT INTO t VALUES (0, 'kept')").await;
+    stage.journaled().await;
+    let mut expected = vec![0];
+    for (round, lose) in ["dropped", "acknowledged", "invalidated"].into_iter().enumerate() {
+        let id = 10 * (round as i64 + 1);
+        stage.hub.terminate();
+        stage.db.run(&format!("INSERT INTO t VALUES ({id}, 'missing')")).await;
+        match lose {
+            "dropped" => stage.db.run("SELECT pg_drop_replication_slot('walcast')").await,
+            "acknowledged" => {
+                stage.db.run("SELECT pg_replication_slot_advance('walcast', pg_current_wal_insert_lsn())").await
+            }
+            _ => {
+                stage.db.run("ALTER SYSTEM SET max_slot_wal_keep_size = '1MB'; SELECT pg_reload_conf()").await;
+                eventually(Duration::from_secs(60), || async {
+                    stage
+                        .db
+                        .run("SELECT pg_switch_wal(); INSERT INTO t VALUES (-1, 'x'); DELETE FROM t WHERE id = -1")
+                        .await;
+                    stage.db.run("CHECKPOINT").await;
+                    match stage.slot("wal_status").await.as_deref() {
+                        Some("lost") => Ok(()),
+                        other => Err(format!("{other:?}")),
+                    }
+                })
+                .await;
+            }
+        }
+        stage.hub.start().await;
+        stage.streaming().await;
+        stage.db.run(&format!("INSERT INTO t VALUES ({}, 'behind the gap')", id + 1)).await;
+        stage.journaled().await;
+        expected.push(id + 1);
+    }
+    let goal = stage.flushed().await;
+    let mut whole = stage.client().subscribe(&Request::new().earliest()).await;
+    whole.reaches(goal).await;
+    let history = whole.close();
+    let parsed = held(&history, validators::formal(&history));
+    assert_eq!(ids(&parsed), expected, "{}", outline(&history.streams[0]));
+    let gaps: Vec<&str> = history.streams[0]
+        .kinds()
+        .filter_map(|kind| match kind {
+            Kind::Gap(gap) => Some(gap.reason.as_str()),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(gaps.len(), 3, "{gaps:?}");
+    for (gap, why) in gaps.iter().zip(["does not exist", "acknowledged up to", "invalidated"]) {
+        assert!(gap.contains(why), "{gaps:?}");
+    }
+    assert!(!crossed(&history.streams[0]), "no history forked");
+}
+
 /// For scenarios that wait for what the hub's status says.
 pub async fn status_says(pair: &Pair, what: impl Fn(&pb::GetStatusResponse) -> bool) {
     let client = pair.client();
