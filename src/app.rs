@@ -118,6 +118,7 @@ pub async fn serve(config: Config, drain: Drain) -> Result<(), Error> {
             true => source::OnSlotLost::Continue,
             false => source::OnSlotLost::Stop,
         },
+        gate: config.source.gate.clone(),
     };
     let loop_ = source::run(source, journal.clone(), fresh, ingest, state.clone(), drain.clone());
     let source = on_its_own_thread(loop_)?;

@@ -88,6 +88,7 @@ mod tests {
             safe_wal_size: None,
             two_phase: false,
             failover: None,
+            synced: None,
             invalidation_reason: None,
             retained_bytes: 1 << 20,
         };

@@ -31,8 +31,8 @@ fn pretty(status: &pb::GetStatusResponse) -> String {
     };
     let since = journal.earliest_commit_time.as_ref().and_then(timestamp);
     let since = since.map_or_else(String::new, |time| format!("  since {time:.0}"));
-    let alarms = source.alarms.iter().fold(String::new(), |text, alarm| text + "ALARM " + alarm + "\n");
-    let known = pairs(&[
+    let mut text = source.alarms.iter().fold(String::new(), |text, alarm| text + "ALARM " + alarm + "\n");
+    text += &pairs(&[
         ("hub", format!("walcast {}", status.version)),
         ("streams", grouped(u64::from(status.streams))),
         ("source", state),
@@ -46,7 +46,15 @@ fn pretty(status: &pb::GetStatusResponse) -> String {
         ("  earliest", format!("{}{since}", lsn(journal.earliest.as_ref()))),
         ("  tail", lsn(journal.tail.as_ref())),
     ]);
-    alarms + &known
+    for standby in &source.standbys {
+        let state = if standby.ready { "ready to take over" } else { &standby.detail };
+        text += &pairs(&[("standby", format!("{}  {state}", standby.server))]);
+    }
+    for range in &journal.retracted {
+        let (after, up_to) = (lsn(range.after.as_ref()), lsn(range.up_to.as_ref()));
+        text += &pairs(&[("retracted", format!("{}  after {after} up to {up_to}", range.old_lineage))]);
+    }
+    text
 }
 
 fn lsn(position: Option<&pb::Position>) -> String {
@@ -67,6 +75,9 @@ fn to_json(status: &pb::GetStatusResponse) -> Value {
             "retained_wal_bytes": source.retained_wal_bytes,
             "last_error": source.last_error,
             "alarms": source.alarms,
+            "standbys": source.standbys.iter().map(|standby| {
+                json!({ "server": standby.server, "ready": standby.ready, "detail": standby.detail })
+            }).collect::<Vec<_>>(),
         })
     });
     let journal = status.journal.as_ref().map(|journal| {
@@ -76,6 +87,15 @@ fn to_json(status: &pb::GetStatusResponse) -> Value {
             "bytes": journal.bytes,
             "earliest_commit_time":
                 journal.earliest_commit_time.as_ref().and_then(timestamp).map(|time| time.to_string()),
+            "retracted": journal.retracted.iter().map(|range| {
+                json!({
+                    "old_lineage": range.old_lineage,
+                    "new_lineage": range.new_lineage,
+                    "switch_lsn": range.switch_lsn,
+                    "after": position(range.after.as_ref()),
+                    "up_to": position(range.up_to.as_ref()),
+                })
+            }).collect::<Vec<_>>(),
         })
     });
     json!({ "version": status.version, "streams": status.streams, "source": source, "journal": journal })

@@ -249,10 +249,13 @@ impl History {
         cursor
     }
 
-    /// How an earlier lineage ended for whoever was on it when it did: the crossing to what was followed next.
-    pub fn ending(&self, old: LineageId) -> Option<Crossing> {
-        let rank = self.rank(old)?;
-        History::of(self.starts.iter().take(rank + 2).cloned()).crossing(old)
+    /// Where each lineage ended for whoever was on it when it did, if that left something dead; oldest first.
+    pub fn retracted(&self) -> impl Iterator<Item = Crossing> {
+        self.starts.windows(2).zip(&self.branches[1.min(self.branches.len())..]).filter_map(|(pair, branch)| {
+            let [old, to] = pair else { return None };
+            let dead = branch.departs.lineage != old.id || !within(to.left.lsn, to.lineage.switch_lsn);
+            dead.then(|| Crossing { old: old.id, to: to.clone(), departs: branch.departs, same_course: false })
+        })
     }
 }
 
@@ -332,8 +335,8 @@ mod tests {
             let crossing = history.crossing(history.starts()[rank].id).unwrap();
             assert_eq!((crossing.to.first_block, crossing.departs), (20, at(&history, 0, 500)));
         }
-        let ending = history.ending(history.starts()[0].id).unwrap();
-        assert_eq!((ending.to.first_block, ending.departs.lsn), (10, Lsn(1000)), "as it was then");
+        let told: Vec<_> = history.retracted().map(|range| (range.old, range.departs.lsn.0)).collect();
+        assert_eq!(told, [(history.starts()[0].id, 1000), (history.starts()[1].id, 500)]);
     }
 
     #[test]

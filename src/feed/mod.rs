@@ -335,6 +335,19 @@ pub struct SourceStatus {
     pub last_error: String,
     /// What does not stop the stream and must be seen all the same, each with its reason's name in front.
     pub alarms: Vec<String>,
+    /// The other configured servers, as last seen.
+    pub standbys: Vec<StandbyStatus>,
+}
+
+/// A server that may take over.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StandbyStatus {
+    /// As configured.
+    pub server: String,
+    /// Whether the slot could be used there after a promotion.
+    pub ready: bool,
+    /// Why not; empty if it is.
+    pub detail: String,
 }
 
 /// An opaque, already framed gRPC message: 5-byte prefix and encoded events.

@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// Retracted transactions in one `timeline_changed`.
-const PART: usize = if cfg!(test) { 3 } else { 200 };
+const PART: usize = 200;
 
 /// A crossing under way.
 pub(super) struct Passage {

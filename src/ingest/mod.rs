@@ -11,6 +11,7 @@
 //! calls their position the current end of WAL; for a logical walsender it is how far it has decoded): a keepalive's
 //! position may be acknowledged once everything received before it is durable and the position itself is journaled.
 
+mod gate;
 mod relations;
 mod replay;
 mod resent;
@@ -44,6 +45,7 @@ use crate::{
     wire::{block::BlockBuilder, encode},
 };
 
+pub use gate::Gate;
 use relations::Versions;
 use resent::Resent;
 
@@ -114,8 +116,9 @@ pub struct Ingest {
     journal: Journal,
     appender: Appender,
     state: State,
-    /// First block of the transaction that the journal's last block leaves open.
-    open_since: Option<u64>,
+    /// The transaction that the journal's last block leaves open.
+    open: Option<OpenTransaction>,
+    gate: Option<Gate>,
     horizons: Vec<Horizon>,
     desk: Arc<Desk>,
     /// Of a replay that has not ended.
@@ -209,15 +212,36 @@ impl Ingest {
         let mut state = State::new(recovered.complete, &recovered.relations);
         state.last_xid = recovered.last_xid.unwrap_or(0);
         state.resent = recovered.open.clone().map(|open| Resent::new(open, recovered.complete));
-        let open_since = recovered.open.as_ref().map(|open| open.first_block);
         let horizons = recovered.horizons.clone();
         let (desk, replayed) = (state.desk.clone(), HashSet::new());
-        Ingest { journal, appender, state, open_since, horizons, desk, replayed }
+        Ingest { journal, appender, state, open: recovered.open.clone(), gate: None, horizons, desk, replayed }
     }
 
     /// Where others hand in what the loop takes.
     pub fn desk(&self) -> Arc<Desk> {
         self.desk.clone()
+    }
+
+    /// Holds back what this gate does not let pass.
+    pub fn behind(self, gate: Option<Gate>) -> Self {
+        Ingest { gate, ..self }
+    }
+
+    /// Whether something taken has to wait for the gate.
+    fn held(&self) -> bool {
+        let Some(gate) = &self.gate else { return false };
+        let builder = &self.state.builder;
+        !builder.is_empty() && builder.completes() && !gate.passes(builder.up_to().lsn)
+    }
+
+    /// The position to be journaled for WAL that held nothing for us, once the gate lets it pass.
+    fn mark(&self) -> Option<Position> {
+        self.state.mark().filter(|position| self.gate.as_ref().is_none_or(|gate| gate.passes(position.lsn)))
+    }
+
+    /// Appends at the end of a connection. What the gate holds is given up: it was not acknowledged and comes again.
+    async fn append_or_forget(&mut self) -> Result<(), Error> {
+        if self.held() { Ok(()) } else { self.append().await }
     }
 
     /// The complete mark: where the next connection starts.
@@ -264,17 +288,10 @@ impl Ingest {
     /// called before [`Ingest::complete`] is asked where the next connection starts: what is still being written
     /// would otherwise be sent again.
     pub async fn settle(&mut self) -> Result<(), Error> {
-        self.append().await?;
+        self.append_or_forget().await?;
         self.appender.flush().await?;
         let tail = self.appender.tail();
-        if let (Some((transaction, ordinals)), Some(first_block)) =
-            (self.state.builder.open_transaction(), self.open_since)
-        {
-            let open = OpenTransaction { transaction: transaction.clone(), first_block, ordinals };
-            self.state.resent = Some(Resent::new(open, tail));
-        } else if let Some(resent) = self.state.resent.take() {
-            self.state.resent = Some(Resent::new(resent.open, tail));
-        }
+        self.state.resent = self.open.clone().map(|open| Resent::new(open, tail));
         self.state.builder = BlockBuilder::new(tail);
         self.state.versions.start_connection();
         self.state.begun = None;
@@ -297,8 +314,10 @@ impl Ingest {
         let mut status_due = Instant::now();
         let mut next_news = status_due;
         loop {
-            self.take_buffered(stream, status_interval).await?;
-            if self.appender.is_idle() && !stream.crowded() {
+            if !self.take_buffered(stream, status_interval, drain).await? {
+                break;
+            }
+            if self.appender.is_idle() && !self.held() && !stream.crowded() {
                 self.append().await?;
             }
             let durable = restart_lsn(marks.borrow_and_update().tail);
@@ -313,25 +332,39 @@ impl Ingest {
                 self.state.reply_requested = false;
                 status_due = now + status_interval;
             }
-            let (unsettled, crowded) = (self.unsettled(), stream.crowded());
+            let waits = self.held() || self.mark() != self.state.mark();
+            let crowded = stream.crowded();
+            let unsettled = !self.held() && !crowded && self.unsettled();
+            let gate = async {
+                match self.gate.as_mut() {
+                    Some(gate) => gate.moved().await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 biased;
                 () = drain.wait() => break,
                 filled = stream.fill() => filled?,
-                () = self.appender.idle(), if unsettled && !crowded => {}
+                () = self.appender.idle(), if unsettled => {}
+                () = gate, if waits => {}
                 _ = marks.changed(), if !crowded => {}
                 () = nudge.notified() => stream.send_status(durable, durable, durable, true).await?,
                 () = tokio::time::sleep_until(status_due) => {}
             }
         }
-        self.append().await?;
+        self.append_or_forget().await?;
         let durable = restart_lsn(self.appender.flush().await?.tail);
         stream.send_status(durable, durable, durable, false).await?;
         Ok(())
     }
 
-    /// Takes every frame that is already in the receive buffer.
-    async fn take_buffered(&mut self, stream: &mut ReplicationStream, status_interval: Duration) -> Result<(), Error> {
+    /// Takes every frame that is already in the receive buffer; false when draining started meanwhile.
+    async fn take_buffered(
+        &mut self,
+        stream: &mut ReplicationStream,
+        status_interval: Duration,
+        drain: &Drain,
+    ) -> Result<bool, Error> {
         loop {
             if let Some(resent) = &mut self.state.resent {
                 resent.load(&self.journal).await?;
@@ -344,21 +377,43 @@ impl Ingest {
                 Ok(()) => {}
                 Err(Error::Resent { xid, compared }) => {
                     self.state.discard_resent("the source sent it again with other content");
-                    self.append().await?;
+                    self.append_or_forget().await?;
                     return Err(Error::Resent { xid, compared });
                 }
                 Err(error) => {
-                    self.append().await?;
+                    self.append_or_forget().await?;
                     return Err(error);
                 }
             }
             if self.state.builder.len() >= BLOCK_BYTES || self.state.marked {
+                if !self.let_pass(stream, status_interval, drain).await? {
+                    return Ok(false);
+                }
                 self.append_answering(stream, status_interval).await?;
             }
         }
         metrics::add(metrics::SOURCE_TRANSACTIONS, std::mem::take(&mut self.state.transactions));
         metrics::add(metrics::EVENTS_ENCODED, std::mem::take(&mut self.state.events));
-        Ok(())
+        Ok(true)
+    }
+
+    /// Waits for the gate while the walsender keeps hearing from us; false when draining started meanwhile.
+    async fn let_pass(
+        &mut self,
+        stream: &mut ReplicationStream,
+        status_interval: Duration,
+        drain: &Drain,
+    ) -> Result<bool, Error> {
+        while self.held() {
+            let durable = restart_lsn(self.journal.marks().borrow().tail);
+            let Some(gate) = &mut self.gate else { break };
+            tokio::select! {
+                () = drain.wait() => return Ok(false),
+                () = gate.moved() => {}
+                () = tokio::time::sleep(status_interval) => stream.send_status(durable, durable, durable, false).await?,
+            }
+        }
+        Ok(true)
     }
 
     /// Appends while the walsender keeps hearing from us: the journal may be waiting for disk space for hours.
@@ -380,7 +435,7 @@ impl Ingest {
     }
 
     fn unsettled(&self) -> bool {
-        !self.state.builder.is_empty() || self.state.mark().is_some() || !self.state.described.is_empty()
+        !self.state.builder.is_empty() || self.mark().is_some() || !self.state.described.is_empty()
     }
 
     /// Hands everything taken so far to the journal: relation versions, the block, the position passed. Cancel-safe:
@@ -397,16 +452,21 @@ impl Ingest {
             let ends_open = block.ends_open;
             let one_span = !begins_here && ends_open && block.index().is_ok_and(|index| index.spans.len() == 1);
             let number = self.appender.push(Record::Block(block))?;
-            if !ends_open {
-                self.open_since = None;
-            } else if !one_span || self.open_since.is_none() {
-                self.open_since = Some(number);
-            }
+            let first_block = match &self.open {
+                Some(open) if one_span => open.first_block,
+                _ => number,
+            };
+            let open = self.state.builder.open_transaction().filter(|_| ends_open);
+            self.open = open.map(|(transaction, ordinals)| OpenTransaction {
+                transaction: transaction.clone(),
+                first_block,
+                ordinals,
+            });
             if ends_open {
                 crate::failpoint::hit("mid_transaction");
             }
         }
-        if let Some(position) = self.state.mark() {
+        if let Some(position) = self.mark() {
             self.appender.push(Record::Mark(position))?;
             self.state.builder.advance(position);
         }

@@ -277,3 +277,35 @@ pub(super) fn get_relation(bytes: &Bytes) -> Result<Arc<Relation>, Unreadable> {
     let relation = pb::Relation::decode(bytes.clone()).map_err(|_| Unreadable("RELATION"))?;
     Ok(Arc::new(relation_from_pb(&relation)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lineages_are_kept_whole_and_those_of_older_journals_are_read() {
+        let lineage = Lineage {
+            system_identifier: 7,
+            timeline: 2,
+            history: "1\t0/100\tno recovery target specified\n".into(),
+            epoch: 1,
+            switch_lsn: Lsn(0x100),
+        };
+        let id = lineage.id();
+        let left = Position::new(crate::model::LineageId(1), Lsn(0x180));
+        for gap in [None, Some("slot lost".to_owned())] {
+            let tail = Position { sequence: 3, ..Position::new(id, Lsn(0x200)) };
+            let lineage = Arc::new(lineage.clone());
+            let start = LineageStart { lineage, id, first_block: 9, left, tail, gap };
+            let mut payload = BytesMut::new();
+            put_lineage(&mut payload, &start);
+            assert_eq!(get_lineage(&payload.clone().freeze()).unwrap(), start);
+            let reason = start.gap.as_ref().map_or(0, String::len);
+            payload.truncate(payload.len() - POSITION_LEN - 1 - reason);
+            let old = get_lineage(&payload.clone().freeze()).unwrap();
+            assert_eq!((old.tail, old.gap), (Position::new(id, Lsn(0x100)), None));
+            payload.truncate(payload.len() - 1);
+            assert!(get_lineage(&payload.freeze()).is_err());
+        }
+    }
+}

@@ -22,6 +22,7 @@ pub mod replication;
 pub mod server;
 pub mod slot;
 pub mod sql;
+pub mod standby;
 pub mod table;
 #[cfg(test)]
 mod tests;

@@ -11,6 +11,7 @@ use super::{
     replication::{Replication, identifier},
     slot::{self, SlotState},
     sql::{Sql, get, text},
+    standby,
 };
 
 /// How a check ended.
@@ -52,6 +53,7 @@ pub async fn checks(sql: &Sql, options: &ConnectOptions, slot: &str, publication
     list.push(slot_check(sql, options, slot, state.as_ref()).await?);
     list.push(slot_limits(sql, state.as_ref()).await?);
     list.push(other_publications(sql, publication).await?);
+    list.extend(standby::checks(sql, options, slot, state.as_ref()).await?);
     Ok(list)
 }
 

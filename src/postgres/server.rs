@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{
     error::{Error, Result},
-    sql::{Sql, get},
+    sql::{Sql, get, text},
 };
 use crate::lsn::Lsn;
 
@@ -61,6 +61,24 @@ pub async fn wal_positions(sql: &Sql) -> Result<WalPositions> {
         .one("SELECT pg_catalog.pg_current_wal_flush_lsn()::text, pg_catalog.pg_current_wal_insert_lsn()::text", &[])
         .await?;
     Ok(WalPositions { flush: lsn(get(&row, 0)?)?, insert: lsn(get(&row, 1)?)? })
+}
+
+/// How far all of these standbys, by application name, have flushed; `None` while one of them is not connected. The server's
+/// own name (`cluster_name`, which a standby's walreceiver uses) does not count: after a failover it is the primary.
+pub async fn flushed_by(sql: &Sql, standbys: &[String]) -> Result<Option<Lsn>> {
+    let names = standbys.join("\u{1}");
+    let row = sql
+        .one(
+            "SELECT CASE WHEN pg_catalog.count(*) > 0 AND pg_catalog.count(*) = pg_catalog.count(r.flushed)
+                         THEN pg_catalog.min(r.flushed)::text END
+             FROM pg_catalog.string_to_table($1, E'\\x01') n
+             LEFT JOIN LATERAL (SELECT pg_catalog.max(s.flush_lsn) AS flushed FROM pg_catalog.pg_stat_replication s
+                                WHERE s.application_name = n AND s.state = 'streaming') r ON true
+             WHERE n <> pg_catalog.current_setting('cluster_name')",
+            &[text(&names.as_str())],
+        )
+        .await?;
+    get::<Option<&str>>(&row, 0)?.map(lsn).transpose()
 }
 
 /// Whether the server is a standby.

@@ -36,6 +36,8 @@ pub struct SlotState {
     pub two_phase: bool,
     /// Kept in step on standbys; `None` before PostgreSQL 17.
     pub failover: Option<bool>,
+    /// Kept in step with the primary's; false on a primary, `None` before PostgreSQL 17.
+    pub synced: Option<bool>,
     /// Why it cannot be used any more; always `None` before PostgreSQL 17.
     pub invalidation_reason: Option<String>,
     /// WAL bytes that it holds back on this server.
@@ -94,8 +96,8 @@ pub(super) async fn client_of(sql: &Sql, pid: i32) -> Result<Option<String>> {
 
 async fn read(sql: &Sql, rest: &str, params: &[super::sql::Param<'_>]) -> Result<Vec<SlotState>> {
     let new_columns = match sql.version() {
-        170_000.. => "s.failover, s.invalidation_reason::text",
-        _ => "NULL::bool, NULL::text",
+        170_000.. => "s.failover, s.invalidation_reason::text, pg_catalog.pg_is_in_recovery() AND s.synced",
+        _ => "NULL::bool, NULL::text, NULL::bool",
     };
     let statement = format!(
         "SELECT s.slot_name::text, s.plugin::text, s.database::text, s.temporary, s.active_pid, s.restart_lsn::text,
@@ -125,5 +127,6 @@ fn slot_of(row: &Row) -> Result<SlotState> {
         retained_bytes: get::<Option<i64>>(row, 10)?.unwrap_or(0).max(0).unsigned_abs(),
         failover: get(row, 11)?,
         invalidation_reason: get(row, 12)?,
+        synced: get(row, 13)?,
     })
 }

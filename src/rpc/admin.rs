@@ -13,7 +13,7 @@ use super::{
     status,
 };
 use crate::{
-    feed::{Feed, Source, SubscriberKey},
+    feed::{Crossing, Feed, Source, SubscriberKey},
     hub::{Principal, SubscriberInfo},
     lsn::Lsn,
     wire::{pb, position_to_pb, timestamp},
@@ -53,12 +53,18 @@ impl<B: Backend> pb::admin_service_server::AdminService for Admin<B> {
                 retained_wal_bytes: source.retained_wal_bytes,
                 last_error: source.last_error,
                 alarms: source.alarms,
+                standbys: source
+                    .standbys
+                    .into_iter()
+                    .map(|seen| pb::StandbyStatus { server: seen.server, ready: seen.ready, detail: seen.detail })
+                    .collect(),
             }),
             journal: Some(pb::JournalStatus {
                 earliest: known.as_ref().map(|_| position_to_pb(window.earliest)),
                 tail: known.as_ref().map(|_| position_to_pb(window.tail)),
                 bytes: window.bytes,
                 earliest_commit_time: window.earliest_commit_time.map(timestamp),
+                retracted: self.feed.history().retracted().map(retracted_to_pb).collect(),
             }),
             streams: u32::try_from(self.backend.streams()).unwrap_or(u32::MAX),
         }))
@@ -101,6 +107,16 @@ impl<B: Backend> pb::admin_service_server::AdminService for Admin<B> {
         tracing::info!(subscriber = request.subscriber, by = caller.name, "subscriber deleted");
         self.backend.delete_subscriber(&owner, name).await.map_err(|error| status::status(&error))?;
         Ok(Response::new(pb::DeleteSubscriberResponse {}))
+    }
+}
+
+fn retracted_to_pb(crossing: Crossing) -> pb::RetractedRange {
+    pb::RetractedRange {
+        old_lineage: crossing.old.to_string(),
+        new_lineage: crossing.to.id.to_string(),
+        switch_lsn: crossing.to.lineage.switch_lsn.to_string(),
+        after: Some(position_to_pb(crossing.departs)),
+        up_to: Some(position_to_pb(crossing.to.left)),
     }
 }
 

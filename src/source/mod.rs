@@ -7,11 +7,13 @@
 //! and what would be a silent gap is refused with a typed reason.
 
 mod course;
+mod gate;
 mod guard;
 mod prepare;
 mod reach;
 mod recover;
 mod slots;
+mod standbys;
 mod state;
 mod watch;
 
@@ -51,6 +53,8 @@ pub struct Options {
     pub failover_slot: bool,
     /// What to do when the slot does not have what the journal lacks.
     pub on_slot_lost: OnSlotLost,
+    /// Application names of standbys that must have flushed a transaction before it is delivered.
+    pub gate: Vec<String>,
 }
 
 /// What to do when the slot does not have what the journal lacks.
@@ -125,16 +129,19 @@ pub async fn run(
     options: Options,
     journal: Journal,
     fresh: bool,
-    mut ingest: Ingest,
+    ingest: Ingest,
     state: SourceState,
     drain: Drain,
 ) -> Result<(), ingest::Error> {
+    let (mut keeper, gate) = gate::gate(&options.gate);
+    let mut ingest = ingest.behind(gate);
     let mut pause = FIRST_PAUSE;
     let mut carried = Carried { fresh, skipped: false, stuck: None };
     metrics::set(metrics::SOURCE_UNDECODABLE, 0.0);
     while !drain.started() {
         let begun = state.streams_begun();
-        let attempt = stream_once(&options, &journal, &mut ingest, &mut carried, &state, &drain).await;
+        let keeper = keeper.as_mut();
+        let attempt = stream_once(&options, &journal, &mut ingest, keeper, &mut carried, &state, &drain).await;
         let Err(error) = attempt else { continue };
         let reason = error.reason();
         let told = error.told();
@@ -189,6 +196,7 @@ async fn stream_once(
     options: &Options,
     journal: &Journal,
     ingest: &mut Ingest,
+    keeper: Option<&mut gate::Keeper>,
     carried: &mut Carried,
     state: &SourceState,
     drain: &Drain,
@@ -208,6 +216,9 @@ async fn stream_once(
         let prepared = prepare::prepare(options, journal, ingest, fresh, skipped, &mut reached, state).await?;
         carried.skipped = false;
         state.reached(sql.clone());
+        if let Some(keeper) = &keeper {
+            keeper.close();
+        }
         let stream = reached.replication.start(&options.slot, prepared.start, &options.publication).await?;
         Ok((stream, prepared))
     };
@@ -224,9 +235,17 @@ async fn stream_once(
     let guard = guard::Guard::new(journal.clone(), ingest.desk());
     let (publication_oid, stuck) = (prepared.publication_oid, carried.stuck);
     let watched = watch::Watch { sql: &sql, options, publication_oid, state, journal, stuck };
+    let gate = async {
+        match keeper {
+            Some(keeper) => keeper.run(&sql).await,
+            None => std::future::pending().await,
+        }
+    };
     let ended = tokio::select! {
         ended = ingest.run(&mut stream, prepared.status_interval, state.nudged(), drain) => ended.map_err(Error::from),
         error = watched.run(guard) => Err(error),
+        error = watched.look_around() => Err(error),
+        error = gate => Err(error),
     };
     if ended.is_ok() {
         stream.stop().await?;

@@ -94,7 +94,7 @@ impl Reached {
     }
 }
 
-async fn one(options: &Options, connect: &ConnectOptions, journal: &Journal) -> Result<Reached, Error> {
+pub(super) async fn one(options: &Options, connect: &ConnectOptions, journal: &Journal) -> Result<Reached, Error> {
     let sql = Arc::new(Sql::connect(connect).await?);
     if server::in_recovery(&sql).await? {
         let message = format!("{} is a standby; it is followed once it has been promoted", sql.server());

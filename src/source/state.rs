@@ -98,6 +98,11 @@ impl SourceState {
         metrics::set(metrics::SOURCE_CONNECTED, 0.0);
     }
 
+    /// What the source knows to be in the journal, as last read.
+    pub(super) fn confirmed(&self) -> Option<Lsn> {
+        Some(self.0.status.lock().confirmed_flush).filter(|confirmed| *confirmed != Lsn::ZERO)
+    }
+
     /// The slot does not have what lies between, and the hub does not go on without it.
     pub(super) fn lost(&self, from: Lsn, to: Lsn, detail: &str) {
         *self.0.lost.lock() = Some(Lost { from, to, detail: detail.to_owned() });

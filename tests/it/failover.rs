@@ -208,11 +208,104 @@ async fn without_the_slot_the_gap_is_stated() {
         assert!(inside.last().kinds().any(|kind| matches!(kind, Kind::Gap(_))), "a start inside the gap says so");
         pair.hub.kill9();
         pair.hub.start().await;
+        pair::streaming(&pair.primary).await;
         let whole = pair.collect(Request::new().earliest()).await;
         let parsed = held(&whole, validators::formal(&whole));
         assert_eq!(ids(&parsed), [1, 4]);
         assert!(whole.last().kinds().any(|kind| matches!(kind, Kind::Gap(_))));
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn behind_the_gate_nothing_is_taken_back() {
+    let gate = ["--set", "source.gate=walreceiver"];
+    let mut pair = Pair::start(versions::default_major(), Slots::Copied, TABLE, &gate).await;
+    let db = pair.db().await;
+    db.run("INSERT INTO t VALUES (1, 'flushed by both')").await;
+    let mut live = pair.client().subscribe(&Request::new().earliest()).await;
+    live.until("what the standby has", |log| log.commits() == 1).await;
+    pair.cut_off().await;
+    db.run("INSERT INTO t VALUES (2, 'lost')").await;
+    db.run("INSERT INTO t SELECT i, repeat('x', 500) FROM generate_series(10, 2000) i").await;
+    let written = pair.flushed().await;
+    let mut latest = pair.client().subscribe(&Request::new().latest()).await;
+    latest.until("opened", |log| log.opened().is_some()).await;
+    status_says(&pair, |status| {
+        let tail = status.journal.as_ref().and_then(|journal| journal.tail.as_ref());
+        let current = status.source.as_ref().map(|source| source.current_lsn.clone()).unwrap_or_default();
+        !current.is_empty() && lsn(&current) >= written && tail.is_some_and(|tail| lsn(&tail.lsn) < written)
+    })
+    .await;
+    pair.fail_over().await;
+    // The survivor has no standby: the gate is closed there too, until one is back.
+    pair.db().await.run("INSERT INTO t VALUES (3, 'new')").await;
+    pair.rebuild().await;
+    live.until("the new part", |log| log.commits() >= 2).await;
+    let history = live.close();
+    assert_eq!(changed(&history.streams[0]).len(), 1);
+    let parsed = held(&history, Parsed::of(&history));
+    let committed: Vec<i64> = ids(&parsed);
+    assert_eq!(committed, [1, 3], "{}", outline(&history.streams[0]));
+    assert_eq!(retracted(&parsed), []);
+    pair.check(&history).await;
+}
+
+/// The same primary, the slot gone in each of the ways in which that happens; by policy the hub goes on behind the gap.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slot_that_was_lost_on_the_same_primary_leaves_a_gap() {
+    let mut stage = crate::harness::stage().sql(TABLE).args(&["--set", "source.on_slot_lost=continue"]).start().await;
+    stage.db.run("INSERT INTO t VALUES (0, 'kept')").await;
+    stage.journaled().await;
+    let mut expected = vec![0];
+    for (round, lose) in ["dropped", "acknowledged", "invalidated"].into_iter().enumerate() {
+        let id = 10 * (round as i64 + 1);
+        stage.hub.terminate();
+        stage.db.run(&format!("INSERT INTO t VALUES ({id}, 'missing')")).await;
+        match lose {
+            "dropped" => stage.db.run("SELECT pg_drop_replication_slot('walcast')").await,
+            "acknowledged" => {
+                stage.db.run("SELECT pg_replication_slot_advance('walcast', pg_current_wal_insert_lsn())").await
+            }
+            _ => {
+                stage.db.run("ALTER SYSTEM SET max_slot_wal_keep_size = '1MB'; SELECT pg_reload_conf()").await;
+                eventually(Duration::from_secs(60), || async {
+                    stage
+                        .db
+                        .run("SELECT pg_switch_wal(); INSERT INTO t VALUES (-1, 'x'); DELETE FROM t WHERE id = -1")
+                        .await;
+                    stage.db.run("CHECKPOINT").await;
+                    match stage.slot("wal_status").await.as_deref() {
+                        Some("lost") => Ok(()),
+                        other => Err(format!("{other:?}")),
+                    }
+                })
+                .await;
+            }
+        }
+        stage.hub.start().await;
+        stage.streaming().await;
+        stage.db.run(&format!("INSERT INTO t VALUES ({}, 'behind the gap')", id + 1)).await;
+        stage.journaled().await;
+        expected.push(id + 1);
+    }
+    let goal = stage.flushed().await;
+    let mut whole = stage.client().subscribe(&Request::new().earliest()).await;
+    whole.reaches(goal).await;
+    let history = whole.close();
+    let parsed = held(&history, validators::formal(&history));
+    assert_eq!(ids(&parsed), expected, "{}", outline(&history.streams[0]));
+    let gaps: Vec<&str> = history.streams[0]
+        .kinds()
+        .filter_map(|kind| match kind {
+            Kind::Gap(gap) => Some(gap.reason.as_str()),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(gaps.len(), 3, "{gaps:?}");
+    for (gap, why) in gaps.iter().zip(["does not exist", "acknowledged up to", "invalidated"]) {
+        assert!(gap.contains(why), "{gaps:?}");
+    }
+    assert!(!crossed(&history.streams[0]), "no history forked");
 }
 
 /// For scenarios that wait for what the hub's status says.

@@ -8,6 +8,7 @@ mod connecting;
 mod crash;
 mod errors;
 mod failover;
+mod failover_chaos;
 mod failover_histories;
 mod filters;
 mod harness_tests;

@@ -89,6 +89,11 @@ impl BlockBuilder {
         self.events - u32::from(self.bare_begin().is_some()) == 0
     }
 
+    /// Whether the block has a resume point of its own so far.
+    pub fn completes(&self) -> bool {
+        self.up_to != self.after
+    }
+
     /// The open transaction's `begin`, if it is in this block and nothing follows it.
     fn bare_begin(&self) -> Option<(usize, usize)> {
         match &self.open {

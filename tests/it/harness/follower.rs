@@ -218,7 +218,9 @@ fn check_checkpoint(stream: &mut super::client::Stream, resume: Resume, request:
     let asked = seen.asked.iter().any(|asked| asked.lineage == after.lineage && order(asked) == order(&after));
     // A checkpoint that a failover took back comes down to where both histories part; then the stream begins with that.
     let floor = seen.answered.iter().filter(|answered| answered.lineage == after.lineage).map(order).max();
-    if !asked && floor.is_some_and(|floor| order(&after) < floor) {
+    let tail = stream.log.opened().and_then(|opened| opened.tail.clone());
+    let ended = tail.is_some_and(|tail| tail.lineage != after.lineage);
+    if ended && floor.is_some_and(|floor| order(&after) < floor) {
         return;
     }
     assert!(floor.is_none_or(|floor| order(&after) >= floor), "resumed at {after:?}, acknowledged {floor:?}");

@@ -160,6 +160,13 @@ impl Hub {
         Some(status)
     }
 
+    /// Whether the process lives; leaves its exit status to [`Hub::wait_exit`].
+    pub fn is_alive(&self) -> bool {
+        let stat =
+            self.process.as_ref().and_then(|process| fs::read_to_string(format!("/proc/{}/stat", process.id())).ok());
+        stat.and_then(|stat| stat.rsplit(')').next().map(|rest| !rest.trim_start().starts_with('Z'))).unwrap_or(false)
+    }
+
     /// Waits for an end that something else causes, such as a failpoint.
     pub async fn wait_exit(&mut self, deadline: Duration) -> ExitStatus {
         let started = Instant::now();
