@@ -27,14 +27,14 @@ pub use self::horizon::{Marker, newest_valid};
 use crate::{
     failpoint,
     feed::{self, Feed},
-    journal::{Horizon, Journal},
+    journal::{Horizon, Journal, Journaled},
     lsn::Lsn,
     model::{Position, Provenance, Transaction},
     postgres::{
         self,
         conninfo::ConnectOptions,
         logtables::{
-            self, Unprotected,
+            self, Look, Unprotected,
             blockers::{self, Blocker},
             order,
             read::{Pending, Published, Reader},
@@ -65,6 +65,9 @@ pub enum Error<E: Classified> {
     /// The log does not have everything.
     #[error("the log tables do not cover the gap: {}", list(.0))]
     Uncovered(Vec<Unprotected>),
+    /// Retention has removed what would have to be compared with the log.
+    #[error("the journal no longer reaches back to the horizon of the log tables: {0}")]
+    Expired(feed::Error),
     /// A row of the log does not fit the shape it was logged under.
     #[error("log row {id} cannot be replayed: {detail}")]
     Row {
@@ -88,7 +91,7 @@ impl<E: Classified> Classified for Error<E> {
             Error::Postgres(error) => error.reason(),
             Error::Feed(error) => error.reason(),
             Error::Sink(error) => error.reason(),
-            Error::NotInstalled | Error::NoHorizon | Error::Uncovered(_) => Reason::SlotLost,
+            Error::NotInstalled | Error::NoHorizon | Error::Uncovered(_) | Error::Expired(_) => Reason::SlotLost,
             Error::Row { .. } => Reason::DecodeError,
         }
     }
@@ -97,7 +100,7 @@ impl<E: Classified> Classified for Error<E> {
 impl<E: Classified> Error<E> {
     /// Whether the log tables cannot help, now or later, as opposed to a failure that may pass.
     pub fn is_final(&self) -> bool {
-        matches!(self, Error::NotInstalled | Error::NoHorizon | Error::Uncovered(_))
+        matches!(self, Error::NotInstalled | Error::NoHorizon | Error::Uncovered(_) | Error::Expired(_))
     }
 }
 
@@ -146,7 +149,8 @@ impl Recovery<'_> {
             return Err(Error::NotInstalled);
         }
         let horizon = newest_valid(self.horizons, &self.journal.history(), self.cut).ok_or(Error::NoHorizon)?;
-        let uncovered = logtables::unprotected(self.sql, &self.publication.name, Some(&horizon.snapshot)).await?;
+        let uncovered =
+            logtables::unprotected(self.sql, &self.publication.name, Look::Since(&horizon.snapshot)).await?;
         match uncovered.is_empty() {
             true => Ok(horizon),
             false => Err(Error::Uncovered(uncovered)),
@@ -220,11 +224,13 @@ impl Recovery<'_> {
     async fn journaled_since<E: Classified>(&self, horizon: &Horizon) -> Result<HashSet<u64>, Error<E>> {
         let mut journaled = HashSet::new();
         let after = Position::new(horizon.lineage, horizon.low);
-        self.journal
-            .transactions_after(after, &mut |found| {
-                journaled.insert(found.xid);
-            })
-            .await?;
+        let mut hear = |found: Journaled| {
+            journaled.insert(found.xid);
+        };
+        match self.journal.transactions_after(after, &mut hear).await {
+            Err(error @ feed::Error::Expired { .. }) => return Err(Error::Expired(error)),
+            heard => heard?,
+        }
         Ok(journaled)
     }
 }

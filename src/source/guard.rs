@@ -12,7 +12,7 @@ use crate::{
     journal::Journal,
     model::Position,
     postgres::{
-        logtables::{self, audit},
+        logtables::{self, Look, audit},
         publication,
         sql::Sql,
     },
@@ -21,6 +21,8 @@ use crate::{
 
 /// How often leaves are pruned and the tables' triggers are looked at.
 const INTERVAL: Duration = Duration::from_secs(10);
+/// Of so many looks at the triggers one is at all definitions as well.
+const DEFINITIONS_EVERY: u32 = 30;
 
 /// Looks after the log tables of one connection.
 pub(super) struct Guard {
@@ -31,6 +33,9 @@ pub(super) struct Guard {
     due: Instant,
     alarmed: bool,
     first: bool,
+    audits: u32,
+    /// Definitions are looked at again at once, so that the alarm ends when they are mended.
+    drifted: bool,
     /// By table.
     mismatched: BTreeMap<u32, String>,
 }
@@ -45,6 +50,8 @@ impl Guard {
             due: Instant::now(),
             alarmed: false,
             first: true,
+            audits: 0,
+            drifted: false,
             mismatched: BTreeMap::new(),
         }
     }
@@ -76,7 +83,11 @@ impl Guard {
     }
 
     async fn audit(&mut self, sql: &Sql, options: &Options, state: &SourceState) -> Result<(), Error> {
-        let found = logtables::unprotected(sql, &options.publication, None).await?;
+        let definitions = self.audits.is_multiple_of(DEFINITIONS_EVERY) || self.drifted;
+        let look = if definitions { Look::Definitions } else { Look::Triggers };
+        let found = logtables::unprotected(sql, &options.publication, look).await?;
+        self.audits += 1;
+        self.drifted = definitions && !found.is_empty();
         let mut text: Vec<String> = found.iter().map(|found| format!("{}: {}", found.table, found.problem)).collect();
         self.compare(sql, options).await?;
         text.extend(self.mismatched.values().cloned());

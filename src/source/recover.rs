@@ -45,8 +45,11 @@ pub(super) async fn from_log_tables(mending: &mut Mending<'_>, broken: &Broken) 
         state.away(&format!("{}: the new slot waits for {}", reason.as_str(), text.join("; ")));
         tracing::warn!(reason = reason.as_str(), "the new slot waits for {}", text.join("; "));
     };
+    // The snapshot exists on the server that was chosen, which need not be the first one that answers.
+    let mut connect = options.connect.clone();
+    connect.hosts = vec![mending.sql.server().spec.clone()];
     let recovery = Recovery {
-        connect: &options.connect,
+        connect: &connect,
         sql: mending.sql,
         journal: mending.journal,
         horizons: &horizons,
@@ -66,7 +69,10 @@ pub(super) async fn from_log_tables(mending: &mut Mending<'_>, broken: &Broken) 
     let begun = Instant::now();
     let done = recovery.run(mending.replication, &mut Writing(mending.ingest)).await;
     state.alarm(Reason::RecoveryBlocked, &[]);
-    let done = done?;
+    let done = match done {
+        Err(error) if error.is_final() => return Ok(Recovered::Not(error.to_string())),
+        done => done?,
+    };
     tracing::info!(
         from = %recovery.cut,
         consistent_point = %done.consistent_point,

@@ -37,7 +37,13 @@ impl Watch<'_> {
                 return error;
             }
             if let Err(error) = guard.look(self.sql, self.options, self.state).await {
-                return error;
+                if self.sql.is_closed() {
+                    return error;
+                }
+                // The stream goes on without what it cannot do for want of a right, or of a table that is being replaced.
+                self.state
+                    .alarm(Reason::FailoverNotProtected, &[format!("the log tables cannot be looked after: {error}")]);
+                tracing::warn!(%error, "the log tables cannot be looked after");
             }
             tokio::time::sleep(INTERVAL).await;
         }

@@ -38,7 +38,7 @@ pub async fn compare(sql: &Sql, publication: &Publication, sample: &Sample) -> R
         "l.relid"
     };
     let statement = format!(
-        "WITH sampled AS (SELECT * FROM pg_catalog.unnest($1, $2) s(oid, xid)),
+        "WITH sampled AS (SELECT * FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2)) s(oid, xid)),
               logged AS (SELECT {table} AS oid, l.xid, count(*) AS n FROM walcast.log l
                          WHERE l.xid IN (SELECT xid::text::xid8 FROM sampled) AND l.op::text = ANY ($3) GROUP BY 1, 2)
          SELECT s.oid, s.oid::regclass::text, coalesce(l.n, 0) FROM sampled s

@@ -141,8 +141,19 @@ pub struct Unprotected {
     pub problem: String,
 }
 
-/// Published tables whose changes are not all logged now. With a snapshot: or were not all logged since it.
-pub async fn unprotected(sql: &Sql, publication: &str, since: Option<&str>) -> Result<Vec<Unprotected>> {
+/// How closely [`unprotected`] looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Look<'a> {
+    /// At the triggers: cheap with any number of tables.
+    Triggers,
+    /// At the definition of every column too.
+    Definitions,
+    /// Also at what has been since this snapshot.
+    Since(&'a str),
+}
+
+/// Published tables whose changes are not all logged.
+pub async fn unprotected(sql: &Sql, publication: &str, look: Look<'_>) -> Result<Vec<Unprotected>> {
     let filtered = match sql.version() {
         ..=149_999 => "false",
         _ => {
@@ -156,7 +167,7 @@ pub async fn unprotected(sql: &Sql, publication: &str, since: Option<&str>) -> R
                 CASE WHEN NOT walcast.is_captured(p.oid) THEN
                          'its triggers are missing or disabled: walcast logtables install'
                      WHEN {filtered} THEN 'it is published with a row filter, which a replay cannot apply'
-                     WHEN newest.shape IS DISTINCT FROM walcast.shape_of(p.oid) THEN
+                     WHEN CASE WHEN $3 THEN newest.shape IS DISTINCT FROM walcast.shape_of(p.oid) END THEN
                          'its definition has changed unnoticed: walcast logtables install'
                      WHEN $2 <> '' AND NOT coalesce(before.captured, first.created, false) THEN
                          'its changes were not logged from the beginning of the gap'
@@ -174,9 +185,10 @@ pub async fn unprotected(sql: &Sql, publication: &str, since: Option<&str>) -> R
                             ORDER BY s.id DESC LIMIT 1) before ON true
          WHERE $1 <> '' ORDER BY 1"
     );
-    let since = since.unwrap_or_default();
+    let since = if let Look::Since(snapshot) = look { snapshot } else { "" };
+    let definitions = look != Look::Triggers;
     let mut found = Vec::new();
-    for row in sql.query(&statement, &[text(&publication), text(&since)]).await? {
+    for row in sql.query(&statement, &[text(&publication), text(&since), (&definitions, Type::BOOL)]).await? {
         if let Some(problem) = get::<Option<String>>(&row, 1)? {
             found.push(Unprotected { table: get(&row, 0)?, problem });
         }
@@ -231,7 +243,7 @@ pub async fn status(sql: &Sql) -> Result<Status> {
     let leaves: Vec<i64> = get(&row, 4)?;
     let leaves: Vec<u64> = leaves.into_iter().map(i64::unsigned_abs).collect();
     Ok(Status {
-        unprotected: unprotected(sql, &publication, None).await?,
+        unprotected: unprotected(sql, &publication, Look::Definitions).await?,
         publication,
         leaf: get::<i32>(&row, 1)?.unsigned_abs() as u16,
         tables: get::<i64>(&row, 2)?.unsigned_abs(),

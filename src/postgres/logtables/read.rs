@@ -200,7 +200,7 @@ fn parse(id: i64, relid: u32, shape: &str) -> Option<Shape> {
             type_modifier: i32::try_from(column["modifier"].as_i64()?).ok()?,
             in_identity: column["key"].as_bool()?,
         });
-        generated.push(column["generated"].as_str()? != "");
+        generated.push(!column["generated"].as_str()?.is_empty());
         stored.push(column["generated"].as_str()? == "s");
     }
     let relation = Relation {
