@@ -70,6 +70,13 @@ pub struct Window {
     pub expiry_bytes_per_second: u64,
 }
 
+impl Window {
+    /// Whether what comes after this position has been removed.
+    pub fn is_behind(&self, position: Position) -> bool {
+        position.lineage == self.earliest.lineage && position.order() < self.earliest.order()
+    }
+}
+
 /// Why a feed cannot give what was asked for. Every variant becomes a typed gRPC error.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {

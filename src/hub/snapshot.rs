@@ -15,7 +15,7 @@ use super::{
     session::{For, Step},
 };
 use crate::{
-    feed::{Chunk, MARK_PREFIX, Piece, Resume, Rows, Snapshot, SnapshotError, SnapshotMode, resume_to_pb},
+    feed::{self, Chunk, MARK_PREFIX, Piece, Resume, Rows, Snapshot, SnapshotError, SnapshotMode, resume_to_pb},
     lsn::Lsn,
     model::{Operation, Relation, RelationId},
     selection::Selection,

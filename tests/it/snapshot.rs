@@ -241,3 +241,67 @@ async fn an_incremental_snapshot_goes_on_where_it_was() {
     held(&history, replica.apply(&parsed));
     held(&history, replica.equals_source(&stage.db, &["public.items".to_owned()]).await);
 }
+
+/// The hub cannot remember what came before its start, and looks it up in the journal.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transaction_from_before_the_start_of_the_hub_is_not_lost() {
+    let mut stage = stage().sql(TABLE).sql("INSERT INTO items VALUES (1, 'old')").start().await;
+    let other = stage.cluster.connect().await;
+    other.run("BEGIN; INSERT INTO items VALUES (2, 'open all the time')").await;
+    stage.db.run("INSERT INTO items VALUES (3, 'before the restart')").await;
+    stage.hub.kill9();
+    stage.hub.start().await;
+    stage.streaming().await;
+    stage.db.run("INSERT INTO items VALUES (4, 'behind it')").await;
+    for (mode, incremental) in [(SnapshotMode::Consistent, false), (SnapshotMode::Incremental, true)] {
+        let mut stream = snapshot(&stage, Request::new().snapshot(mode)).await;
+        if incremental {
+            other.run("COMMIT").await;
+        }
+        stage.db.run("UPDATE items SET name = name || '!' WHERE id = 3").await;
+        stream.reaches(stage.goal().await).await;
+        let history = stream.close();
+        let parsed = held(&history, validators::formal(&history));
+        assert_eq!(read(&parsed), [1, 3, 4]);
+        assert_eq!(changed(&parsed), if incremental { vec![2, 3] } else { vec![3] });
+        if incremental {
+            makes_the_source(&stage, &history, &["public.items"], true).await;
+        }
+    }
+}
+
+async fn slow_snapshot_while_wal_is_written(retain: &[(&str, &str)]) -> (Stage, Stream) {
+    let mut setup = stage().sql(TABLE).sql("INSERT INTO items SELECT n, 'x' FROM generate_series(1, 12000) n");
+    setup = setup.env("WALCAST_SEGMENT_BYTES", "1MiB");
+    for (name, value) in retain {
+        setup = setup.env(name, value);
+    }
+    let stage = setup.sql("CREATE TABLE load (id int, data text)").start().await;
+    let mut request = Request::new().progress_every(Duration::from_millis(100));
+    let options = pb::SnapshotOptions { mode: SnapshotMode::Consistent as i32, max_rows_per_second: 2000 };
+    request.0.start = Some(pb::Start { at: Some(pb::start::At::Snapshot(options)) });
+    let mut stream = stage.client().subscribe(&request).await;
+    stream.until("snapshot_begin", |log| log.kinds().any(|kind| matches!(kind, Kind::SnapshotBegin(_)))).await;
+    for n in 0..20 {
+        stage.db.run(&format!("INSERT INTO load SELECT {n}, repeat('x', 1000) FROM generate_series(1, 500)")).await;
+    }
+    stage.journaled().await;
+    (stage, stream)
+}
+
+/// Without the snapshot, everything but the last segment would go.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_journal_keeps_what_the_hand_over_needs() {
+    let (stage, mut stream) = slow_snapshot_while_wal_is_written(&[("WALCAST_RETAIN_AGE", "1s")]).await;
+    stream.until("snapshot_end", ended).await;
+    stream.reaches(stage.goal().await).await;
+    makes_the_source(&stage, &stream.close(), &["public.items", "public.load"], false).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn beyond_the_cap_a_snapshot_ends_with_an_error() {
+    let (stage, mut stream) = slow_snapshot_while_wal_is_written(&[("WALCAST_RETAIN_BYTES", "3MiB")]).await;
+    stream.fails_with("POSITION_EXPIRED").await;
+    let journal = stage.client().status().await.expect("status").journal.expect("journal");
+    assert!(journal.bytes <= 5 << 20, "{} bytes", journal.bytes);
+}
