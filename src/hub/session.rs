@@ -168,7 +168,8 @@ pub(super) enum For {
 impl Session {
     pub(super) fn new(opening: Opening) -> Self {
         let Opening { hub, group, shared, cursor, stop_at, token, snapshot, claims, until, .. } = opening;
-        let stamp = Stamp::new(token);
+        let mut stamp = Stamp::new(token);
+        stamp.passed(cursor.after);
         let start = Resume { position: cursor.after, snapshot: stamp.encoded() };
         let marks = hub.feed.marks();
         let route = group.route.as_ref().filter(|_| stop_at.is_none() && until.is_none());

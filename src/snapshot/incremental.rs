@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     feed::{BoxFuture, Chunk, MARK_PREFIX, Piece, Reservation, Rows, SnapshotError},
-    model::{Relation, Visibility},
+    model::{Position, Relation, Visibility},
     postgres::{
         copy::CopyRows,
         table::{self, Table},
@@ -190,17 +190,21 @@ impl Reader {
             }
             None => None,
         };
+        let floor = match &read {
+            Some(read) => Some(self.seen.before(&*self.exporter.feed, &read.seen).await?),
+            None => None,
+        };
         self.mark += 1;
         let content = content(self.run, self.mark);
         table::emit_mark(&session.0, MARK_PREFIX, &content).await.map_err(refused)?;
         self.session = Some(session);
-        let Some(read) = read else {
+        let (Some(read), Some(floor)) = (read, floor) else {
             // Every table from here on was dropped meanwhile.
             let (mark, progress) = (self.mark, self.progress.clone());
             return Ok(Chunk { mark, relation: None, framed: Vec::new(), ended, progress, last: true });
         };
         let mut read = read;
-        let framed = self.valid(&mut read, &content).await?;
+        let framed = self.valid(&mut read, floor, &content).await?;
         self.pacer.count(read.rows.len() as u64);
         let relation = (!framed.is_empty()).then(|| read.relation.clone());
         let mut progress = self.progress.clone();
@@ -264,7 +268,7 @@ impl Reader {
     }
 
     /// The rows that no transaction touched which the chunk's snapshot does not see, of those up to the mark.
-    async fn valid(&mut self, read: &mut Read, content: &str) -> Result<Vec<Bytes>, SnapshotError> {
+    async fn valid(&mut self, read: &mut Read, floor: Position, content: &str) -> Result<Vec<Bytes>, SnapshotError> {
         let places = read.places();
         let mut by_key: HashMap<Vec<u8>, usize> = HashMap::with_capacity(read.rows.len());
         for (number, range) in read.rows.iter().enumerate() {
@@ -274,7 +278,7 @@ impl Reader {
             by_key.insert(key, number);
         }
         let touched = Touched { feed: &*self.exporter.feed, oid: read.relation.oid, key: &read.key, rows: by_key };
-        let marked = tokio::time::timeout(MARK_LAG, touched.up_to(&mut self.seen, &read.seen, content)).await;
+        let marked = tokio::time::timeout(MARK_LAG, touched.up_to(floor, &mut self.seen, &read.seen, content)).await;
         let left = marked.map_err(|_| away("a mark of the snapshot has not arrived"))??;
         if let Some(floor) = self.seen.floor() {
             self.reservation = self.exporter.feed.reserve(floor);

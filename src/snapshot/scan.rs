@@ -67,7 +67,8 @@ pub(super) async fn before(feed: &dyn Feed, seen: &Visibility, until: Lsn) -> Re
     if let Some(known) = feed.before_xid(seen.xmin)
         && known.lineage == tail.lineage
     {
-        return Ok(known);
+        // What is known may be ahead of what is durable.
+        return Ok(if known.order() > tail.order() { tail } else { known });
     }
     tracing::info!(xmin = seen.xmin, "a transaction from before the hub's start is open: searching the journal");
     let mut cursor = feed.locate(Start::Earliest).await.map_err(unreadable)?;

@@ -29,10 +29,15 @@ pub(super) struct Seen {
 }
 
 impl Seen {
-    /// A resume point with every transaction up to it visible in the snapshot.
-    fn before(&mut self, seen: &Visibility) -> Option<Position> {
+    /// A resume point with every transaction up to it visible in the snapshot. Must be asked for before the mark is written:
+    /// what is known then lies in front of it.
+    pub async fn before(&mut self, feed: &dyn Feed, seen: &Visibility) -> Result<Position, SnapshotError> {
         self.unseen.retain(|(xid, _)| !seen.sees(*xid));
-        self.unseen.first().map(|(_, before)| *before).or(self.up_to)
+        match self.floor() {
+            Some(floor) => Ok(floor),
+            // No limit: everything up to the tail may have to be looked at.
+            None => scan::before(feed, seen, Lsn(u64::MAX)).await,
+        }
     }
 
     /// What the next search may need of the journal.
@@ -71,14 +76,15 @@ pub(super) struct Left {
 }
 
 impl Touched<'_> {
-    /// Reads the journal up to the mark with this content, and takes out what was touched; what is left.
-    pub async fn up_to(mut self, known: &mut Seen, seen: &Visibility, mark: &str) -> Result<Left, SnapshotError> {
+    /// Reads the journal from `floor` up to the mark with this content, and takes out what was touched; what is left.
+    pub async fn up_to(
+        mut self,
+        floor: Position,
+        known: &mut Seen,
+        seen: &Visibility,
+        mark: &str,
+    ) -> Result<Left, SnapshotError> {
         let mut again: Option<usize> = None;
-        let floor = match known.before(seen) {
-            Some(floor) => floor,
-            // No limit: everything up to the tail may have to be looked at.
-            None => scan::before(self.feed, seen, Lsn(u64::MAX)).await?,
-        };
         let mut cursor = self.feed.locate(Start::After(floor)).await.map_err(unreadable)?;
         let mut places: HashMap<RelationId, Option<Vec<usize>>> = HashMap::new();
         let mut open: Option<Done> = None;

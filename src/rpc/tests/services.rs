@@ -74,12 +74,38 @@ async fn acknowledge_goes_to_the_hub_and_its_refusals_come_back() {
 }
 
 #[tokio::test]
+async fn a_backfill_is_ordered_or_refused_by_field() {
+    let server = start(Options::default()).await;
+    let mut client = server.changes().await;
+    let order = pb::BackfillRequest {
+        subscriber: "a".to_owned(),
+        action: pb::BackfillAction::Start as i32,
+        filter: Some(pb::Filter { tables: vec!["public.t".to_owned()], ..Default::default() }),
+        ..Default::default()
+    };
+    let answer = within(client.backfill(order.clone())).await.unwrap().into_inner();
+    assert_eq!(answer.snapshot_id, "77");
+    let filter = pb::Filter { columns: vec!["public.t.x".to_owned()], ..Default::default() };
+    let options = pb::SnapshotOptions { mode: pb::SnapshotMode::Consistent as i32, ..Default::default() };
+    for (request, field) in [
+        (pb::BackfillRequest { subscriber: String::new(), ..order.clone() }, "subscriber"),
+        (pb::BackfillRequest { action: 0, ..order.clone() }, "action"),
+        (pb::BackfillRequest { filter: Some(filter), ..order.clone() }, "filter"),
+        (pb::BackfillRequest { options: Some(options), ..order.clone() }, "options.mode"),
+        (pb::BackfillRequest { snapshot_id: "5".to_owned(), ..order.clone() }, "snapshot_id"),
+    ] {
+        let status = within(client.backfill(request)).await.unwrap_err();
+        assert_eq!(status.get_error_details().bad_request().unwrap().field_violations[0].field, field);
+    }
+    let unknown = pb::BackfillRequest { subscriber: "unknown".to_owned(), ..order };
+    let status = within(client.backfill(unknown)).await.unwrap_err();
+    assert_eq!(typed(&status), (Code::NotFound, "SUBSCRIBER_UNKNOWN".to_owned()));
+}
+
+#[tokio::test]
 async fn what_this_version_lacks_says_so() {
     let server = start(Options::default()).await;
     let mut client = server.changes().await;
-    let status = within(client.backfill(pb::BackfillRequest::default())).await.unwrap_err();
-    assert_eq!(typed(&status), (Code::FailedPrecondition, "UNSUPPORTED".to_owned()));
-
     let of = |old_lineage: String| pb::ReadRetractedRequest { old_lineage, ..Default::default() };
     let status = within(client.read_retracted(of("00000000000000aa".to_owned()))).await.unwrap_err();
     assert_eq!(typed(&status), (Code::FailedPrecondition, "LINEAGE_UNKNOWN".to_owned()));
