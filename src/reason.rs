@@ -73,7 +73,7 @@ reasons! {
     SubscriberFenced = "SUBSCRIBER_FENCED", Aborted, None, "A newer stream of the same subscriber has taken over.", "Run one consumer per subscriber name.";
     DiskFull = "DISK_FULL", ResourceExhausted, Some(10.0), "The hub's data directory has no room.", "Free space or lower the retention; the hub goes on by itself.";
     TooManyStreams = "TOO_MANY_STREAMS", ResourceExhausted, Some(5.0), "The limit on streams is reached.", "Close streams, or raise the limit in the hub's configuration.";
-    EventTooLarge = "EVENT_TOO_LARGE", ResourceExhausted, None, "One event is larger than the client can receive.", "Raise max_message_bytes (and the client's own limit), or acknowledge past metadata `lsn` to leave it out on purpose.";
+    EventTooLarge = "EVENT_TOO_LARGE", ResourceExhausted, None, "One event is larger than the client can receive.", "Raise max_message_bytes (and the client's own limit), or leave its transaction out on purpose: acknowledge the position in metadata `lineage`, `lsn`, `sequence`, or start after it. `table` and `ordinal` name the row.";
     Unauthenticated = "UNAUTHENTICATED", Unauthenticated, None, "The call carries no valid bearer token.", "Send `authorization: Bearer <token>`.";
     PermissionDenied = "PERMISSION_DENIED", PermissionDenied, None, "The principal may not do this.", "Metadata `table` names the table; ask the hub's operator for the right.";
     JournalCorrupt = "JOURNAL_CORRUPT", DataLoss, None, "A part of the journal is damaged.", "Metadata names the range; start after it, or from a snapshot.";

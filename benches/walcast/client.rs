@@ -25,6 +25,8 @@ pub struct Orders {
     pub until: Until,
     /// Streams that open and then never read.
     pub stalled: usize,
+    /// Predicate of each stream, `{}` standing for its number; empty for none.
+    pub predicate: String,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -43,6 +45,8 @@ pub enum Until {
     Tail,
     /// For ever; reports once all streams are open.
     Killed,
+    /// As [`Until::Changes`], and each stream reports first when it is open.
+    Following(u64),
     /// Measures column 2, microseconds of the server's clock, against arrival, for so many changes.
     Latency(u64),
     /// Plain TCP until the server closes it.
@@ -70,7 +74,7 @@ pub struct Report {
     pub holes: u64,
 }
 
-fn request(orders: &Orders, after: Option<&[u8]>) -> Vec<u8> {
+fn request(orders: &Orders, number: usize, after: Option<&[u8]>) -> Vec<u8> {
     use pb::start::At;
     let at = match (&orders.start, after) {
         (_, Some(position)) => At::After(pb::Position::decode(position).expect("a position")),
@@ -81,6 +85,10 @@ fn request(orders: &Orders, after: Option<&[u8]>) -> Vec<u8> {
     let request = pb::SubscribeRequest {
         start: Some(pb::Start { at: Some(at) }),
         stop_at_tail: matches!(orders.until, Until::Tail),
+        filter: (!orders.predicate.is_empty()).then(|| pb::Filter {
+            r#where: orders.predicate.replace("{}", &number.to_string()),
+            ..pb::Filter::default()
+        }),
         ..Default::default()
     };
     request.encode_to_vec()
@@ -89,10 +97,10 @@ fn request(orders: &Orders, after: Option<&[u8]>) -> Vec<u8> {
 const PATH: &str = "/walcast.v1.ChangeStreamService/Subscribe";
 
 /// Opens a stream and waits for its first data: until then the hub may still be starting.
-fn open(orders: &Orders, after: Option<&[u8]>, mut data: impl FnMut(&[u8])) -> (Call, Step) {
-    let deadline = Instant::now() + Duration::from_secs(60);
+fn open(orders: &Orders, number: usize, after: Option<&[u8]>, mut data: impl FnMut(&[u8])) -> (Call, Step) {
+    let deadline = Instant::now() + Duration::from_secs(120);
     loop {
-        if let Ok(mut call) = Call::open(orders.port, PATH, &request(orders, after)) {
+        if let Ok(mut call) = Call::open(orders.port, PATH, &request(orders, number, after)) {
             let mut any = false;
             loop {
                 match call.read(|bytes| {
@@ -105,7 +113,7 @@ fn open(orders: &Orders, after: Option<&[u8]>, mut data: impl FnMut(&[u8])) -> (
                 }
             }
         }
-        assert!(Instant::now() < deadline, "no stream within 60 s");
+        assert!(Instant::now() < deadline, "no stream within 120 s");
         std::thread::sleep(Duration::from_millis(2));
     }
 }
@@ -123,7 +131,7 @@ pub fn main(orders: &str) {
         Until::Reconnect => reconnect(&orders),
         Until::Latency(changes) => say(&latency(&orders, changes)),
         Until::Killed => idle(&orders),
-        Until::Changes(_) | Until::Tail | Until::Raw => drain(&orders),
+        Until::Changes(_) | Until::Following(_) | Until::Tail | Until::Raw => drain(&orders),
     }
 }
 
@@ -131,7 +139,7 @@ fn drain(orders: &Orders) {
     let streams: Vec<_> = (0..orders.streams)
         .map(|number| {
             let orders = orders.clone();
-            std::thread::Builder::new().stack_size(256 << 10).spawn(move || one(&orders, number == 0)).expect("thread")
+            std::thread::Builder::new().stack_size(256 << 10).spawn(move || one(&orders, number)).expect("thread")
         })
         .collect();
     let mut sum = Report::default();
@@ -148,15 +156,15 @@ fn drain(orders: &Orders) {
     say(&sum);
 }
 
-fn one(orders: &Orders, looks: bool) -> Report {
+fn one(orders: &Orders, number: usize) -> Report {
     if let Until::Raw = orders.until {
         return raw(orders);
     }
     let target = match orders.until {
-        Until::Changes(changes) => changes,
+        Until::Changes(changes) | Until::Following(changes) => changes,
         _ => u64::MAX,
     };
-    let looks = looks || target != u64::MAX;
+    let looks = number == 0 || target != u64::MAX;
     let mut seen = Events::default();
     let mut bytes = 0;
     let mut take = |data: &[u8]| {
@@ -167,8 +175,11 @@ fn one(orders: &Orders, looks: bool) -> Report {
         seen.changes
     };
     let mut changes = 0;
-    let (mut call, mut step) = open(orders, None, |data| changes = take(data));
+    let (mut call, mut step) = open(orders, number, None, |data| changes = take(data));
     let first_us = now_us();
+    if let Until::Following(_) = orders.until {
+        say(&Report::default());
+    }
     while changes < target && step == Step::Open {
         step = call.read(|data| changes = take(data)).expect("the stream breaks");
     }
@@ -202,7 +213,7 @@ fn idle(orders: &Orders) {
     for number in 0..orders.streams + orders.stalled {
         let (orders, opened) = (orders.clone(), opened.clone());
         let stream = move || {
-            let (mut call, _) = open(&orders, None, |_| {});
+            let (mut call, _) = open(&orders, number, None, |_| {});
             opened.send(()).expect("main");
             if number >= orders.streams {
                 loop {
@@ -222,16 +233,41 @@ fn idle(orders: &Orders) {
     }
 }
 
+/// Of the last stream that hears of each change.
 fn latency(orders: &Orders, changes: u64) -> Report {
+    let (opened, all_open) = std::sync::mpsc::channel();
+    let streams: Vec<_> = (0..orders.streams)
+        .map(|number| {
+            let (orders, opened) = (orders.clone(), opened.clone());
+            let follow = move || follow(&orders, number, changes, &opened);
+            std::thread::Builder::new().stack_size(256 << 10).spawn(follow).expect("thread")
+        })
+        .collect();
+    for _ in 0..orders.streams {
+        all_open.recv().expect("streams");
+    }
+    say(&Report::default());
+    let mut last: Option<Report> = None;
+    for stream in streams {
+        let report = stream.join().expect("stream");
+        match &mut last {
+            None => last = Some(report),
+            Some(last) => {
+                for (slowest, latency) in last.latencies_us.iter_mut().zip(report.latencies_us) {
+                    *slowest = latency.max(*slowest);
+                }
+            }
+        }
+    }
+    last.expect("a stream")
+}
+
+fn follow(orders: &Orders, number: usize, changes: u64, opened: &std::sync::mpsc::Sender<()>) -> Report {
     let mut seen = Events::default();
     let mut latencies = Vec::with_capacity(changes as usize);
-    let mut said = false;
-    let (mut call, _) = open(orders, None, |data| seen.take(data, |_| {}));
+    let (mut call, _) = open(orders, number, None, |data| seen.take(data, |_| {}));
+    opened.send(()).expect("main");
     while (latencies.len() as u64) < changes {
-        if !said {
-            say(&Report::default());
-            said = true;
-        }
         let mut take = |data: &[u8]| {
             let now = now_us() as i64;
             seen.take(data, |seen| latencies.push((now - seen.values[1]).max(0) as u32));
@@ -267,7 +303,7 @@ fn reconnect(orders: &Orders) {
                 id = settled;
             }
         };
-        let (mut call, _) = open(orders, position.as_deref(), |data| take(&mut seen, data));
+        let (mut call, _) = open(orders, 0, position.as_deref(), |data| take(&mut seen, data));
         while call.read(|data| take(&mut seen, data)).is_ok_and(|step| step == Step::Open) {}
         if !seen.position.is_empty() {
             position = Some(seen.position);

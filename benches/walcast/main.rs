@@ -5,6 +5,7 @@ mod client;
 mod events;
 mod h2;
 mod harness;
+mod naive;
 mod pgoutput;
 mod proc;
 mod rawtcp;
@@ -19,6 +20,7 @@ fn main() {
     match args.first().map(String::as_str) {
         Some("client") => return client::main(&args[1]),
         Some("raw") => return rawtcp::main(&args[1]),
+        Some("naive") => return naive::main(&args[1]),
         _ => {}
     }
     let quick = args.iter().any(|arg| arg == "--quick");

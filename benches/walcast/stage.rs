@@ -249,7 +249,7 @@ impl Stage {
 }
 
 pub fn orders(hub: &Hub, streams: usize, start: From, until: Until) -> Orders {
-    Orders { port: hub.grpc_port(), streams, start, until, stalled: 0 }
+    Orders { port: hub.grpc_port(), streams, start, until, stalled: 0, predicate: String::new() }
 }
 
 /// Everything came, once and in order.

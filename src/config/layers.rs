@@ -59,7 +59,12 @@ pub struct Override {
 #[derive(Clone, Debug)]
 pub struct Layers {
     values: BTreeMap<&'static str, (toml::Value, Origin)>,
+    /// Whether libpq's variables say which server is meant.
+    pub(super) libpq: bool,
 }
+
+/// Any of [libpq's variables](https://www.postgresql.org/docs/current/libpq-envars.html) that says where to connect.
+const LIBPQ: [&str; 6] = ["PGHOST", "PGHOSTADDR", "PGPORT", "PGDATABASE", "PGUSER", "PGSERVICE"];
 
 impl Layers {
     /// The built-in defaults.
@@ -72,7 +77,7 @@ impl Layers {
             .iter()
             .filter_map(|setting| Some((setting.key, (parse(setting.default)?, Origin::Default))))
             .collect();
-        Layers { values }
+        Layers { values, libpq: false }
     }
 
     /// Lays a file over it. Every unknown key is a problem.
@@ -108,6 +113,7 @@ impl Layers {
 
     /// Lays environment variables over it; empty ones count as unset.
     pub fn env(&mut self, get: impl Fn(&str) -> Option<String>) {
+        self.libpq |= LIBPQ.iter().any(|name| get(name).is_some_and(|text| !text.is_empty()));
         for setting in SETTINGS {
             if let Some(text) = get(setting.env).filter(|text| !text.is_empty()) {
                 self.values.insert(setting.key, (toml::Value::String(text), Origin::Env(setting.env)));

@@ -33,7 +33,7 @@ pub struct Config {
 /// `[source]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Source {
-    /// How to connect; never empty.
+    /// How to connect; empty: libpq's `PG*` variables say it all.
     pub dsn: Dsn,
     /// Slot name, as PostgreSQL allows it: `[a-z0-9_]{1,63}`.
     pub slot: String,
@@ -64,6 +64,8 @@ pub struct Journal {
     pub retain_age: Duration,
     /// Bytes of blocks kept in memory for live streams.
     pub ring_bytes: u64,
+    /// Bytes read from disk that are kept for readers at the same place.
+    pub cache_bytes: u64,
     /// Bytes that are left free on the file system; intake waits below.
     pub reserve_bytes: u64,
 }
@@ -105,6 +107,8 @@ pub struct Limits {
     pub subscribers: usize,
     /// Streams that read from disk at the same time.
     pub catch_up_readers: usize,
+    /// Bytes of projections that filtered streams share with those behind them.
+    pub projection_bytes: u64,
     /// Open connections.
     pub connections: usize,
     /// HTTP/2 streams per connection.

@@ -69,10 +69,11 @@ impl Reader<'_> {
                     return Dsn::default();
                 }
             },
+            (true, true) if self.layers.libpq => return Dsn::default(),
             (true, true) => {
                 self.wrong(
                     "source.dsn",
-                    "required: how to reach PostgreSQL, such as postgres://user@host:5432/database",
+                    "required: how to reach PostgreSQL, such as postgres://user@host:5432/database (or set PGHOST, PGDATABASE ...)",
                 );
                 return Dsn::default();
             }
@@ -95,6 +96,7 @@ impl Reader<'_> {
             retain_bytes: self.bytes("journal.retain_bytes"),
             retain_age: self.duration("journal.retain_age"),
             ring_bytes: self.bytes("journal.ring_bytes"),
+            cache_bytes: self.bytes("journal.cache_bytes"),
             reserve_bytes: self.bytes("journal.reserve_bytes"),
         };
         if journal.data_dir.as_os_str().is_empty() {
@@ -158,6 +160,7 @@ impl Reader<'_> {
             streams: self.count("limits.streams") as usize,
             subscribers: self.count("limits.subscribers") as usize,
             catch_up_readers: self.count("limits.catch_up_readers") as usize,
+            projection_bytes: self.bytes("limits.projection_bytes"),
             connections: self.count("limits.connections") as usize,
             streams_per_connection: self.count("limits.streams_per_connection"),
             request_bytes: self.small_bytes("limits.request_bytes") as usize,

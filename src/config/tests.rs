@@ -37,6 +37,13 @@ fn later_layers_replace_single_keys() {
 }
 
 #[test]
+fn libpqs_variables_are_enough_to_know_the_server() {
+    let config = load("", &[("PGHOST", "db")], &[]).expect("valid");
+    assert_eq!(config.source.dsn.expose(), "");
+    assert!(problems(load("", &[("PGPASSWORD", "x"), ("PGHOST", "")], &[])).iter().any(|line| line.contains("PGHOST")));
+}
+
+#[test]
 fn every_problem_is_told_at_once_with_its_key_and_origin() {
     let file = "[source]\nslott = 'x'\n[grpcc]\nlisten = ''\n[journal]\nretain_bytes = '10G'\nring_bytes = -1";
     let told = problems(load(file, &[("WALCAST_SLOT", "Bad-Slot")], &[("log.format", "xml")]));

@@ -30,7 +30,11 @@ impl Session {
         match end {
             End::At(position) => {
                 self.shared.set_pass_over(Some(position));
-                Err(Error::too_large(bytes, self.max_message, position))
+                let row = self.outbox.subject().and_then(|subject| {
+                    let table = self.hub.feed.relation(subject.relation)?.qualified_name();
+                    Some((table, subject.ordinal))
+                });
+                Err(Error::too_large(bytes, self.max_message, position, row))
             }
             End::Discarded => {
                 self.outbox.leave_out();

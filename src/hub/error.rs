@@ -81,14 +81,27 @@ impl Error {
         .with("insert", insert)
     }
 
-    pub(super) fn too_large(bytes: usize, limit: usize, position: Position) -> Self {
-        Error::new(
-            Reason::EventTooLarge,
-            format!("an event of {bytes} bytes exceeds the {limit} that the client can receive; its transaction ends at {position}"),
-        )
-        .with("bytes", bytes)
-        .with("limit", limit)
-        .with("lsn", position.lsn)
+    /// `position`: of the transaction's end, or of a message outside transactions. `row`: its table, and its ordinal in
+    /// the transaction. The metadata hold all that `Position` needs, so that the event can be passed over.
+    pub(super) fn too_large(bytes: usize, limit: usize, position: Position, row: Option<(String, u64)>) -> Self {
+        let what = match &row {
+            Some((table, ordinal)) => format!("change {ordinal} of its transaction, in {table},"),
+            None => "a message".to_owned(),
+        };
+        let message = format!(
+            "{what} has {bytes} bytes, and the client can receive {limit}; acknowledge {position} to leave it out with the \
+             rest of its transaction"
+        );
+        let mut error = Error::new(Reason::EventTooLarge, message)
+            .with("bytes", bytes)
+            .with("limit", limit)
+            .with("lsn", position.lsn)
+            .with("lineage", position.lineage)
+            .with("sequence", position.sequence);
+        if let Some((table, ordinal)) = row {
+            error = error.with("table", table).with("ordinal", ordinal);
+        }
+        error
     }
 
     pub(super) fn draining(position: Position) -> Self {

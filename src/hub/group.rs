@@ -24,8 +24,6 @@ use crate::{
     wire::{block::Block, encode, rows::Pick},
 };
 
-/// Bytes of projections that all groups together keep; each has an equal share.
-const CACHE_BYTES: usize = 64 << 20;
 /// Share that a group has at least: the projection that its streams are sending now.
 const CACHE_SHARE_MIN: usize = 64 << 10;
 
@@ -124,7 +122,7 @@ impl Group {
         if self.newest.load().as_ref().is_none_or(|newest| newest.block < projection.block) {
             self.newest.store(Some(projection.clone()));
         }
-        let share = self.groups.upgrade().map_or(0, |groups| CACHE_BYTES / groups.len().max(1)).max(CACHE_SHARE_MIN);
+        let share = self.groups.upgrade().map_or(0, |groups| groups.bytes / groups.len().max(1)).max(CACHE_SHARE_MIN);
         let mut cache = self.cache.lock();
         let bytes = projection.footprint();
         cache.order.push_back((projection.block, bytes));
@@ -150,8 +148,9 @@ impl Plans for Group {
 }
 
 /// All groups with at least one stream.
-#[derive(Default)]
 pub(super) struct Groups {
+    /// Of projections that all groups together keep; each has an equal share.
+    bytes: usize,
     map: Mutex<HashMap<(String, RowFormat), Weak<Group>>>,
     pub router: Router,
     /// When which position was committed, as far as streams came by.
@@ -159,6 +158,10 @@ pub(super) struct Groups {
 }
 
 impl Groups {
+    pub fn new(bytes: usize) -> Self {
+        Groups { bytes, map: Mutex::default(), router: Router::default(), timeline: Timeline::default() }
+    }
+
     /// The group of a selection.
     pub fn join(self: &Arc<Self>, feed: &Arc<dyn Feed>, selection: Selection, format: RowFormat) -> Arc<Group> {
         let mut map = self.map.lock();

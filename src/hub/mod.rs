@@ -61,6 +61,8 @@ pub struct Limits {
     pub subscribers: usize,
     /// Readers that read from disk at the same time; others wait for a turn.
     pub catch_up_readers: usize,
+    /// Bytes of projections that all filtered streams together keep for those behind them.
+    pub projection_bytes: usize,
 }
 
 /// Row format of a stream.

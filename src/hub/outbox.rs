@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     feed::Frame,
-    model::Position,
+    model::{Position, RelationId},
     wire::{pb, position_from_pb},
 };
 
@@ -140,6 +140,19 @@ impl Outbox {
         }
     }
 
+    /// The table and ordinal of the next event, if it is a change: what names the row.
+    pub fn subject(&self) -> Option<Subject> {
+        let payload = frames::payload(&self.items.front()?.message);
+        let event = payload.get(self.offset..).and_then(frames::first)?;
+        match event.kind {
+            Kind::Change => {
+                let change = pb::Change::decode(event.body).ok()?;
+                Some(Subject { relation: RelationId(change.relation_id), ordinal: change.ordinal })
+            }
+            _ => None,
+        }
+    }
+
     /// How the transaction of the next event ends: at a resume point (of a message outside transactions its own), or
     /// never.
     pub fn end(&self) -> End {
@@ -166,6 +179,13 @@ impl Outbox {
             self.offset += payload.get(self.offset..).and_then(frames::first).map_or(0, |event| event.len);
         }
     }
+}
+
+/// Which change it is in its transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Subject {
+    pub relation: RelationId,
+    pub ordinal: u64,
 }
 
 /// How a transaction ends.

@@ -253,7 +253,7 @@ pub(super) struct World {
 
 impl World {
     pub fn new() -> Self {
-        World::with(Limits { streams: 100, subscribers: 100, catch_up_readers: 2 })
+        World::with(Limits { streams: 100, subscribers: 100, catch_up_readers: 2, projection_bytes: 64 << 20 })
     }
 
     pub fn with(limits: Limits) -> Self {
@@ -274,7 +274,7 @@ impl World {
 
     /// Another hub over the same feed and checkpoints, as after a restart.
     pub fn restart(self) -> Self {
-        let limits = Limits { streams: 100, subscribers: 100, catch_up_readers: 2 };
+        let limits = Limits { streams: 100, subscribers: 100, catch_up_readers: 2, projection_bytes: 64 << 20 };
         let drain = Drain::new();
         let hub = Hub::new(self.feed.clone(), self.source.clone(), self.checkpoints.clone(), limits, drain.clone());
         World { hub, drain, ..self }

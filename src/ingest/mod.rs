@@ -3,8 +3,8 @@
 //!
 //! pgoutput protocol 1 sends a transaction only after its commit, and BEGIN already names the commit LSN, so changes
 //! flow through in blocks and no transaction is ever held in memory. A block is sealed when it is large enough, or when
-//! nothing more is buffered and the journal's writer is idle: while one fsync runs, the next block fills, which is all
-//! the batching there is.
+//! nothing more is to be had at once and the journal's writer is idle: while one fsync runs, the next block fills, which
+//! is all the batching there is.
 //!
 //! What PostgreSQL is told is the *complete* mark, never a position inside a transaction. Keepalives move it over WAL
 //! that held nothing for us ([the documentation](https://www.postgresql.org/docs/current/protocol-replication.html)
@@ -42,6 +42,10 @@ use resent::Resent;
 
 /// A block is sealed at this many payload bytes: four HTTP/2 frames of the default size.
 const BLOCK_BYTES: usize = 64 * 1024;
+
+/// While changes come as fast as they can be read, PostgreSQL hears of the complete mark this often rather than after
+/// every fsync.
+const NEWS_INTERVAL: Duration = Duration::from_millis(10);
 
 /// The LSN that START_REPLICATION and status updates may name for a resume point. WAL records start at multiples of 8,
 /// and the position of a message outside transactions is its end + 1; rounding down gives back its end, at which the
@@ -243,24 +247,27 @@ impl Ingest {
         let mut marks = self.journal.marks();
         let mut told = None;
         let mut status_due = Instant::now();
+        let mut next_news = status_due;
         loop {
             if !self.take_buffered(stream, status_interval, drain).await? {
                 break;
             }
-            if self.appender.is_idle() && !self.held() {
+            if self.appender.is_idle() && !self.held() && !stream.crowded() {
                 self.append().await?;
             }
             let durable = restart_lsn(marks.borrow_and_update().tail);
             let now = Instant::now();
-            if now >= status_due || self.state.reply_requested || told < Some(durable) {
+            let news = told < Some(durable) && (!stream.crowded() || now >= next_news);
+            if now >= status_due || self.state.reply_requested || news {
                 crate::failpoint::hit("after_fsync_before_status");
                 stream.send_status(durable, durable, durable, false).await?;
                 told = Some(durable);
+                next_news = now + NEWS_INTERVAL;
                 self.state.reply_requested = false;
                 status_due = now + status_interval;
             }
             let waits = self.held() || self.mark() != self.state.mark();
-            let unsettled = !self.held() && self.unsettled();
+            let (unsettled, crowded) = (!self.held() && self.unsettled(), stream.crowded());
             let gate = async {
                 match self.gate.as_mut() {
                     Some(gate) => gate.moved().await,
@@ -271,9 +278,9 @@ impl Ingest {
                 biased;
                 () = drain.wait() => break,
                 filled = stream.fill() => filled?,
-                () = self.appender.idle(), if unsettled => {}
+                () = self.appender.idle(), if unsettled && !crowded => {}
                 () = gate, if waits => {}
-                _ = marks.changed() => {}
+                _ = marks.changed(), if !crowded => {}
                 () = nudge.notified() => stream.send_status(durable, durable, durable, true).await?,
                 () = tokio::time::sleep_until(status_due) => {}
             }

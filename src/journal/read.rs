@@ -1,6 +1,7 @@
 //! [`Feed`] over segments and ring: from a start to a cursor, from a cursor to a block.
 
 use std::{
+    fs::File,
     io,
     sync::{Arc, atomic::Ordering},
 };
@@ -10,8 +11,10 @@ use tokio::sync::watch;
 use super::{
     Shared,
     chunk::{self, Decoded},
-    map::{After, Chunk, Map},
+    disk::FilePieces,
+    map::{After, Chunk, Map, Segment},
     ring::Lookup,
+    segment::{Kind, RECORDS, Scanner, Step},
 };
 use crate::{
     feed::{BoxFuture, Crossing, Cursor, Error, Feed, Fetched, History, Marks, Start, Window},
@@ -354,6 +357,10 @@ pub(super) fn find_earliest(map: &Map) -> io::Result<Option<(Position, u64, Opti
         let time = chunk.map_or(Ok(None), |chunk| first_commit_time(map, chunk, 0))?;
         return Ok(Some((segment.after, segment.first_block, time)));
     }
+    if let Some((position, block)) = founded(segment)? {
+        let time = chunk.map_or(Ok(None), |chunk| first_commit_time(map, chunk, block))?;
+        return Ok(Some((position, block, time)));
+    }
     let Some(mut chunk) = chunk else { return Ok(None) };
     loop {
         let decoded = chunk::read(&chunk)?;
@@ -370,6 +377,24 @@ pub(super) fn find_earliest(map: &Map) -> io::Result<Option<(Position, u64, Opti
         match map.chunk_after(&chunk) {
             After::Chunk(next) => chunk = next,
             After::Tail | After::Gone => return Ok(Some((map.marks.tail, map.marks.next_block, None))),
+        }
+    }
+}
+
+/// The resume point that a journal's first segment begins with, before any block, and the number of the block behind it.
+fn founded(segment: &Segment) -> io::Result<Option<(Position, u64)>> {
+    if segment.after.lineage != LineageId::default() || segment.unreadable.is_some() {
+        return Ok(None);
+    }
+    let file = File::open(&segment.path)?;
+    let mut scanner = Scanner::new(FilePieces::new(&file, segment.len, 4096)?, segment.salt, RECORDS, false);
+    loop {
+        match scanner.step()? {
+            Step::Record { header, .. } if header.kind == Kind::Mark as u8 => {
+                return Ok(Some((header.last, header.block)));
+            }
+            Step::Record { header, .. } if header.kind != Kind::Block as u8 => {}
+            Step::Record { .. } | Step::Damage { .. } | Step::End { .. } => return Ok(None),
         }
     }
 }

@@ -82,7 +82,7 @@ async fn wal_level(sql: &Sql) -> Result<Check> {
     Ok(match level.as_str() {
         "logical" => check("wal_level", Outcome::Ok, "logical", None),
         _ => {
-            let fix = Some("ALTER SYSTEM SET wal_level = logical; then restart PostgreSQL".into());
+            let fix = Some("ALTER SYSTEM SET wal_level = logical; -- then restart PostgreSQL".into());
             check("wal_level", Outcome::Failed, format!("{level}, but logical decoding needs logical"), fix)
         }
     })
@@ -105,7 +105,7 @@ async fn replication(sql: &Sql, options: &ConnectOptions) -> Check {
             let role = identifier(&options.user);
             let fix = match error.sqlstate() {
                 Some("42501") => Some(format!("ALTER ROLE {role} REPLICATION;")),
-                Some("53300") => Some("ALTER SYSTEM SET max_wal_senders = 20; then restart PostgreSQL".into()),
+                Some("53300") => Some("ALTER SYSTEM SET max_wal_senders = 20; -- then restart PostgreSQL".into()),
                 Some("28000") => Some(format!(
                     "Add to pg_hba.conf: host {} {role} <address of this machine>/32 scram-sha-256, then SELECT pg_reload_conf();",
                     identifier(&options.dbname)
@@ -135,7 +135,7 @@ async fn capacity(sql: &Sql, slot_exists: bool) -> Result<[Check; 2]> {
             true => check(name, Outcome::Ok, detail, None),
             false if !needed => check(name, Outcome::Ok, format!("{detail}, and the slot is one of them"), None),
             false => {
-                let fix = format!("ALTER SYSTEM SET {setting} = {}; then restart PostgreSQL", most + 10);
+                let fix = format!("ALTER SYSTEM SET {setting} = {}; -- then restart PostgreSQL", most + 10);
                 check(name, Outcome::Failed, detail, Some(fix))
             }
         }
@@ -148,8 +148,10 @@ async fn capacity(sql: &Sql, slot_exists: bool) -> Result<[Check; 2]> {
 
 async fn publication_check(sql: &Sql, name: &str, found: Option<&Publication>) -> Result<Check> {
     let Some(found) = found else {
-        let fix =
-            format!("CREATE PUBLICATION {} FOR ALL TABLES; or walcast serve --create-publication", identifier(name));
+        let fix = format!(
+            "CREATE PUBLICATION {} FOR ALL TABLES; -- or: walcast serve --create-publication",
+            identifier(name)
+        );
         let detail = format!("{name:?} does not exist in this database");
         return Ok(check("publication", Outcome::Failed, detail, Some(fix)));
     };
@@ -225,7 +227,7 @@ async fn slot_check(sql: &Sql, options: &ConnectOptions, name: &str, state: Opti
     }
     if slot.is_lost() {
         let why = slot.invalidation_reason.as_deref().or(slot.wal_status.as_deref()).unwrap_or("lost");
-        let fix = format!("walcast slot drop {name}; changes since {} are not in it any more", shown(slot));
+        let fix = format!("walcast slot drop {name} # changes since {} are not in it any more", shown(slot));
         return failed(format!("{name:?} is invalidated ({why})"), fix);
     }
     if let Some(pid) = slot.active_pid {

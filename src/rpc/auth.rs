@@ -21,7 +21,7 @@ use tower::Service;
 use super::{
     Peer, status,
     throttle::Throttle,
-    tokens::{Caller, Tokens},
+    tokens::{Caller, Grant, Tokens},
 };
 use crate::reason::Reason;
 
@@ -34,7 +34,7 @@ const OPEN: &[&str] = &["/grpc.health.v1.Health/", "/grpc.reflection."];
 /// Failed attempts that are logged per second.
 const LOGGED_PER_SECOND: u32 = 3;
 
-/// Puts a [`Caller`] into the extensions of each request, or answers UNAUTHENTICATED or PERMISSION_DENIED.
+/// Puts a [`Caller`], and with tokens a [`Grant`], into the extensions of each request, or answers UNAUTHENTICATED or PERMISSION_DENIED.
 #[derive(Clone)]
 pub struct Auth<S> {
     inner: S,
@@ -68,8 +68,11 @@ where
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         match self.rules.caller(&request) {
-            Ok(caller) => {
+            Ok((caller, grant)) => {
                 request.extensions_mut().insert(caller);
+                if let Some(grant) = grant {
+                    request.extensions_mut().insert(grant);
+                }
                 Either::Right(self.inner.call(request))
             }
             Err(status) => Either::Left(ready(Ok(status.into_http()))),
@@ -78,18 +81,18 @@ where
 }
 
 impl Rules {
-    fn caller(&self, request: &Request<Body>) -> Result<Caller, Status> {
+    fn caller(&self, request: &Request<Body>) -> Result<(Caller, Option<Grant>), Status> {
         let path = request.uri().path();
-        let Some(tokens) = &self.tokens else { return Ok(Caller::unnamed()) };
+        let Some(tokens) = &self.tokens else { return Ok((Caller::unnamed(), None)) };
         if self.open_paths && OPEN.iter().any(|prefix| path.starts_with(prefix)) {
-            return Ok(Caller::default());
+            return Ok((Caller::default(), None));
         }
-        let caller = bearer(request.headers())
-            .and_then(|token| tokens.caller(token).ok_or("the bearer token is not known to this hub"));
-        match caller {
-            Ok(caller) if caller.admin || !path.starts_with(ADMIN) => Ok(caller),
-            Ok(caller) => {
-                self.report(request, &format!("{} has no admin right", caller.principal.name));
+        let grant = bearer(request.headers())
+            .and_then(|token| tokens.grant(token).ok_or("the bearer token is not known to this hub"));
+        match grant {
+            Ok(grant) if grant.caller().admin || !path.starts_with(ADMIN) => Ok((grant.caller().clone(), Some(grant))),
+            Ok(grant) => {
+                self.report(request, &format!("{} has no admin right", grant.caller().principal.name));
                 Err(status::refuse(Reason::PermissionDenied, "AdminService needs a token with the right `admin`"))
             }
             Err(problem) => {

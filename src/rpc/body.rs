@@ -20,7 +20,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tonic::Status;
 use tracing::Span;
 
-use super::{backend::Session, request, status};
+use super::{backend::Session, request, status, tokens::Grant};
 use crate::reason::{Classified, Reason};
 
 /// A stream of framed messages that ends with trailers. Dropping it closes the session.
@@ -28,9 +28,12 @@ pub struct StreamBody {
     messages: Option<Messages>,
     /// The client's half of Consume: finishes with the violation that ends the stream, or with nothing.
     requests: Option<Requests>,
+    /// Finishes when the token that opened the stream no longer allows it.
+    withdrawn: Option<Withdrawn>,
     log: Log,
 }
 
+type Withdrawn = Pin<Box<dyn Future<Output = (Reason, &'static str)> + Send>>;
 type Messages = Pin<Box<dyn Stream<Item = Result<Bytes, End>> + Send>>;
 
 /// What reads the client's half of Consume.
@@ -58,8 +61,8 @@ struct Log {
 }
 
 impl StreamBody {
-    /// The body of one session. `span` names the stream in the log.
-    pub fn new<S>(session: S, requests: Option<Requests>, span: Span) -> Self
+    /// The body of one session. `grant` is what the caller was let in with, `span` names the stream in the log.
+    pub fn new<S>(session: S, requests: Option<Requests>, grant: Option<Grant>, span: Span) -> Self
     where
         S: Session,
         S::Error: Classified + Send,
@@ -72,6 +75,7 @@ impl StreamBody {
         StreamBody {
             messages: Some(Box::pin(messages)),
             requests,
+            withdrawn: grant.map(|grant| -> Withdrawn { Box::pin(grant.withdrawn()) }),
             log: Log { span, opened: Instant::now(), messages: 0, bytes: 0, ended: None },
         }
     }
@@ -101,7 +105,17 @@ impl http_body::Body for StreamBody {
         let this = &mut *self;
         let Some(messages) = &mut this.messages else { return Poll::Ready(None) };
         let _entered = this.log.span.enter();
-        let Poll::Ready(next) = next(messages, &mut this.requests, cx) else { return Poll::Pending };
+        let withdrawn = this.withdrawn.as_mut().map(|withdrawn| withdrawn.as_mut().poll(cx));
+        let next = match withdrawn {
+            Some(Poll::Ready((reason, why))) => {
+                this.withdrawn = None;
+                Some(Err(End { reason, status: Box::new(status::refuse(reason, why)) }))
+            }
+            _ => match next(messages, &mut this.requests, cx) {
+                Poll::Ready(next) => next,
+                Poll::Pending => return Poll::Pending,
+            },
+        };
         let end = match next {
             Some(Ok(message)) => {
                 this.log.messages += 1;

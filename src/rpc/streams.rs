@@ -119,7 +119,7 @@ impl<B: Backend> StreamServer<B> {
         let peer = peer(&parts.extensions);
         let subscription = request::subscription("", message, false, peer).map_err(|error| status::status(&error))?;
         let (session, span) = self.start(&parts.extensions, subscription).await?;
-        Ok(StreamBody::new(session, None, span))
+        Ok(StreamBody::new(session, None, parts.extensions.get().cloned(), span))
     }
 
     async fn read_retracted(&self, request: Request<Body>) -> Result<StreamBody, Status> {
@@ -135,7 +135,8 @@ impl<B: Backend> StreamServer<B> {
         let caller = parts.extensions.get::<Caller>().cloned().unwrap_or_default();
         let span = tracing::info_span!("retracted", lineage = %retracted.old_lineage, peer = peer(&parts.extensions));
         let session = self.backend.read_retracted(&caller.principal, retracted).await;
-        Ok(StreamBody::new(session.map_err(|error| status::status(&error))?, None, span))
+        let session = session.map_err(|error| status::status(&error))?;
+        Ok(StreamBody::new(session, None, parts.extensions.get().cloned(), span))
     }
 
     async fn consume(&self, request: Request<Body>) -> Result<StreamBody, Status> {
@@ -152,7 +153,7 @@ impl<B: Backend> StreamServer<B> {
         let (session, span) = self.start(&parts.extensions, subscription).await?;
         // A task of its own, because the body is not polled while the client's window is full.
         let requests = AbortOnDropHandle::new(tokio::spawn(follow(messages, session.control())));
-        Ok(StreamBody::new(session, Some(requests), span))
+        Ok(StreamBody::new(session, Some(requests), parts.extensions.get().cloned(), span))
     }
 
     async fn start(

@@ -15,7 +15,8 @@
 //! * tables: globs over `schema.table`, separated by commas, or `*` for every table. Required.
 //! * `admin`: may also call `AdminService`.
 //!
-//! A file that cannot be read or does not parse is an error at the start and later leaves the tokens as they were.
+//! A token that is taken out of the file, or whose principal may read less than before, ends its open streams. A file
+//! that cannot be read or does not parse is an error at the start and later leaves the tokens as they were.
 //! Memory holds SHA-256 digests only, and every comparison goes over all of them in constant time.
 
 use std::{
@@ -31,8 +32,9 @@ use globset::Glob;
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
+use tokio::sync::watch;
 
-use crate::hub::Principal;
+use crate::{hub::Principal, reason::Reason};
 
 /// Why the token file cannot be used. Never holds a token.
 #[derive(Debug, thiserror::Error)]
@@ -78,6 +80,55 @@ pub struct Tokens {
     path: PathBuf,
     entries: ArcSwap<Vec<Entry>>,
     read: Mutex<[u8; 32]>,
+    /// Told after the entries have changed.
+    changed: watch::Sender<()>,
+}
+
+/// What one call was let in with. Streams hold it, and end when it is withdrawn.
+#[derive(Clone)]
+pub struct Grant {
+    tokens: Arc<Tokens>,
+    digest: [u8; 32],
+    caller: Caller,
+}
+
+impl Grant {
+    /// Who calls.
+    pub fn caller(&self) -> &Caller {
+        &self.caller
+    }
+
+    /// Waits until the file no longer gives what it gave; why.
+    pub async fn withdrawn(self) -> (Reason, &'static str) {
+        let mut changed = self.tokens.changed.subscribe();
+        loop {
+            match self.tokens.find(&self.digest) {
+                None => return (Reason::Unauthenticated, "the bearer token is not known to this hub any more"),
+                Some(now) if now.principal.name != self.caller.principal.name => {
+                    return (Reason::Unauthenticated, "the bearer token names another principal now");
+                }
+                Some(now) if !covers(now.principal.tables.as_deref(), self.caller.principal.tables.as_deref()) => {
+                    return (
+                        Reason::PermissionDenied,
+                        "the principal may not read all that it could when the stream opened",
+                    );
+                }
+                Some(_) => {}
+            }
+            if changed.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+}
+
+/// Whether the rights hold every one of the earlier rights, as they are written. `None`: every table.
+fn covers(now: Option<&Vec<String>>, before: Option<&Vec<String>>) -> bool {
+    match (now, before) {
+        (None, _) => true,
+        (Some(_), None) => false,
+        (Some(now), Some(before)) => before.iter().all(|glob| now.contains(glob)),
+    }
 }
 
 struct Entry {
@@ -94,13 +145,19 @@ impl Tokens {
         if entries.is_empty() {
             tracing::warn!(file = %path.display(), "the token file names nobody: every call will be refused");
         }
-        Ok(Tokens { entries: ArcSwap::from_pointee(entries), read: Mutex::new(digest(text.as_bytes())), path })
+        let changed = watch::channel(()).0;
+        Ok(Tokens { entries: ArcSwap::from_pointee(entries), read: Mutex::new(digest(text.as_bytes())), changed, path })
     }
 
     /// Who sends this token. Takes the same time whichever entry matches, and when none does.
-    pub fn caller(&self, token: &str) -> Option<Caller> {
+    pub fn grant(self: &Arc<Self>, token: &str) -> Option<Grant> {
+        let digest = digest(token.as_bytes());
+        let caller = self.find(&digest)?;
+        Some(Grant { tokens: Arc::clone(self), digest, caller })
+    }
+
+    fn find(&self, presented: &[u8; 32]) -> Option<Caller> {
         let entries = self.entries.load();
-        let presented = digest(token.as_bytes());
         let mut found = u64::MAX;
         for (index, entry) in entries.iter().enumerate() {
             let same: Choice = entry.digest.as_slice().ct_eq(presented.as_slice());
@@ -119,6 +176,7 @@ impl Tokens {
         let entries = parse(&self.path, &text);
         *self.read.lock() = read;
         self.entries.store(Arc::new(entries?));
+        self.changed.send_replace(());
         Ok(true)
     }
 
@@ -245,28 +303,29 @@ mod tests {
 c2a7e4d90f1b4c7e8a6d5b3f2e1c0d9a   operator    *     admin
 ";
 
-    fn tokens(text: &str) -> (tempfile::TempDir, Tokens) {
+    fn tokens(text: &str) -> (tempfile::TempDir, Arc<Tokens>) {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("tokens");
         fs::write(&path, text).unwrap();
-        let tokens = Tokens::load(path).unwrap();
+        let tokens = Arc::new(Tokens::load(path).unwrap());
         (directory, tokens)
     }
 
     #[test]
     fn a_token_names_its_principal_and_rights() {
         let (_directory, tokens) = tokens(FILE);
-        let billing = tokens.caller("6f1e0c1b5f2a4f0f9a7c3f4f1f0e6d55").unwrap();
+        let caller = |token| tokens.grant(token).map(|grant| grant.caller().clone());
+        let billing = caller("6f1e0c1b5f2a4f0f9a7c3f4f1f0e6d55").unwrap();
         assert_eq!(billing.principal.name, "billing");
         assert_eq!(*billing.principal.tables.unwrap(), ["public.invoices", "public.pay*"]);
         assert!(!billing.admin);
-        let operator = tokens.caller("c2a7e4d90f1b4c7e8a6d5b3f2e1c0d9a").unwrap();
+        let operator = caller("c2a7e4d90f1b4c7e8a6d5b3f2e1c0d9a").unwrap();
         assert_eq!(
             (operator.principal.name.as_str(), operator.principal.tables, operator.admin),
             ("operator", None, true)
         );
         for stranger in ["", "6f1e0c1b5f2a4f0f9a7c3f4f1f0e6d5", "6f1e0c1b5f2a4f0f9a7c3f4f1f0e6d555", "billing"] {
-            assert_eq!(tokens.caller(stranger), None, "{stranger:?}");
+            assert_eq!(caller(stranger), None, "{stranger:?}");
         }
     }
 
@@ -278,15 +337,40 @@ c2a7e4d90f1b4c7e8a6d5b3f2e1c0d9a   operator    *     admin
 
         fs::write(&path, "aaaaaaaaaaaaaaaaaaaaaaaa next *").unwrap();
         assert!(tokens.reload().unwrap());
-        assert_eq!(tokens.caller("6f1e0c1b5f2a4f0f9a7c3f4f1f0e6d55"), None);
-        assert_eq!(tokens.caller("aaaaaaaaaaaaaaaaaaaaaaaa").unwrap().principal.name, "next");
+        assert!(tokens.grant("6f1e0c1b5f2a4f0f9a7c3f4f1f0e6d55").is_none());
+        assert_eq!(tokens.grant("aaaaaaaaaaaaaaaaaaaaaaaa").unwrap().caller().principal.name, "next");
 
         fs::write(&path, "short x *").unwrap();
         assert!(tokens.reload().is_err());
         assert!(!tokens.reload().unwrap(), "the same broken file is reported once");
         fs::remove_file(&path).unwrap();
         assert!(tokens.reload().is_err());
-        assert!(tokens.caller("aaaaaaaaaaaaaaaaaaaaaaaa").is_some());
+        assert!(tokens.grant("aaaaaaaaaaaaaaaaaaaaaaaa").is_some());
+    }
+
+    #[tokio::test]
+    async fn a_grant_is_withdrawn_with_its_token_or_its_tables_and_not_otherwise() {
+        let token = "aaaaaaaaaaaaaaaaaaaaaaaa";
+        let other = "bbbbbbbbbbbbbbbbbbbbbbbb other *";
+        for (now, expected) in [
+            (format!("{token} p public.a,public.b\n{other}"), None),
+            (format!("{token} p public.a,public.b,public.c"), None),
+            (format!("{token} p * admin"), None),
+            (format!("{token} p public.a"), Some(Reason::PermissionDenied)),
+            (format!("{token} q *"), Some(Reason::Unauthenticated)),
+            (other.to_owned(), Some(Reason::Unauthenticated)),
+        ] {
+            let (directory, tokens) = tokens(&format!("{token} p public.a,public.b"));
+            let mut withdrawn = std::pin::pin!(tokens.grant(token).unwrap().withdrawn());
+            assert!(futures_util::poll!(&mut withdrawn).is_pending());
+            fs::write(directory.path().join("tokens"), &now).unwrap();
+            assert!(tokens.reload().unwrap());
+            let seen = match futures_util::poll!(&mut withdrawn) {
+                std::task::Poll::Ready((reason, _)) => Some(reason),
+                std::task::Poll::Pending => None,
+            };
+            assert_eq!(seen, expected, "{now}");
+        }
     }
 
     #[test]

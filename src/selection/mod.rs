@@ -16,7 +16,7 @@ pub use plan::{Operations, RelationPlan, RowPredicate};
 
 use std::sync::Arc;
 
-use crate::model::Relation;
+use crate::model::{Relation, ReplicaIdentity};
 use pattern::{Pattern, Patterns};
 use plan::Where;
 
@@ -37,7 +37,8 @@ pub struct Filter {
     pub exclude_tables: Vec<String>,
     /// Empty = all.
     pub operations: Vec<crate::model::Operation>,
-    /// Globs over `schema.table.column`; empty = all; identity columns always come.
+    /// Globs over `schema.table.column`; empty = all; identity columns always come, except under REPLICA IDENTITY FULL,
+    /// which calls every column one.
     pub columns: Vec<String>,
     /// Row predicate; empty = none.
     pub predicate: String,
@@ -89,12 +90,13 @@ struct RowRule {
 
 impl RowRule {
     fn plan(&self, table: &str, relation: &Relation) -> Result<RelationPlan, Error> {
+        let key_is_known = relation.replica_identity != ReplicaIdentity::Full;
         let columns: Vec<bool> = relation
             .columns
             .iter()
             .map(|column| {
                 self.columns.is_empty()
-                    || column.in_identity
+                    || (key_is_known && column.in_identity)
                     || self.columns.matches(&format!("{table}.{}", column.name))
             })
             .collect();

@@ -84,6 +84,24 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// What to run, where that is known and the message does not say so itself.
+    fn hint(&self) -> Option<String> {
+        match self {
+            Error::Postgres(error) | Error::Ingest(ingest::Error::Replication(error)) => error.hint(),
+            Error::Ingest(_) | Error::Refused { .. } => None,
+        }
+    }
+
+    /// The message and what to do about it, on one line.
+    fn told(&self) -> String {
+        match self.hint() {
+            Some(hint) => format!("{self}. {hint}"),
+            None => self.to_string(),
+        }
+    }
+}
+
 impl Classified for Error {
     fn reason(&self) -> Reason {
         match self {
@@ -116,12 +134,16 @@ pub async fn run(
     let (mut keeper, gate) = gate::gate(&options.gate);
     let mut ingest = ingest.behind(gate);
     let mut pause = FIRST_PAUSE;
+    let mut stuck = None;
+    metrics::set(metrics::SOURCE_UNDECODABLE, 0.0);
     while !drain.started() {
         let begun = state.streams_begun();
-        let attempt = stream_once(&options, &journal, &mut ingest, keeper.as_mut(), &mut fresh, &state, &drain).await;
+        let attempt =
+            stream_once(&options, &journal, &mut ingest, keeper.as_mut(), &mut fresh, &state, stuck, &drain).await;
         let Err(error) = attempt else { continue };
         let reason = error.reason();
-        state.away(&format!("{}: {error}", reason.as_str()));
+        let told = error.told();
+        state.away(&format!("{}: {told}", reason.as_str()));
         metrics::add(metrics::SOURCE_RECONNECTS, 1);
         if state.streams_begun() > begun {
             pause = FIRST_PAUSE;
@@ -132,13 +154,15 @@ pub async fn run(
         }
         if let Error::Ingest(ingest::Error::Undecodable { lsn, bytes, .. }) = &error {
             quarantine(&options.quarantine, *lsn, bytes);
+            metrics::set(metrics::SOURCE_UNDECODABLE, 1.0);
+            stuck = Some(*lsn);
             pause = LONGEST_PAUSE;
         }
         if starting_up(&error) {
             pause = pause.min(STARTING_PAUSE);
         }
-        let wait = pause.mul_f64(0.5 + fastrand::f64() / 2.0);
-        tracing::warn!(reason = reason.as_str(), retry_in_ms = wait.as_millis() as u64, "source: {error}");
+        let wait = pause.mul_f64(fastrand::f64());
+        tracing::warn!(reason = reason.as_str(), retry_in_ms = wait.as_millis() as u64, "source: {told}");
         tokio::select! {
             () = drain.wait() => {}
             () = tokio::time::sleep(wait) => {}
@@ -162,6 +186,7 @@ async fn stream_once(
     keeper: Option<&mut gate::Keeper>,
     fresh: &mut bool,
     state: &SourceState,
+    stuck: Option<Lsn>,
     drain: &Drain,
 ) -> Result<(), Error> {
     ingest.settle().await?;
@@ -173,16 +198,24 @@ async fn stream_once(
         status.system_identifier = reached.identity.system_identifier;
         status.timeline = reached.identity.timeline;
     });
-    let prepared = prepare::prepare(options, journal, ingest, fresh, &mut reached, state).await?;
+    let opened = prepare::prepare(options, journal, ingest, fresh, &mut reached, state).await;
     let reach::Reached { sql, replication, .. } = reached;
-    state.reached(sql.clone());
-    if let Some(keeper) = &keeper {
-        keeper.close();
-    }
-    let mut stream = replication.start(&options.slot, prepared.start, &options.publication).await?;
+    let opened = async {
+        let prepared = opened?;
+        state.reached(sql.clone());
+        if let Some(keeper) = &keeper {
+            keeper.close();
+        }
+        let stream = replication.start(&options.slot, prepared.start, &options.publication).await?;
+        Ok((stream, prepared))
+    };
+    let (mut stream, prepared) = match opened.await {
+        Ok(opened) => opened,
+        Err(error) => return Err(slots::explain(options, &sql, error).await),
+    };
     tracing::info!(slot = options.slot, start = %prepared.start, "streaming");
     state.streams();
-    let watched = watch::Watch { sql: &sql, options, journal, publication_oid: prepared.publication_oid, state };
+    let watched = watch::Watch { sql: &sql, options, publication_oid: prepared.publication_oid, state, journal, stuck };
     let gate = async {
         match keeper {
             Some(keeper) => keeper.run(&sql).await,

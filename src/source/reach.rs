@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Duration};
 use super::{
     Error, Options,
     course::{self, Step},
-    refused,
+    refused, slots,
 };
 use crate::{
     feed::Feed,
@@ -100,8 +100,15 @@ pub(super) async fn one(options: &Options, connect: &ConnectOptions, journal: &J
         let message = format!("{} is a standby; it is followed once it has been promoted", sql.server());
         return Err(refused(Reason::SourceUnavailable, message));
     }
-    let mut replication = Replication::connect(connect, sql.server()).await?;
-    let (identity, server) = lineage::read(&mut replication).await?;
+    let opened = async {
+        let mut replication = Replication::connect(connect, sql.server()).await?;
+        let read = lineage::read(&mut replication).await?;
+        Ok((replication, read))
+    };
+    let (replication, (identity, server)) = match opened.await {
+        Ok(opened) => opened,
+        Err(error) => return Err(slots::explain(options, &sql, error).await),
+    };
     let history = journal.history();
     let known = journal.lineage();
     let rebase = course::rebase_asked(&options.rebase);

@@ -7,13 +7,13 @@ use crate::{
     lsn::Lsn,
     model::Lineage,
     postgres::{
-        preflight,
+        self, preflight,
         replication::Replication,
         server,
         slot::{self, SlotState},
         sql::Sql,
     },
-    reason::Reason,
+    reason::{Classified, Reason},
 };
 
 /// What a slot comes to.
@@ -144,14 +144,10 @@ async fn skip(mending: Mending<'_>, broken: &Broken) -> Result<Lsn, Error> {
 
 /// Makes the slot; its consistent point.
 pub(super) async fn create(options: &Options, sql: &Sql, replication: &mut Replication) -> Result<Lsn, Error> {
-    match replication.create_slot(&options.slot, options.failover_slot).await {
-        Ok(created) => {
-            let (point, failover) = (created.consistent_point, options.failover_slot && sql.version() >= 170_000);
-            tracing::info!(slot = options.slot, consistent_point = %point, failover, "created the slot");
-            Ok(point)
-        }
-        Err(error) => Err(explain(options, sql, error.into()).await),
-    }
+    let point = replication.create_slot(&options.slot, options.failover_slot).await?.consistent_point;
+    let failover = options.failover_slot && sql.version() >= 170_000;
+    tracing::info!(slot = options.slot, consistent_point = %point, failover, "created the slot");
+    Ok(point)
 }
 
 /// A slot from before this was asked for is kept in step on standbys from now on.
@@ -165,8 +161,16 @@ pub(super) async fn set_failover(options: &Options, replication: &mut Replicatio
     }
 }
 
-/// Creating the slot failed: the preflight knows why more often than the message says.
-async fn explain(options: &Options, sql: &Sql, error: Error) -> Error {
+/// Streaming could not begin for a reason that a person must remove: the preflight often knows better than the server's
+/// message why, and what to run.
+pub(super) async fn explain(options: &Options, sql: &Sql, error: Error) -> Error {
+    let asks_for_a_person = |server: &postgres::Error| {
+        // Also when there is no walsender left, which may pass by itself, but need not.
+        server.reason() == Reason::PreflightFailed || server.sqlstate() == Some("53300")
+    };
+    if !matches!(&error, Error::Postgres(server) if asks_for_a_person(server)) {
+        return error;
+    }
     let checks = preflight::checks(sql, &options.connect, &options.slot, &options.publication).await;
     let failed: Vec<String> = checks
         .unwrap_or_default()
@@ -180,5 +184,5 @@ async fn explain(options: &Options, sql: &Sql, error: Error) -> Error {
     if failed.is_empty() {
         return error;
     }
-    refused(Reason::PreflightFailed, format!("{error}; {}", failed.join("; ")))
+    refused(Reason::PreflightFailed, format!("{error}. {}", failed.join("; ")))
 }

@@ -5,9 +5,12 @@ use std::time::Duration;
 
 use super::{Error, Options, SourceState, refused};
 use crate::{
+    feed::Feed,
+    ingest::restart_lsn,
     journal::Journal,
+    lsn::Lsn,
     metrics,
-    postgres::{publication, server, slot, sql::Sql},
+    postgres::{preflight, publication, server, slot, sql::Sql},
     reason::Reason,
 };
 
@@ -16,14 +19,19 @@ const INTERVAL: Duration = Duration::from_secs(2);
 pub(super) struct Watch<'a> {
     pub sql: &'a Sql,
     pub options: &'a Options,
-    pub journal: &'a Journal,
     pub publication_oid: u32,
     pub state: &'a SourceState,
+    pub journal: &'a Journal,
+    /// A message that could not be decoded by an earlier connection.
+    pub stuck: Option<Lsn>,
 }
 
 impl Watch<'_> {
     /// Returns why streaming must end.
     pub async fn run(&self) -> Error {
+        if let Err(error) = self.warn().await {
+            return error;
+        }
         loop {
             if let Err(error) = self.look().await {
                 return error;
@@ -32,7 +40,28 @@ impl Watch<'_> {
         }
     }
 
+    /// What does not keep the slot from streaming and yet asks for an operator: tables without a replica identity above
+    /// all, whose UPDATE and DELETE fail in the application. Once for each process.
+    async fn warn(&self) -> Result<(), Error> {
+        if self.state.streams_begun() > 1 {
+            return Ok(());
+        }
+        let Options { connect, slot, publication, .. } = self.options;
+        for check in preflight::checks(self.sql, connect, slot, publication).await? {
+            // Whatever failed after all is not needed any more: the slot streams.
+            if check.outcome == preflight::Outcome::Warning {
+                let fix = check.fix.as_deref().unwrap_or_default().replace('\n', " ");
+                tracing::warn!(check = check.name, fix, "{}", check.detail);
+            }
+        }
+        Ok(())
+    }
+
     async fn look(&self) -> Result<(), Error> {
+        let tail = restart_lsn(self.journal.marks().borrow().tail);
+        if self.stuck.is_some_and(|stuck| tail > stuck) {
+            metrics::set(metrics::SOURCE_UNDECODABLE, 0.0);
+        }
         let name = &self.options.publication;
         match publication::find(self.sql, name).await? {
             Some(found) if found.oid == self.publication_oid => {}

@@ -113,6 +113,42 @@ async fn an_event_that_the_client_cannot_receive_ends_the_stream() {
     assert!(skipped >= last.commit_lsn && skipped <= last.end_lsn, "{skipped} names the transaction {last:?}");
 }
 
+/// What is too large stops a subscriber until it is passed over on purpose, by acknowledging the position that the error
+/// names, or by starting after it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_row_that_is_too_large_can_be_passed_over_on_purpose_only() {
+    let stage = with_rows().await;
+    stage.db.run("BEGIN; INSERT INTO t VALUES (3, 'c'); INSERT INTO t VALUES (4, repeat('x', 100000)); COMMIT").await;
+    stage.db.run("INSERT INTO t VALUES (5, 'e')").await;
+    for name in ["compact", "struct"] {
+        let mut request = Request::named(name).max_message_bytes(50_000);
+        if name == "struct" {
+            request = request.structs();
+        }
+        let client = stage.client();
+        let mut stream = client.subscribe(&request.clone().earliest()).await;
+        let failure = stream.fails_with("EVENT_TOO_LARGE").await;
+        assert_eq!((failure.metadata["table"].as_str(), failure.metadata["ordinal"].as_str()), ("public.t", "2"));
+        assert_eq!(failure.metadata["limit"], "50000");
+        let behind = pb::Position {
+            lineage: failure.metadata["lineage"].clone(),
+            lsn: failure.metadata["lsn"].clone(),
+            sequence: failure.metadata["sequence"].parse().expect("a number"),
+            ..Default::default()
+        };
+        let sent = stream.log.position().expect("a position");
+        client.acknowledge(name, &sent, 0).await.expect("what was sent");
+        client.subscribe(&request).await.fails_with("EVENT_TOO_LARGE").await;
+        let beyond = stage.collect(Request::new().earliest()).await.position().expect("a position");
+        refused(client.acknowledge(name, &beyond, 0).await, "ACK_AHEAD");
+        client.acknowledge(name, &behind, 0).await.expect("the named position");
+        for request in [request, Request::new().max_message_bytes(50_000).after(&behind)] {
+            let history = stage.collect(request).await;
+            assert_eq!(history.changes(), 1, "only what comes behind it");
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn consume_begins_with_open_and_opens_once() {
     let stage = with_rows().await;
@@ -179,13 +215,55 @@ async fn what_expired_is_refused_and_the_rest_is_served() {
         if stream.log.end.reason() == Some("POSITION_EXPIRED") { Ok(()) } else { Err(format!("{:?}", stream.log.end)) }
     })
     .await;
+    // Retention works behind the writer; nothing is written any more.
+    crate::harness::eventually(std::time::Duration::from_secs(30), || async {
+        let bytes =
+            client.status().await.map_err(|failure| format!("{failure:?}"))?.journal.map(|journal| journal.bytes);
+        if bytes.is_some_and(|bytes| bytes <= 7 << 20) {
+            Ok(())
+        } else {
+            Err(format!("{bytes:?} bytes are kept of 4 MiB"))
+        }
+    })
+    .await;
     let failure = refusal(&stage, Request::new().after(&first), "POSITION_EXPIRED").await;
     let kept = stage.collect(Request::new().after_lsn(failure.lsn("earliest"))).await;
     assert!(kept.changes() > 0, "the rest is there");
     stage.check(&kept).await;
-    let bytes = client.status().await.expect("status").journal.expect("journal").bytes;
-    assert!(bytes <= 7 << 20, "{bytes} bytes are kept of 4 MiB");
     refused(client.acknowledge("nobody", &first, 0).await, "SUBSCRIBER_UNKNOWN");
+}
+
+/// A stream that stands still near the end of what is retained is told how long its position will last.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_position_that_will_expire_is_told_in_time() {
+    let stage = stage()
+        .sql("CREATE TABLE t (id int PRIMARY KEY, v text)")
+        .env("WALCAST_SEGMENT_BYTES", "1MiB")
+        .env("WALCAST_RETAIN_BYTES", "8MiB")
+        .start()
+        .await;
+    let interval = std::time::Duration::from_millis(100);
+    let mut slow: Option<crate::harness::client::Stream> = None;
+    for round in 0..200 {
+        let sql =
+            format!("INSERT INTO t SELECT {round} * 1000 + i, repeat(md5(i::text), 32) FROM generate_series(1, 500) i");
+        stage.db.run(&sql).await;
+        stage.journaled().await;
+        // One that reads nothing more, opened again where it had to give up.
+        if slow.as_ref().is_none_or(|stream| !matches!(stream.log.end, End::Open)) {
+            slow = Some(stage.client().consume(&Request::new().earliest().progress_every(interval)).await);
+        }
+        let Some(stream) = &mut slow else { continue };
+        let seen = stream.log.progress().count();
+        while stream.log.progress().count() == seen && crate::harness::client::within(stream.pull()).await {}
+        if let Some(left) = stream.log.progress().find_map(|progress| progress.expires_in) {
+            assert!((0..7 * 86_400).contains(&left.seconds), "{left:?}");
+            let caught_up = stage.collect(Request::new().latest()).await;
+            assert!(caught_up.last().progress().all(|progress| progress.expires_in.is_none()), "only who is behind");
+            return;
+        }
+    }
+    panic!("no progress says when the position expires");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

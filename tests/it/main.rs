@@ -4,6 +4,7 @@
 mod harness;
 
 mod checkpoints;
+mod connecting;
 mod crash;
 mod errors;
 mod failover;
@@ -13,6 +14,7 @@ mod filters;
 mod harness_tests;
 mod isolation;
 mod layers;
+mod operating;
 mod outages;
 mod predicates;
 mod schema;

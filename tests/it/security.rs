@@ -1,6 +1,10 @@
 //! Who may do what, over which transport.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use tonic::transport::{Certificate, ClientTlsConfig, Identity};
@@ -9,6 +13,7 @@ use walcast::wire::pb;
 use crate::harness::{
     Stage,
     client::{Client, Request, refused},
+    eventually,
     history::End,
     process, stage,
     stage::Setup,
@@ -72,6 +77,27 @@ async fn tls_is_served_and_plaintext_is_not() {
     assert!(!opens(client(&stage, ClientTlsConfig::new())).await, "an authority that the client does not trust");
 }
 
+/// A certificate that is replaced while the hub runs, by one of another authority, holds for new connections.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_certificate_holds_without_a_restart() {
+    let pki = pki();
+    let stage = pki.setup().start().await;
+    let mut open = client(&stage, pki.trust()).subscribe(&Request::new().earliest()).await;
+    open.until("opened", |log| log.opened().is_some()).await;
+    let next = self::pki();
+    assert!(!opens(client(&stage, next.trust())).await, "not yet");
+    for name in ["server.pem", "server.key"] {
+        fs::copy(next.dir.join(name), pki.dir.join(name)).expect("copy");
+    }
+    eventually(Duration::from_secs(30), || async {
+        if opens(client(&stage, next.trust())).await { Ok(()) } else { Err("the old certificate") }
+    })
+    .await;
+    assert!(!opens(client(&stage, pki.trust())).await, "the old certificate is gone");
+    stage.db.run("INSERT INTO t VALUES (1)").await;
+    open.until("the open stream goes on", |log| log.changes() == 1).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn mutual_tls_asks_for_a_certificate() {
     let pki = pki();
@@ -90,8 +116,11 @@ const TOKENS: &str = "# token principal tables rights\n\
     admin-token-0123456789 operator * admin\n";
 
 async fn with_tokens() -> Stage {
-    let file = process::fresh_dir("tokens").join("tokens");
-    fs::write(&file, TOKENS).expect("tokens");
+    with_tokens_in(&process::fresh_dir("tokens").join("tokens")).await
+}
+
+async fn with_tokens_in(file: &Path) -> Stage {
+    fs::write(file, TOKENS).expect("tokens");
     let stage = stage()
         .sql("CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE secret (id int PRIMARY KEY)")
         .env("WALCAST_TOKENS_FILE", &file.display().to_string())
@@ -148,4 +177,32 @@ async fn subscriber_names_are_private_to_their_principal() {
     reader.acknowledge("worker", &position, mine.opened().session).await.expect("not fenced by a namesake");
     drop(theirs);
     other.subscribe(&Request::named("worker").tables(&["public.t"])).await.fails_with("CHECKPOINT_MISSING").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_token_that_is_removed_ends_its_streams_and_no_other() {
+    let file = process::fresh_dir("tokens").join("tokens");
+    let stage = with_tokens_in(&file).await;
+    let open = async |token: &str, request: Request| {
+        let mut stream = stage.client().token(token).subscribe(&request.earliest().tables(&["public.t"])).await;
+        stream.until("the row", |log| log.commits() == 1).await;
+        stream
+    };
+    let mut reader = open("reader-token-0123456789", Request::new()).await;
+    let mut named = open("reader-token-0123456789", Request::named("worker")).await;
+    let mut other = open("other-token-0123456789", Request::new()).await;
+    fs::write(&file, TOKENS.replace("reader-token-0123456789", "reader-token-next-12345")).expect("tokens");
+    reader.fails_with("UNAUTHENTICATED").await;
+    named.fails_with("UNAUTHENTICATED").await;
+    stage.db.run("INSERT INTO t VALUES (2)").await;
+    other.until("the next row", |log| log.commits() == 2).await;
+    assert_eq!(reader.log.commits(), 1);
+    let mut next = open("reader-token-next-12345", Request::new()).await;
+
+    fs::write(&file, "other-token-0123456789 other public.secret\nreader-token-next-12345 reader *\n").expect("tokens");
+    other.fails_with("PERMISSION_DENIED").await;
+    stage.db.run("INSERT INTO t VALUES (3)").await;
+    next.until("more rights end nothing", |log| log.commits() == 3).await;
+    let log = stage.hub.log();
+    assert!(!log.contains("-token-"), "the log holds no tokens");
 }

@@ -10,9 +10,10 @@ use crate::harness::{
     eventually,
     history::{End, lsn, order},
     parsed::{Cell, What},
-    stage,
+    process, stage,
     stage::held,
     validators::{self, Replica},
+    versions,
 };
 
 const TABLE: &str = "CREATE TABLE items (id int PRIMARY KEY, name text)";
@@ -103,13 +104,24 @@ async fn rolled_back_and_empty_transactions_are_not_sent_but_covered_by_progress
     assert!(order(&history.position().expect("a position")).0 >= goal, "progress covers the rest");
 }
 
-/// What a new journal begins with stays its oldest position, also when WAL that holds nothing for it came first.
+/// What a new journal begins with stays its oldest position, also when WAL that holds nothing for it came first,
+/// and when the hub was restarted before its first transaction.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_new_hub_serves_from_where_its_slot_begins() {
-    let stage = with_table().await;
+    let mut stage = with_table().await;
     let begins = stage.slot("confirmed_flush_lsn").await.expect("an LSN");
     stage.db.run("CREATE TABLE unrelated ()").await;
     assert_eq!(ids(&stage.everything().await), Vec::<i64>::new());
+    for clean in [true, false] {
+        if clean {
+            stage.hub.terminate();
+        } else {
+            stage.hub.kill9();
+        }
+        stage.hub.start().await;
+        stage.streaming().await;
+        assert_eq!(ids(&stage.collect(Request::new().after_lsn(&begins)).await), Vec::<i64>::new());
+    }
     insert(&stage, 1, 2).await;
     let found = stage.collect(Request::new().after_lsn(&begins)).await;
     assert_eq!(ids(&found), [1, 2]);
@@ -305,7 +317,7 @@ async fn struct_rows_carry_types_by_type() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn logical_messages_come_inside_and_outside_transactions() {
-    let stage = with_table().await;
+    let mut stage = with_table().await;
     stage
         .db
         .run(
@@ -324,6 +336,67 @@ async fn logical_messages_come_inside_and_outside_transactions() {
         })
         .collect();
     assert_eq!(contents, [b"at once".to_vec(), b"kept".to_vec()]);
+
+    // A message outside transactions has no commit by which a slot would know it as done: the hub must.
+    let mut expected = contents;
+    for life in 0..4 {
+        let content = format!("life {life}");
+        stage.db.run(&format!("SELECT pg_logical_emit_message(false, 'audit', '{content}')")).await;
+        stage.db.run(&format!("INSERT INTO items VALUES ({life} + 10, 'flushes it')")).await;
+        expected.push(content.into_bytes());
+        stage.journaled().await;
+        if life % 2 == 0 {
+            stage.hub.kill9();
+        } else {
+            stage.hub.terminate();
+        }
+        stage.hub.start().await;
+        stage.streaming().await;
+        let history = stage.everything().await;
+        let seen: Vec<Vec<u8>> = history
+            .last()
+            .kinds()
+            .filter_map(|kind| match kind {
+                Kind::Message(message) => Some(message.content.to_vec()),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(seen, expected, "after {} restarts", life + 1);
+    }
+}
+
+/// Transaction ids come as 32 bits and are counted on in 64, as `pg_current_xact_id()` does.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn transaction_ids_have_64_bits() {
+    let mut stage = stage().sql(TABLE).prepare().await;
+    let resetwal = versions::bin_dir(stage.cluster.major()).join("pg_resetwal");
+    if !resetwal.is_file() {
+        eprintln!("SKIPPED: this server came without pg_resetwal, which sets the epoch");
+        return;
+    }
+    stage.db.run("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots").await;
+    stage.cluster.stop(Shutdown::Fast);
+    let mut command = process::command(&resetwal, process::Account::Server, "KILL");
+    command.args(["-e", "3", "-D"]).arg(stage.cluster.data_dir());
+    process::run(command);
+    stage.cluster.resume();
+    stage.reconnect().await;
+    stage.hub.start().await;
+    stage.streaming().await;
+    let mut expected = Vec::new();
+    for id in 1..=3 {
+        let sql = format!("WITH new AS (INSERT INTO items VALUES ({id}, 'x')) SELECT pg_current_xact_id()::text");
+        let xid: u64 = stage.db.text(&sql).await.and_then(|text| text.parse().ok()).expect("an xid");
+        assert!(xid > 3 << 32, "{xid}");
+        expected.push(xid);
+    }
+    stage.journaled().await;
+    let history = stage.collect(Request::new().earliest()).await;
+    let xids = history.last().kinds().filter_map(|kind| match kind {
+        Kind::Begin(begin) => Some(begin.xid),
+        _ => None,
+    });
+    assert_eq!(xids.collect::<Vec<_>>(), expected);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

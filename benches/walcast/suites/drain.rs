@@ -77,7 +77,7 @@ impl Suites {
         section.row(&row("pg_recvlogical", rows, &peer));
         section.row(&row("hub and one subscriber", rows, &hub));
         let ratio = ratio(&peer, &hub);
-        section.goal("Rate of one large transaction, of pg_recvlogical's: 0.80", ratio.show(2), ratio.median >= 0.80);
+        section.goal("Rate of one large transaction, of pg_recvlogical's: 0.95", ratio.show(2), ratio.median >= 0.95);
         let rss = hub.iter().map(|cost| cost.rss).max().unwrap_or(0);
         let text = format!("RSS of the hub with a transaction of {} rows: under 100 MB", count(rows as f64));
         section.goal(text, mb(rss) + " MB", rss < 100_000_000);

@@ -4,6 +4,7 @@ mod bytes;
 mod catch_up;
 mod drain;
 mod fanout;
+mod filters;
 mod latency;
 mod memory;
 mod restart;
@@ -23,6 +24,7 @@ const NAMES: &[&str] = &[
     "latency",
     "restart",
     "fanout",
+    "filters",
     "workloads",
     "primary",
     "memory",
@@ -47,6 +49,7 @@ impl Suites {
                 "latency" => self.latency().await,
                 "restart" => self.restart().await,
                 "fanout" => self.fanout().await,
+                "filters" => self.filters().await,
                 "workloads" => self.workloads().await,
                 "primary" => self.primary().await,
                 "memory" => self.memory().await,

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 import walcast
 from walcast import UNCHANGED, errors
-from walcast._model import lsn_to_int
+from walcast._position import lsn_to_int
 
 logging.basicConfig(level=logging.INFO, stream=sys.stderr)
 

@@ -28,7 +28,9 @@ from scripted import (
 
 import walcast
 from walcast import After, AsyncClient, Client, Position, Retry, errors
-from walcast._core import Core, Options, Outbox
+from walcast._core import Core
+from walcast._options import Options
+from walcast._outbox import Outbox
 from walcast._retry import Backoff
 from walcast.v1 import event_pb2 as pb
 from walcast.v1 import walcast_pb2 as api
@@ -480,7 +482,7 @@ def test_an_ack_that_may_have_been_lost_goes_out_again() -> None:
 
 
 def test_starts() -> None:
-    from walcast._model import start_to_pb
+    from walcast._position import start_to_pb
 
     assert start_to_pb("0/10").after_lsn == "0/10"
     assert start_to_pb(After(Position("0/10", "aa"))) == start_to_pb(Position("0/10", "aa"))

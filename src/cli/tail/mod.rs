@@ -141,14 +141,17 @@ pub async fn run(hub: &Hub, options: &Options, output: &Output, stop: &Drain) ->
     }
 }
 
-/// When to try again: what the hub asks for, or the back-off with jitter where it could not say. `None`: never.
+/// When to try again: what the hub asks for, or the back-off with full jitter where it could not say (any time up to it,
+/// so that subscribers which lost their hub together do not come back together). `None`: never.
 fn retry_after(status: &Status, backoff: Duration) -> Option<Duration> {
-    let jittered = backoff.mul_f64(0.5 + fastrand::f64() / 2.0);
+    let jittered = backoff.mul_f64(fastrand::f64());
+    // What the hub asks for is jittered by the hub; one that keeps asking for less than the back-off is not hammered.
+    let at_least = (backoff + jittered) / 2;
     if let Some(asked) = status.get_error_details().retry_info().and_then(|info| info.retry_delay) {
-        return Some(asked.max(jittered));
+        return Some(asked.max(at_least));
     }
     if let Some(reason) = reason_of(status) {
-        return reason.retry_after().map(|seconds| Duration::from_secs_f64(seconds).max(jittered));
+        return reason.retry_after().map(|seconds| Duration::from_secs_f64(seconds).max(at_least));
     }
     // Without a reason it was not the hub that spoke: a connection that was lost shows up as any of these.
     let is_lost = matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Internal | Code::Cancelled);

@@ -44,8 +44,11 @@ fn what_a_retry_cannot_mend_is_not_retried() {
 #[test]
 fn a_lost_connection_is_retried_with_jitter() {
     for code in [Code::Unavailable, Code::Unknown, Code::Cancelled] {
-        let wait = retry_after(&Status::new(code, "h2 protocol error"), LONGEST_BACKOFF).expect("a retry");
-        assert!((LONGEST_BACKOFF / 2..=LONGEST_BACKOFF).contains(&wait), "{wait:?}");
+        let wait = || retry_after(&Status::new(code, "h2 protocol error"), LONGEST_BACKOFF).expect("a retry");
+        let waits: Vec<_> = std::iter::repeat_with(wait).take(200).collect();
+        assert!(waits.iter().all(|wait| *wait <= LONGEST_BACKOFF), "{waits:?}");
+        assert!(waits.iter().any(|wait| *wait < LONGEST_BACKOFF / 4), "full jitter: {waits:?}");
+        assert!(waits.iter().any(|wait| *wait > LONGEST_BACKOFF * 3 / 4), "full jitter: {waits:?}");
     }
 }
 

@@ -121,7 +121,15 @@ async fn an_event_that_is_too_large_can_be_passed_over_on_purpose() {
         let error = client.error().await;
         assert_eq!(error.reason(), Reason::EventTooLarge);
         let metadata = error.metadata();
-        assert_eq!(metadata[1..], [("limit", "200".to_owned()), ("lsn", large.lsn.to_string())]);
+        let expected = [
+            ("limit", "200".to_owned()),
+            ("lsn", large.lsn.to_string()),
+            ("lineage", large.lineage.to_string()),
+            ("sequence", "0".to_owned()),
+            ("table", "shop.orders".to_owned()),
+            ("ordinal", "2".to_owned()),
+        ];
+        assert_eq!(metadata[1..], expected);
         assert!(metadata[0].0 == "bytes" && metadata[0].1.parse::<u32>().is_ok_and(|bytes| bytes > 500));
         drop(client);
 

@@ -98,7 +98,7 @@ fn asked(random: &mut fastrand::Rng) -> Asked {
     }
     if random.bool() {
         asked.narrow = true;
-        filter.columns = vec!["*.none".to_owned()];
+        filter.columns = vec!["*.id".to_owned()];
     }
     if random.bool() {
         let everywhere = ON_KEY[random.usize(0..4)];
@@ -148,7 +148,7 @@ impl Asked {
                         _ => return None,
                     },
                 };
-                let image = |row: &Row, key: bool| match (self.narrow && *table != FULL, key) {
+                let image = |row: &Row, key: bool| match (self.narrow, key) {
                     (true, _) => format!(" [{}]", row[0]),
                     (false, true) => format!(" [{} -]", row[0]),
                     (false, false) => format!(" [{} {}]", row[0], row[1]),

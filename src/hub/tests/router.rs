@@ -121,7 +121,7 @@ async fn positions_move_where_nothing_concerns_a_stream() {
 fn joined(filters: usize, predicate: impl Fn(usize) -> String, states: usize) -> (World, Arc<Groups>, Vec<Arc<Group>>) {
     let mut world = World::new();
     let orders: Arc<Relation> = world.full_relation(1, "shop.orders", &["id", "state", "note", "more"]);
-    let groups = Arc::new(Groups::default());
+    let groups = Arc::new(Groups::new(64 << 20));
     let feed: Arc<dyn Feed> = world.feed.clone();
     let join = |number| {
         let selection = Selection::compile(Some(&filter(&predicate(number))), None).expect("a good filter");

@@ -27,7 +27,7 @@ fn a_block_is_projected_once_for_everybody() {
     for id in 0..20 {
         world.single(&orders, &[&id.to_string()]);
     }
-    let groups = Arc::new(Groups::default());
+    let groups = Arc::new(Groups::new(64 << 20));
     let feed: Arc<dyn Feed> = world.feed.clone();
     for filter in [None, Some(tables(&["shop.*"]))] {
         let join = || {

@@ -170,7 +170,7 @@ async fn rights_bound_what_arrives() {
 
 #[tokio::test]
 async fn limits_hold_and_are_given_back() {
-    let world = World::with(Limits { streams: 2, subscribers: 1, catch_up_readers: 1 });
+    let world = World::with(Limits { streams: 2, subscribers: 1, catch_up_readers: 1, projection_bytes: 64 << 20 });
     let one = world.try_open(named("a")).await.expect("a stream");
     assert_eq!(refused(&world, named("b")).await, Reason::TooManyStreams, "subscribers");
     let _two = world.try_open(earliest()).await.expect("a stream");

@@ -34,11 +34,12 @@ pub(super) struct Channel {
     /// next call, reading or writing, goes on with it.
     output: Vec<u8>,
     sent: usize,
+    received: u64,
 }
 
 impl Channel {
     pub(super) fn new(stream: Stream) -> Self {
-        Channel { stream, input: Buffer::new(), output: Vec::new(), sent: 0 }
+        Channel { stream, input: Buffer::new(), output: Vec::new(), sent: 0, received: 0 }
     }
 
     pub(super) fn end_point(&self) -> Option<Vec<u8>> {
@@ -108,6 +109,7 @@ impl Channel {
                 return Poll::Ready(if any { Ok(()) } else { Err(Error::Closed) });
             }
             self.input.filled(n);
+            self.received += n as u64;
             any = true;
             // A TLS session gives one record at a time and has often more decrypted; a short read of a socket has
             // emptied it.
@@ -115,6 +117,16 @@ impl Channel {
                 return Poll::Ready(Ok(()));
             }
         }
+    }
+
+    /// Bytes received since the connection began.
+    pub(super) fn received(&self) -> u64 {
+        self.received
+    }
+
+    /// Whether [`next`](Self::next) has something to give.
+    pub(super) fn has_frame(&self) -> Result<bool> {
+        self.input.has_frame()
     }
 
     /// The next frame that is complete in the buffer: tag and body.

@@ -16,11 +16,17 @@ mod buffer;
 mod channel;
 mod command;
 mod frame;
+mod pace;
 mod startup;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use self::channel::{Answer, Channel};
+use futures_util::FutureExt;
+
+use self::{
+    channel::{Answer, Channel},
+    pace::Pace,
+};
 use super::{
     connect::{self, Server},
     conninfo::ConnectOptions,
@@ -87,7 +93,7 @@ impl Replication {
         );
         self.query(&command).await?;
         match self.channel.answer().await? {
-            Answer::CopyBoth => Ok(ReplicationStream { channel: self.channel, server: self.server }),
+            Answer::CopyBoth => Ok(ReplicationStream { channel: self.channel, server: self.server, pace: Pace::new() }),
             Answer::Error(notice) => Err(Error::Server { phase: Phase::Command, notice }),
             Answer::Message(_) => Err(Error::Protocol("START_REPLICATION without CopyBothResponse".into())),
         }
@@ -98,6 +104,7 @@ impl Replication {
 pub struct ReplicationStream {
     channel: Channel,
     server: Server,
+    pace: Pace,
 }
 
 impl ReplicationStream {
@@ -106,12 +113,30 @@ impl ReplicationStream {
         &self.server
     }
 
-    /// Waits until more bytes have come. Take all frames with [`next_frame`](Self::next_frame) first. Cancel-safe: bytes
-    /// are in the buffer or still in the socket, and a status update that was cut short is completed.
+    /// Waits until more bytes have come, or until a stream that was [`crowded`](Self::crowded) no longer is. Take all
+    /// frames with [`next_frame`](Self::next_frame) first. Cancel-safe: bytes are in the buffer or still in the socket, and
+    /// a status update that was cut short is completed.
     ///
     /// Fails with [`Error::Closed`] when the server has ended the connection.
     pub async fn fill(&mut self) -> Result<()> {
-        self.channel.fill().await
+        let before = self.channel.received();
+        if self.pace.crowded() && !self.channel.has_frame()? {
+            self.pace.pause().await;
+            if self.channel.fill().now_or_never().transpose()?.is_none() {
+                self.pace.ended();
+                return Ok(());
+            }
+        } else {
+            self.channel.fill().await?;
+        }
+        self.pace.received((self.channel.received() - before) as usize);
+        Ok(())
+    }
+
+    /// Whether changes come so fast that the next ones follow within a fraction of a millisecond: no reason to hurry with
+    /// those that are here.
+    pub fn crowded(&self) -> bool {
+        self.pace.crowded()
     }
 
     /// The next frame that is complete in the buffer; `None` means [`fill`](Self::fill). An ErrorResponse is

@@ -130,7 +130,7 @@ impl Session for One {
 #[test]
 fn the_body_hands_on_the_very_bytes_of_the_hub() {
     let frame = frame(1, 50_000);
-    let mut body = StreamBody::new(One(Some(frame.clone())), None, tracing::Span::none());
+    let mut body = StreamBody::new(One(Some(frame.clone())), None, None, tracing::Span::none());
     let waker = noop_waker();
     let mut poll = || match Pin::new(&mut body).poll_frame(&mut Context::from_waker(&waker)) {
         std::task::Poll::Ready(Some(Ok(frame))) => frame,

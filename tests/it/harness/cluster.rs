@@ -63,7 +63,13 @@ impl Cluster {
         cluster
     }
 
-    /// A server with a system identifier of its own, at a port of its own; `settings` may name another port.
+    /// A server of the default version with a system identifier of its own. Takes no turn of its own.
+    pub fn with_new_identity() -> Cluster {
+        Self::of_another_system(versions::default_major(), &[])
+    }
+
+    /// A server from an initdb of its own (the others are copies of one and share its system identifier), a port of its own; `settings` may name
+    /// another port.
     pub fn of_another_system(major: u32, settings: &[(&str, &str)]) -> Cluster {
         let bin = versions::bin_dir(major);
         let dir = process::fresh_dir("cluster");
@@ -117,6 +123,11 @@ impl Cluster {
     /// PGDATA.
     pub fn data_dir(&self) -> PathBuf {
         self.dir.join("data")
+    }
+
+    /// The directory of the Unix socket.
+    pub fn socket_dir(&self) -> &Path {
+        &self.dir
     }
 
     /// The server's log.

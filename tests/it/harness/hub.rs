@@ -37,7 +37,7 @@ pub struct Hub {
 }
 
 impl Hub {
-    /// Not started yet. `dsn` as for `--dsn`.
+    /// Not started yet. `dsn` as for `--dsn`; empty for none, so that libpq's variables decide.
     pub fn new(dsn: &str) -> Hub {
         let dir = process::fresh_dir("hub");
         let data_dir = dir.join("data");
@@ -46,7 +46,7 @@ impl Hub {
             dir,
             grpc: process::free_port(),
             http: process::free_port(),
-            args: vec!["--dsn".into(), dsn.into()],
+            args: if dsn.is_empty() { Vec::new() } else { vec!["--dsn".into(), dsn.into()] },
             env: Vec::new(),
             wrapper: Vec::new(),
             process: None,
@@ -69,6 +69,11 @@ impl Hub {
     /// Failpoints of the next start, such as `segment_roll=abort@3`; empty for none.
     pub fn failpoints(&mut self, spec: &str) {
         self.env("WALCAST_FAILPOINTS", spec);
+    }
+
+    /// Uses another hub's data directory.
+    pub fn in_data_dir(&mut self, dir: &Path) {
+        self.data_dir = dir.to_owned();
     }
 
     /// A command that ends in executing its arguments, such as one that makes a mount namespace first.
@@ -105,7 +110,7 @@ impl Hub {
         let mut command = process::command(Path::new(words.next().unwrap_or(binary)), Account::Own, "KILL");
         command.args(words).arg("serve").args(&self.args).arg("--data-dir").arg(&self.data_dir);
         command.args(["--listen", &format!("127.0.0.1:{}", self.grpc), "--http", &format!("127.0.0.1:{}", self.http)]);
-        for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("WALCAST_")) {
+        for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("WALCAST_") || name.starts_with("PG")) {
             command.env_remove(name);
         }
         command.env("RUST_BACKTRACE", "1").env("NO_COLOR", "1").envs(self.env.iter().map(|(k, v)| (k, v)));

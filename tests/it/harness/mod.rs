@@ -4,12 +4,14 @@
 
 pub mod client;
 pub mod cluster;
+pub mod command;
 pub mod follower;
 pub mod history;
 pub mod hub;
 pub mod pair;
 pub mod parsed;
 pub mod process;
+pub mod proxy;
 pub mod stage;
 pub mod truth;
 pub mod validators;

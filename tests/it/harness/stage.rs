@@ -35,6 +35,7 @@ pub struct Setup {
     config: Option<String>,
     env: Vec<(String, String)>,
     create_database: Option<String>,
+    dsn: Option<String>,
 }
 
 /// The default stage: publication `walcast` for all tables, made before the hub starts.
@@ -48,6 +49,7 @@ pub fn stage() -> Setup {
         config: None,
         env: Vec::new(),
         create_database: None,
+        dsn: None,
     }
 }
 
@@ -94,6 +96,12 @@ impl Setup {
         self
     }
 
+    /// Another connection string for the hub, in which `{port}` and `{socket}` stand for the cluster's; empty for none.
+    pub fn dsn(mut self, dsn: &str) -> Self {
+        self.dsn = Some(dsn.into());
+        self
+    }
+
     /// Runs in a database of its own, made with these words behind CREATE DATABASE.
     pub fn database(mut self, create: &str) -> Self {
         self.create_database = Some(create.into());
@@ -118,12 +126,17 @@ impl Setup {
         }
         truth::watch(&db).await;
         let args: Vec<&str> = self.args.iter().map(String::as_str).collect();
-        let mut hub = Hub::new(&cluster.dsn_of(&database)).args(&args);
+        let fill = |text: &str| {
+            let socket = cluster.socket_dir().display().to_string();
+            text.replace("{port}", &cluster.port().to_string()).replace("{socket}", &socket)
+        };
+        let dsn = self.dsn.as_deref().map_or_else(|| cluster.dsn_of(&database), fill);
+        let mut hub = Hub::new(&dsn).args(&args);
         if let Some(toml) = &self.config {
             hub = hub.config(toml);
         }
         for (name, value) in &self.env {
-            hub.env(name, value);
+            hub.env(name, &fill(value));
         }
         Stage { hub, db, cluster, publication: "walcast".into(), database }
     }

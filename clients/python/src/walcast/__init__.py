@@ -9,37 +9,33 @@
 
 from ._aio import AsyncClient, AsyncSubscription
 from ._connect import TLS, __version__
-from ._model import (
-    After,
-    Batch,
+from ._events import (
     Begin,
-    Change,
-    Column,
     Commit,
     Discard,
-    Earliest,
     Event,
     Gap,
-    Latest,
-    Message,
     MessageEvent,
     Opened,
-    Operation,
-    Position,
     Progress,
-    Relation,
     Retracted,
-    Row,
-    Since,
-    Snapshot,
     SnapshotBegin,
     SnapshotEnd,
     SnapshotTableEnd,
-    Start,
     TimelineChanged,
+)
+from ._model import (
+    Batch,
+    Change,
+    Column,
+    Message,
+    Operation,
+    Relation,
+    Row,
     Transaction,
     Truncate,
 )
+from ._position import After, Earliest, Latest, Position, Since, Snapshot, Start
 from ._retry import Retry
 from ._sync import Client, Subscription
 from ._values import UNCHANGED, Interval, Range, Unrepresentable, array, multirange_of, range_of

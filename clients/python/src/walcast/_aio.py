@@ -13,11 +13,15 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from . import _events, _position, filters
 from . import _model as model
-from . import filters
 from ._connect import CONSUME, TLS, UNARY_DEADLINE, Target, Token, log
-from ._core import Core, Gatherer, Options
-from ._model import Change, Event, Opened, Position, Progress, Start, Transaction
+from ._core import Core
+from ._events import Event, Opened, Progress
+from ._gather import Gatherer
+from ._model import Change, Transaction
+from ._options import Options
+from ._position import Position, Start
 from ._retry import Retry
 from ._values import Decoder
 from .errors import Closed, HubError, WalcastError, from_status
@@ -361,8 +365,8 @@ class AsyncClient:
         progress_interval: timedelta | None = None,
         retry: Retry = Retry(),  # noqa: B008 (frozen)
         on_progress: Callable[[Progress], Any] | None = None,
-        on_timeline_changed: Callable[[model.TimelineChanged], Any] | None = None,
-        on_gap: Callable[[model.Gap], Any] | None = None,
+        on_timeline_changed: Callable[[_events.TimelineChanged], Any] | None = None,
+        on_gap: Callable[[_events.Gap], Any] | None = None,
         on_snapshot: Callable[[Any], Any] | None = None,
         on_reconnect: Callable[[HubError, float], Any] | None = None,
     ) -> AsyncSubscription:
@@ -416,7 +420,7 @@ class AsyncClient:
         """Moves a checkpoint anywhere, and ends an open stream of the subscriber. Where it stands now."""
         response = await self._call(
             lambda channel: rpc.AdminServiceStub(channel).ResetSubscriber,
-            api.ResetSubscriberRequest(subscriber=subscriber, start=model.start_to_pb(start)),
+            api.ResetSubscriberRequest(subscriber=subscriber, start=_position.start_to_pb(start)),
             timeout,
         )
         return Position.from_pb(response.checkpoint)
@@ -454,7 +458,7 @@ class AsyncClient:
         """Starts a snapshot of tables into a running subscription, or pauses, resumes or cancels one. Its identifier."""
         response = await self._call(
             lambda channel: rpc.ChangeStreamServiceStub(channel).Backfill,
-            model.backfill_to_pb(
+            _position.backfill_to_pb(
                 subscriber, action, filters.to_pb(tables), snapshot_id, incremental, max_rows_per_second
             ),
             timeout,

@@ -10,17 +10,20 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
-from datetime import datetime, timedelta
+from collections.abc import Callable
 from typing import Any, Union
 
 import grpc
 
+from . import _events, _position
 from . import _model as model
-from ._model import Event, Position, Progress, Relation, Start, Transaction
-from ._retry import Backoff, Retry
-from ._values import Decoder, decoders
+from ._events import Event, Progress
+from ._model import Relation, Transaction
+from ._options import Options
+from ._outbox import Outbox
+from ._position import Position
+from ._retry import Backoff
+from ._values import decoders
 from .errors import (
     AckAhead,
     CheckpointMissing,
@@ -40,139 +43,6 @@ log = logging.getLogger("walcast")
 
 Item = Union[Event, Transaction]
 
-#: Acknowledgements are sent at most this often, in seconds,
-ACK_INTERVAL = 0.1
-#: or when this many have gathered.
-ACK_BATCH = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What a subscription asks for."""
-
-    filter: api.Filter | None = None
-    subscriber: str = ""
-    start: Start | str | Position | datetime | None = None
-    auto_ack: bool = True
-    stop_at_tail: bool = False
-    json: str = "parsed"
-    types: Mapping[str, Decoder] | None = None
-    window_events: int = 100_000
-    window_bytes: int = 8 << 20
-    max_message_bytes: int = 64 << 20
-    max_transaction_bytes: int = 1 << 30
-    progress_interval: timedelta | None = None
-    retry: Retry = field(default_factory=Retry)
-    on_progress: Callable[[Progress], Any] | None = None
-    on_timeline_changed: Callable[[model.TimelineChanged], Any] | None = None
-    on_gap: Callable[[model.Gap], Any] | None = None
-    on_snapshot: Callable[[Any], Any] | None = None
-    on_reconnect: Callable[[HubError, float], Any] | None = None
-
-    @classmethod
-    def of(cls, selected: api.Filter | None, max_message_bytes: int, arguments: Mapping[str, Any]) -> Options:
-        """From the arguments of ``subscribe``, which has a parameter for each of the other fields."""
-        named = {entry.name: arguments[entry.name] for entry in fields(cls) if entry.name in arguments}
-        if named["window_events"] < 1 or named["window_bytes"] < 1:
-            raise ValueError("window_events and window_bytes are at least 1")
-        return cls(**{**named, "filter": selected, "max_message_bytes": max_message_bytes})
-
-
-class Outbox:
-    """What is to be sent: credit that was earned and the newest acknowledgement. Used from two threads."""
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._events = 0
-        self._bytes = 0
-        self._position: Position | None = None
-        self._count = 0
-        self._due = 0.0
-        #: Called whenever :meth:`take` may answer differently than before.
-        self.wake: Callable[[], None] = lambda: None
-
-    def grant(self, events: int, size: int) -> None:
-        with self._lock:
-            self._events += events
-            self._bytes += size
-        self.wake()
-
-    def acknowledge(self, position: Position) -> None:
-        with self._lock:
-            pending = self._position
-            if pending is not None and pending.reaches(position):
-                return
-            first = pending is None
-            self._position = position
-            self._count += 1
-            urgent = self._count == ACK_BATCH
-        if first or urgent:
-            self.wake()
-
-    def pending(self) -> Position | None:
-        """The newest acknowledgement that was not taken."""
-        with self._lock:
-            return self._position
-
-    def reopen(self, resume: Position | None) -> None:
-        """A new stream: earlier credit is void, and an acknowledgement on another lineage would be refused there."""
-        with self._lock:
-            self._events = self._bytes = 0
-            if self._position is not None and (resume is None or not resume.reaches(self._position)):
-                self._position = None
-            self._count = 0
-
-    def take(self) -> tuple[api.ConsumeRequest | None, float | None]:
-        """The next request, or how many seconds until there may be one (``None``: not before :attr:`wake`)."""
-        with self._lock:
-            if self._events or self._bytes:
-                request = api.ConsumeRequest(credit=pb.Credit(events=self._events, bytes=self._bytes))
-                self._events = self._bytes = 0
-                return request, None
-            if self._position is None:
-                return None, None
-            now = self._clock()
-            if self._count < ACK_BATCH and now < self._due:
-                return None, self._due - now
-            request = api.ConsumeRequest(acknowledge=self._position.to_pb())
-            self._position = None
-            self._count = 0
-            self._due = now + ACK_INTERVAL
-            return request, None
-
-
-class Gatherer:
-    """Gathers transactions into a batch: until there are ``max_rows``, or ``max_delay`` is over, or nothing more is there."""
-
-    def __init__(self, core: Core, max_rows: int, max_delay: float) -> None:
-        if max_rows < 1:
-            raise ValueError("max_rows is at least 1")
-        self._core = core
-        self._max_rows = max_rows
-        self._max_delay = max_delay
-        self._transactions: list[Transaction] = []
-        self._rows = 0
-        self._since = 0.0
-
-    def add(self, item: Item) -> bool:
-        """Whether the batch is ready."""
-        now = self._core._clock()
-        if isinstance(item, Transaction):
-            if not self._transactions:
-                self._since = now
-            self._transactions.append(item)
-            self._rows += len(item._events)
-        if not self._transactions:
-            return False
-        idle = isinstance(item, Progress) and item.caught_up
-        return idle or self._rows >= self._max_rows or now - self._since >= self._max_delay
-
-    def take(self) -> model.Batch | None:
-        """What was gathered."""
-        transactions, self._transactions, self._rows = self._transactions, [], 0
-        return model.Batch(transactions) if transactions else None
-
 
 class Core:
     """The state of one subscription across its streams."""
@@ -181,7 +51,7 @@ class Core:
         self.options = options
         self.outbox = Outbox(clock)
         self.backoff = Backoff(options.retry, clock())
-        self.opened: model.Opened | None = None
+        self.opened: _events.Opened | None = None
         self.progress: Progress | None = None
         #: Whether events are handed out as they come rather than whole transactions.
         self.streaming = False
@@ -189,7 +59,7 @@ class Core:
         self.gathering = False
         self._clock = clock
         self._decoders = decoders(options.json, options.types)
-        self._first_start = model.start_to_pb(options.start) if options.start is not None else None
+        self._first_start = _position.start_to_pb(options.start) if options.start is not None else None
         self._use_first_start = not options.subscriber
         self._received: Position | None = None
         self._ready: deque[Item] = deque()
@@ -201,7 +71,7 @@ class Core:
         self._interrupted: tuple[Transaction, int] | None = None
         self._rows: Transaction | None = None
         self._snapshot_id = ""
-        self._retracted: list[model.Retracted] = []
+        self._retracted: list[_events.Retracted] = []
         self._forks: set[tuple[str, str, str]] = set()
         self._spent_events = 0
         self._spent_bytes = 0
@@ -213,7 +83,7 @@ class Core:
         self._acked = 0
         self._handed_position: Position | None = None
         self._acked_position: Position | None = None
-        self._last: Transaction | model.TimelineChanged | model.Gap | model.Commit | None = None
+        self._last: Transaction | _events.TimelineChanged | _events.Gap | _events.Commit | None = None
 
     # -- opening and failing
 
@@ -336,12 +206,14 @@ class Core:
         last, self._last = self._last, None
         if last is None or not self.options.auto_ack or not self.options.subscriber:
             return
-        if isinstance(last, model.Gap):
+        if isinstance(last, _events.Gap):
             self.acknowledge(last.up_to)
         else:
-            self.acknowledge(last.transaction.position if isinstance(last, model.Commit) else last.position)
+            self.acknowledge(last.transaction.position if isinstance(last, _events.Commit) else last.position)
 
-    def _hand(self, item: Transaction | model.TimelineChanged | model.Gap | model.Commit, position: Position) -> None:
+    def _hand(
+        self, item: Transaction | _events.TimelineChanged | _events.Gap | _events.Commit, position: Position
+    ) -> None:
         with self._lock:
             self._handed += 1
             self._handed_position = position
@@ -374,12 +246,12 @@ class Core:
             if isinstance(item, Progress):
                 self._passed(item)
                 return item
-            if isinstance(item, model.Commit):
+            if isinstance(item, _events.Commit):
                 self._hand(item, item.transaction.position)
-            elif isinstance(item, model.TimelineChanged):
+            elif isinstance(item, _events.TimelineChanged):
                 self._forks.add((item.old_lineage, item.new_lineage, item.switch_lsn))
                 self._hand(item, item.position)
-            elif isinstance(item, model.Gap):
+            elif isinstance(item, _events.Gap):
                 self._hand(item, item.up_to)
             return item
         return None
@@ -389,15 +261,15 @@ class Core:
         options = self.options
         if isinstance(item, Progress):
             return options.on_progress
-        if isinstance(item, model.TimelineChanged):
+        if isinstance(item, _events.TimelineChanged):
             if options.on_timeline_changed is None:
                 raise TimelineChangedError(item)
             return options.on_timeline_changed
-        if isinstance(item, model.Gap):
+        if isinstance(item, _events.Gap):
             if options.on_gap is None:
                 raise GapError(item)
             return options.on_gap
-        if isinstance(item, model.SnapshotBegin) and item.restarted and options.on_snapshot is None:
+        if isinstance(item, _events.SnapshotBegin) and item.restarted and options.on_snapshot is None:
             raise SnapshotRestartedError(item)
         return options.on_snapshot
 
@@ -472,7 +344,7 @@ class Core:
             self._spent_events = self._spent_bytes = 0
 
     def _opened(self, message: pb.Opened) -> None:
-        opened = model.Opened.from_pb(message)
+        opened = _events.Opened.from_pb(message)
         self.opened = opened
         if self._received is None:
             self._received = self._first_after = opened.after
@@ -496,7 +368,7 @@ class Core:
         if self._interrupted is not None:
             transaction, _ = self._interrupted
             self._interrupted = None
-            self._ready.append(model.Discard(transaction, "it did not come again after a reconnect"))
+            self._ready.append(_events.Discard(transaction, "it did not come again after a reconnect"))
 
     def _begin(self, begin: pb.Begin) -> None:
         if self._open is not None:
@@ -511,7 +383,7 @@ class Core:
         else:
             self._settle_interrupted()
             if self.streaming:
-                self._ready.append(model.Begin(transaction))
+                self._ready.append(_events.Begin(transaction))
         transaction._core = self
         transaction._relations = self._relations
         self._open = transaction
@@ -528,10 +400,10 @@ class Core:
         if self._received is not None and self._received.reaches(position):
             log.debug("transaction %s came again and is dropped", transaction.identity)
             if self.streaming:
-                self._ready.append(model.Discard(transaction, "it came before"))
+                self._ready.append(_events.Discard(transaction, "it came before"))
             return
         self._received = position
-        self._ready.append(model.Commit(transaction) if self.streaming else transaction)
+        self._ready.append(_events.Commit(transaction) if self.streaming else transaction)
 
     def _discard(self, reason: str) -> None:
         transaction = self._open
@@ -539,7 +411,7 @@ class Core:
             raise ProtocolError("discard without begin")
         self._open = None
         if self.streaming:
-            self._ready.append(model.Discard(transaction, reason))
+            self._ready.append(_events.Discard(transaction, reason))
 
     def _change(self, change: pb.Change) -> None:
         if self._open is not None:
@@ -589,7 +461,7 @@ class Core:
             if isinstance(event, pb.Truncate):
                 self._ready.extend(model.truncates(transaction, event, self._relations))
             else:
-                self._ready.append(model.MessageEvent(transaction, model.message_from_pb(event)))
+                self._ready.append(_events.MessageEvent(transaction, model.message_from_pb(event)))
 
     def _message_alone(self, event: pb.LogicalMessage) -> None:
         position = Position.from_pb(event.position)
@@ -601,8 +473,8 @@ class Core:
         transaction._events.append(event)
         self._received = position
         if self.streaming:
-            self._ready.append(model.MessageEvent(transaction, model.message_from_pb(event)))
-            self._ready.append(model.Commit(transaction))
+            self._ready.append(_events.MessageEvent(transaction, model.message_from_pb(event)))
+            self._ready.append(_events.Commit(transaction))
         else:
             self._ready.append(transaction)
 
@@ -610,22 +482,22 @@ class Core:
         if kind == "timeline_changed":
             self._timeline_changed(event.timeline_changed)
         elif kind == "gap":
-            gap = model.Gap(Position.from_pb(event.gap.after), Position.from_pb(event.gap.up_to), event.gap.reason)
+            gap = _events.Gap(Position.from_pb(event.gap.after), Position.from_pb(event.gap.up_to), event.gap.reason)
             self._received = gap.up_to
             self._ready.append(gap)
         elif kind == "snapshot_begin":
             begin = event.snapshot_begin
             self._snapshot_id = begin.snapshot_id
             tables = {table.table: table.estimated_rows for table in begin.tables}
-            self._ready.append(model.SnapshotBegin(begin.snapshot_id, tables, begin.restarted))
+            self._ready.append(_events.SnapshotBegin(begin.snapshot_id, tables, begin.restarted))
         elif kind == "snapshot_table_end":
             end = event.snapshot_table_end
-            self._ready.append(model.SnapshotTableEnd(end.snapshot_id, end.table, end.rows))
+            self._ready.append(_events.SnapshotTableEnd(end.snapshot_id, end.table, end.rows))
         elif kind == "snapshot_end":
             done = event.snapshot_end
             position = Position.from_pb(done.position)
             self._received = position
-            self._ready.append(model.SnapshotEnd(done.snapshot_id, position, done.rows))
+            self._ready.append(_events.SnapshotEnd(done.snapshot_id, position, done.rows))
         else:
             raise ProtocolError(f"the hub sent {kind}, which this version does not know")
 
@@ -634,7 +506,7 @@ class Core:
             transaction = model.begin_from_pb(entry.begin)
             position = Position.from_pb(entry.position)
             transaction._position = position
-            self._retracted.append(model.Retracted(transaction, position, entry.changes))
+            self._retracted.append(_events.Retracted(transaction, position, entry.changes))
         if message.more:
             return
         retracted, self._retracted = self._retracted, []
@@ -643,7 +515,7 @@ class Core:
         if (message.old_lineage, message.new_lineage, message.switch_lsn) in self._forks:
             return
         self._ready.append(
-            model.TimelineChanged(
+            _events.TimelineChanged(
                 message.old_lineage, message.new_lineage, message.switch_lsn, tuple(retracted), position
             )
         )

@@ -12,11 +12,15 @@ from typing import Any, TypeVar
 import grpc
 from google.protobuf.message import Message as ProtoMessage
 
+from . import _events, _position, filters
 from . import _model as model
-from . import filters
 from ._connect import CONSUME, TLS, UNARY_DEADLINE, Target, Token, log
-from ._core import Core, Gatherer, Options
-from ._model import Change, Event, Opened, Position, Progress, Start, Transaction
+from ._core import Core
+from ._events import Event, Opened, Progress
+from ._gather import Gatherer
+from ._model import Change, Transaction
+from ._options import Options
+from ._position import Position, Start
 from ._retry import Retry
 from ._values import Decoder
 from .errors import Closed, HubError, WalcastError, from_status
@@ -48,7 +52,6 @@ class _Stream:
     def __init__(self, target: Target, core: Core) -> None:
         self._core = core
         self._changed = threading.Condition()
-        self._wakened = False
         self._done = False
         self._first: api.ConsumeRequest | None = core.open_request()
         core.outbox.wake = self._wake
@@ -60,24 +63,20 @@ class _Stream:
 
     def _wake(self) -> None:
         with self._changed:
-            self._wakened = True
             self._changed.notify()
 
     def _requests(self) -> Iterator[api.ConsumeRequest]:
         if self._first is not None:
             yield self._first
         while True:
-            with self._changed:
+            with self._changed:  # so that a stream that was closed takes nothing from the next one
                 if self._done:
                     return
-                self._wakened = False
-            request, wait = self._core.outbox.take()
-            if request is not None:
-                yield request
-                continue
-            with self._changed:
-                if not self._done and not self._wakened:
+                request, wait = self._core.outbox.take()
+                if request is None:
                     self._changed.wait(wait)
+                    continue
+            yield request
 
     def receive(self) -> bytes:
         """The next response; StopIteration or grpc.RpcError at the end."""
@@ -367,8 +366,8 @@ class Client:
         progress_interval: timedelta | None = None,
         retry: Retry = Retry(),  # noqa: B008 (frozen)
         on_progress: Callable[[Progress], Any] | None = None,
-        on_timeline_changed: Callable[[model.TimelineChanged], Any] | None = None,
-        on_gap: Callable[[model.Gap], Any] | None = None,
+        on_timeline_changed: Callable[[_events.TimelineChanged], Any] | None = None,
+        on_gap: Callable[[_events.Gap], Any] | None = None,
         on_snapshot: Callable[[Any], Any] | None = None,
         on_reconnect: Callable[[HubError, float], Any] | None = None,
     ) -> Subscription:
@@ -424,7 +423,7 @@ class Client:
         """Moves a checkpoint anywhere, and ends an open stream of the subscriber. Where it stands now."""
         response = self._call(
             lambda channel: rpc.AdminServiceStub(channel).ResetSubscriber,
-            api.ResetSubscriberRequest(subscriber=subscriber, start=model.start_to_pb(start)),
+            api.ResetSubscriberRequest(subscriber=subscriber, start=_position.start_to_pb(start)),
             timeout,
         )
         return Position.from_pb(response.checkpoint)
@@ -462,7 +461,7 @@ class Client:
         """Starts a snapshot of tables into a running subscription, or pauses, resumes or cancels one. Its identifier."""
         response = self._call(
             lambda channel: rpc.ChangeStreamServiceStub(channel).Backfill,
-            model.backfill_to_pb(
+            _position.backfill_to_pb(
                 subscriber, action, filters.to_pb(tables), snapshot_id, incremental, max_rows_per_second
             ),
             timeout,

@@ -13,7 +13,7 @@ import grpc
 from google.rpc import error_details_pb2, status_pb2
 
 if TYPE_CHECKING:
-    from ._model import Gap, SnapshotBegin, TimelineChanged
+    from ._events import Gap, SnapshotBegin, TimelineChanged
 
 DOMAIN = "walcast"
 _DETAILS = "grpc-status-details-bin"

@@ -1,0 +1,131 @@
+//! What filters cost the intake: many different ones beside one stream that follows everything.
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::Suites;
+use crate::{
+    client::{From, Until},
+    harness::wait,
+    proc::{self, Client, now_us},
+    report::{Section, Spread, count},
+    stage::{Cost, Shape, orders},
+};
+
+const TABLE: &str = "filtered";
+/// Rows that are there before the streams open.
+const BEFORE: u64 = 1000;
+/// Rows at the end that residual predicates select, to show that their streams keep up.
+const SELECTED: u64 = 10;
+
+/// So many streams, each with a predicate of its own.
+struct Case {
+    name: &'static str,
+    streams: usize,
+    predicate: String,
+    /// Whether the measurement ends only when all of them have seen the last rows.
+    keeping_up: bool,
+}
+
+impl Suites {
+    pub(super) async fn filters(&mut self) -> Section {
+        let runs = self.runs().min(3);
+        let rows = self.pick(500_000, 100_000);
+        let many = self.pick(10_000, 1000);
+        let about = format!(
+            "{} rows of about 160 bytes are inserted while the walsender is stopped; then, until a stream without a filter \
+             has them all, beside so many streams with different predicates, each over a connection of its own. Equality is \
+             indexed and never matches; residual predicates are comparisons that must be evaluated for each row, of which \
+             those that keep up select the last {SELECTED} rows and end the measurement. {runs} runs each, taking turns.",
+            count(rows as f64)
+        );
+        let case = |name, streams, predicate: String, keeping_up| Case { name, streams, predicate, keeping_up };
+        let cases = [
+            case("none", 0, String::new(), false),
+            case("equality", many, "a = 1000{}".to_owned(), false),
+            case("residual, keeping up", 100, format!("id > {} or a > 1000{{}}", BEFORE + rows - SELECTED), true),
+            case("residual, lagging", many, "a > 1000{}".to_owned(), false),
+        ];
+        let columns = ["filters", "streams", "wall s", "changes/s", "of none", "hub CPU s"];
+        let mut section = Section::new("5b-filters", "Intake beside filtered streams", about, &columns);
+        section.unit = "changes/s".to_owned();
+        let mut costs: [Vec<Cost>; 4] = Default::default();
+        for _ in 0..runs {
+            for (case, costs) in cases.iter().zip(&mut costs) {
+                costs.push(self.filtered(case, rows).await);
+            }
+        }
+        let wall = |at: usize| Spread::of(costs[at].iter().map(|cost| cost.wall));
+        let cpu = |at: usize| Spread::of(costs[at].iter().map(|cost| cost.reader));
+        let share = |at: usize| wall(0).median / wall(at).median;
+        for (at, case) in cases.iter().enumerate() {
+            let rate = rows as f64 / wall(at).median;
+            section.row(&[
+                case.name.to_owned(),
+                count(case.streams as f64),
+                wall(at).show(3),
+                count(rate),
+                format!("{:.2}", share(at)),
+                cpu(at).show(2),
+            ]);
+            section.bar(format!("{}, {}", case.name, case.streams), rate, at == 0);
+        }
+        for (at, goal) in [(1, 0.95), (2, 0.5), (3, 0.9)] {
+            let text = format!(
+                "Intake beside {} filters, {}: {goal} of the rate without",
+                count(cases[at].streams as f64),
+                cases[at].name
+            );
+            section.goal(text, format!("{:.2}", share(at)), share(at) >= goal);
+        }
+        let evaluation = (cpu(2).median - cpu(0).median).max(0.0) * 1e9 / (100 * rows) as f64;
+        section.goal(
+            "Evaluation of a residual predicate: at most 70 ns",
+            format!("{evaluation:.0} ns"),
+            evaluation <= 70.0,
+        );
+        section
+    }
+
+    async fn filtered(&mut self, case: &Case, rows: u64) -> Cost {
+        let backlog = self.stage.backlog(TABLE, Shape::Small(1000), BEFORE).await;
+        let slot = self.stage.copy(&backlog).await;
+        let mut hub = self.stage.hub(&slot, &[]);
+        hub.start().await;
+        let mut filtered = (case.streams > 0).then(|| {
+            let until = if case.keeping_up { Until::Changes(SELECTED) } else { Until::Killed };
+            let mut orders = orders(&hub, case.streams, From::Latest, until);
+            orders.predicate = case.predicate.clone();
+            Client::start(&orders)
+        });
+        if let Some(client) = filtered.as_mut().filter(|_| !case.keeping_up) {
+            client.report();
+        }
+        let mut all = Client::start(&orders(&hub, 1, From::Latest, Until::Following(rows)));
+        all.report();
+        let open = case.streams as f64 + 1.0;
+        wait::eventually(std::time::Duration::from_secs(120), || async {
+            let streams = hub.metric("walcast_streams").await;
+            if streams >= open { Ok(()) } else { Err(format!("{streams} streams are open")) }
+        })
+        .await;
+        let walsender = Pid::from_raw(self.stage.walsender(&slot).await as i32).expect("a walsender");
+        kill_process(walsender, Signal::STOP).expect("SIGSTOP");
+        self.stage.insert(TABLE, Shape::Small(1000), BEFORE + 1, rows).await;
+        let before = proc::cpu(hub.pid());
+        let began = now_us();
+        kill_process(walsender, Signal::CONT).expect("SIGCONT");
+        let (report, client) = all.finish();
+        let mut end = report.end_us;
+        assert_eq!(report.changes, rows);
+        if let Some(client) = filtered.take().filter(|_| case.keeping_up) {
+            end = end.max(client.finish().0.end_us);
+        }
+        let cost =
+            Cost { wall: (end - began) as f64 / 1e6, reader: proc::cpu(hub.pid()) - before, client, ..Cost::default() };
+        hub.kill9();
+        drop(hub);
+        self.stage.drop_slot(&slot).await;
+        self.stage.drop(backlog).await;
+        cost
+    }
+}
