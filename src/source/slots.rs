@@ -18,7 +18,7 @@ use crate::{
         slot::{self, SlotState},
         sql::Sql,
     },
-    reason::Reason,
+    reason::{Classified, Reason},
 };
 
 /// What a slot comes to.
