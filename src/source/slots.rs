@@ -18,7 +18,7 @@ use crate::{
         slot::{self, SlotState},
         sql::Sql,
     },
-    reason::{Classified, Reason},
+    reason::Reason,
 };
 
 /// What a slot comes to.
