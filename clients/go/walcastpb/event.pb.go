@@ -847,7 +847,8 @@ func (x *Opened) GetFilterChanged() bool {
 // A transaction begins. Identity of a transaction: (lineage, commit_lsn, sequence); of a change: that and its ordinal.
 type Begin struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Where the commit record starts, "X/Y". Not the resume point: that is in the commit.
+	// Where the commit record starts, "X/Y". Not the resume point: that is in the commit. Of a transaction from log tables,
+	// where the source cannot tell: the end of what was journaled before.
 	CommitLsn string `protobuf:"bytes,1,opt,name=commit_lsn,json=commitLsn,proto3" json:"commit_lsn,omitempty"`
 	// As in Position.
 	Lineage string `protobuf:"bytes,2,opt,name=lineage,proto3" json:"lineage,omitempty"`
@@ -2009,7 +2010,7 @@ func (x *TimelineChanged) GetPosition() *Position {
 // A transaction that a failover took back.
 type Retracted struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// As it was sent.
+	// As it was sent. Not present for a logical message outside transactions.
 	Begin *Begin `protobuf:"bytes,1,opt,name=begin,proto3" json:"begin,omitempty"`
 	// The resume point that its commit had.
 	Position *Position `protobuf:"bytes,2,opt,name=position,proto3" json:"position,omitempty"`

@@ -158,7 +158,7 @@ type SubscribeRequest struct {
 	// End with OK after a progress at or past the source's WAL flush position as it was when the stream opened.
 	StopAtTail bool `protobuf:"varint,5,opt,name=stop_at_tail,json=stopAtTail,proto3" json:"stop_at_tail,omitempty"`
 	// The largest response message, in bytes, that the client can receive; 0 is 4 MiB. A larger event ends the stream
-	// with EVENT_TOO_LARGE.
+	// with EVENT_TOO_LARGE, whose metadata name the row and the position to acknowledge in order to leave it out.
 	MaxMessageBytes uint32 `protobuf:"varint,6,opt,name=max_message_bytes,json=maxMessageBytes,proto3" json:"max_message_bytes,omitempty"`
 	// Time between two progress events; 0 or not present: 1 s while positions move, 10 s when silent.
 	ProgressInterval *durationpb.Duration `protobuf:"bytes,7,opt,name=progress_interval,json=progressInterval,proto3" json:"progress_interval,omitempty"`
@@ -490,7 +490,8 @@ type Filter struct {
 	ExcludeTables []string `protobuf:"bytes,2,rep,name=exclude_tables,json=excludeTables,proto3" json:"exclude_tables,omitempty"`
 	// Empty is all.
 	Operations []Operation `protobuf:"varint,3,rep,packed,name=operations,proto3,enum=walcast.v1.Operation" json:"operations,omitempty"`
-	// Globs over "schema.table.column"; empty is all. Columns of the replica identity always come.
+	// Globs over "schema.table.column"; empty is all. Columns of the replica identity always come, except with REPLICA
+	// IDENTITY FULL, of which every column is part: there only the named ones come.
 	Columns []string `protobuf:"bytes,4,rep,name=columns,proto3" json:"columns,omitempty"`
 	// A predicate over columns; empty is none. It must type-check against every selected relation.
 	Where string `protobuf:"bytes,5,opt,name=where,proto3" json:"where,omitempty"`
@@ -1442,7 +1443,12 @@ type SourceStatus struct {
 	// Bytes of WAL that the slot makes the source keep.
 	RetainedWalBytes uint64 `protobuf:"varint,9,opt,name=retained_wal_bytes,json=retainedWalBytes,proto3" json:"retained_wal_bytes,omitempty"`
 	// Why it is not connected, with the reason's name in front; empty while it is.
-	LastError     string `protobuf:"bytes,10,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"`
+	LastError string `protobuf:"bytes,10,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"`
+	// The other servers in the hub's connection string, as last seen.
+	Standbys []*StandbyStatus `protobuf:"bytes,11,rep,name=standbys,proto3" json:"standbys,omitempty"`
+	// What does not stop the stream and must be seen all the same, such as tables whose changes a lost slot would lose;
+	// each with the reason's name in front.
+	Alarms        []string `protobuf:"bytes,20,rep,name=alarms,proto3" json:"alarms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1547,6 +1553,84 @@ func (x *SourceStatus) GetLastError() string {
 	return ""
 }
 
+func (x *SourceStatus) GetStandbys() []*StandbyStatus {
+	if x != nil {
+		return x.Standbys
+	}
+	return nil
+}
+
+func (x *SourceStatus) GetAlarms() []string {
+	if x != nil {
+		return x.Alarms
+	}
+	return nil
+}
+
+// A server that may take over.
+type StandbyStatus struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As configured.
+	Server string `protobuf:"bytes,1,opt,name=server,proto3" json:"server,omitempty"`
+	// Whether the slot could be used there after a promotion.
+	Ready bool `protobuf:"varint,2,opt,name=ready,proto3" json:"ready,omitempty"`
+	// Why not; empty if it could.
+	Detail        string `protobuf:"bytes,3,opt,name=detail,proto3" json:"detail,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StandbyStatus) Reset() {
+	*x = StandbyStatus{}
+	mi := &file_walcast_v1_walcast_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StandbyStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StandbyStatus) ProtoMessage() {}
+
+func (x *StandbyStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_walcast_v1_walcast_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StandbyStatus.ProtoReflect.Descriptor instead.
+func (*StandbyStatus) Descriptor() ([]byte, []int) {
+	return file_walcast_v1_walcast_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *StandbyStatus) GetServer() string {
+	if x != nil {
+		return x.Server
+	}
+	return ""
+}
+
+func (x *StandbyStatus) GetReady() bool {
+	if x != nil {
+		return x.Ready
+	}
+	return false
+}
+
+func (x *StandbyStatus) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
+}
+
 // What the hub retains.
 type JournalStatus struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1558,13 +1642,15 @@ type JournalStatus struct {
 	Bytes uint64 `protobuf:"varint,3,opt,name=bytes,proto3" json:"bytes,omitempty"`
 	// Commit time of the first retained transaction; not present while there is none.
 	EarliestCommitTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=earliest_commit_time,json=earliestCommitTime,proto3" json:"earliest_commit_time,omitempty"`
-	unknownFields      protoimpl.UnknownFields
-	sizeCache          protoimpl.SizeCache
+	// What failovers took back, oldest first. ReadRetracted reads it as long as it is retained.
+	Retracted     []*RetractedRange `protobuf:"bytes,5,rep,name=retracted,proto3" json:"retracted,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *JournalStatus) Reset() {
 	*x = JournalStatus{}
-	mi := &file_walcast_v1_walcast_proto_msgTypes[19]
+	mi := &file_walcast_v1_walcast_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1576,7 +1662,7 @@ func (x *JournalStatus) String() string {
 func (*JournalStatus) ProtoMessage() {}
 
 func (x *JournalStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_walcast_v1_walcast_proto_msgTypes[19]
+	mi := &file_walcast_v1_walcast_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1589,7 +1675,7 @@ func (x *JournalStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalStatus.ProtoReflect.Descriptor instead.
 func (*JournalStatus) Descriptor() ([]byte, []int) {
-	return file_walcast_v1_walcast_proto_rawDescGZIP(), []int{19}
+	return file_walcast_v1_walcast_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *JournalStatus) GetEarliest() *Position {
@@ -1620,6 +1706,95 @@ func (x *JournalStatus) GetEarliestCommitTime() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *JournalStatus) GetRetracted() []*RetractedRange {
+	if x != nil {
+		return x.Retracted
+	}
+	return nil
+}
+
+// The end of a lineage that never happened on the one after it.
+type RetractedRange struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The lineage that ended, as ReadRetracted wants it.
+	OldLineage string `protobuf:"bytes,1,opt,name=old_lineage,json=oldLineage,proto3" json:"old_lineage,omitempty"`
+	// The lineage that went on.
+	NewLineage string `protobuf:"bytes,2,opt,name=new_lineage,json=newLineage,proto3" json:"new_lineage,omitempty"`
+	// Where they part, "X/Y".
+	SwitchLsn string `protobuf:"bytes,3,opt,name=switch_lsn,json=switchLsn,proto3" json:"switch_lsn,omitempty"`
+	// The last resume point that both share (the range's exclusive start).
+	After *Position `protobuf:"bytes,4,opt,name=after,proto3" json:"after,omitempty"`
+	// The last resume point of the old lineage (the range's inclusive end).
+	UpTo          *Position `protobuf:"bytes,5,opt,name=up_to,json=upTo,proto3" json:"up_to,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RetractedRange) Reset() {
+	*x = RetractedRange{}
+	mi := &file_walcast_v1_walcast_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RetractedRange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RetractedRange) ProtoMessage() {}
+
+func (x *RetractedRange) ProtoReflect() protoreflect.Message {
+	mi := &file_walcast_v1_walcast_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RetractedRange.ProtoReflect.Descriptor instead.
+func (*RetractedRange) Descriptor() ([]byte, []int) {
+	return file_walcast_v1_walcast_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *RetractedRange) GetOldLineage() string {
+	if x != nil {
+		return x.OldLineage
+	}
+	return ""
+}
+
+func (x *RetractedRange) GetNewLineage() string {
+	if x != nil {
+		return x.NewLineage
+	}
+	return ""
+}
+
+func (x *RetractedRange) GetSwitchLsn() string {
+	if x != nil {
+		return x.SwitchLsn
+	}
+	return ""
+}
+
+func (x *RetractedRange) GetAfter() *Position {
+	if x != nil {
+		return x.After
+	}
+	return nil
+}
+
+func (x *RetractedRange) GetUpTo() *Position {
+	if x != nil {
+		return x.UpTo
+	}
+	return nil
+}
+
 // No parameters.
 type ListSubscribersRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1629,7 +1804,7 @@ type ListSubscribersRequest struct {
 
 func (x *ListSubscribersRequest) Reset() {
 	*x = ListSubscribersRequest{}
-	mi := &file_walcast_v1_walcast_proto_msgTypes[20]
+	mi := &file_walcast_v1_walcast_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1641,7 +1816,7 @@ func (x *ListSubscribersRequest) String() string {
 func (*ListSubscribersRequest) ProtoMessage() {}
 
 func (x *ListSubscribersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_walcast_v1_walcast_proto_msgTypes[20]
+	mi := &file_walcast_v1_walcast_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1654,7 +1829,7 @@ func (x *ListSubscribersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSubscribersRequest.ProtoReflect.Descriptor instead.
 func (*ListSubscribersRequest) Descriptor() ([]byte, []int) {
-	return file_walcast_v1_walcast_proto_rawDescGZIP(), []int{20}
+	return file_walcast_v1_walcast_proto_rawDescGZIP(), []int{22}
 }
 
 // The named subscribers that the caller may see.
@@ -1668,7 +1843,7 @@ type ListSubscribersResponse struct {
 
 func (x *ListSubscribersResponse) Reset() {
 	*x = ListSubscribersResponse{}
-	mi := &file_walcast_v1_walcast_proto_msgTypes[21]
+	mi := &file_walcast_v1_walcast_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1680,7 +1855,7 @@ func (x *ListSubscribersResponse) String() string {
 func (*ListSubscribersResponse) ProtoMessage() {}
 
 func (x *ListSubscribersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_walcast_v1_walcast_proto_msgTypes[21]
+	mi := &file_walcast_v1_walcast_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1693,7 +1868,7 @@ func (x *ListSubscribersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSubscribersResponse.ProtoReflect.Descriptor instead.
 func (*ListSubscribersResponse) Descriptor() ([]byte, []int) {
-	return file_walcast_v1_walcast_proto_rawDescGZIP(), []int{21}
+	return file_walcast_v1_walcast_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ListSubscribersResponse) GetSubscribers() []*Subscriber {
@@ -1728,7 +1903,7 @@ type Subscriber struct {
 
 func (x *Subscriber) Reset() {
 	*x = Subscriber{}
-	mi := &file_walcast_v1_walcast_proto_msgTypes[22]
+	mi := &file_walcast_v1_walcast_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1740,7 +1915,7 @@ func (x *Subscriber) String() string {
 func (*Subscriber) ProtoMessage() {}
 
 func (x *Subscriber) ProtoReflect() protoreflect.Message {
-	mi := &file_walcast_v1_walcast_proto_msgTypes[22]
+	mi := &file_walcast_v1_walcast_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1753,7 +1928,7 @@ func (x *Subscriber) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Subscriber.ProtoReflect.Descriptor instead.
 func (*Subscriber) Descriptor() ([]byte, []int) {
-	return file_walcast_v1_walcast_proto_rawDescGZIP(), []int{22}
+	return file_walcast_v1_walcast_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Subscriber) GetName() string {
@@ -1825,7 +2000,7 @@ type ResetSubscriberRequest struct {
 
 func (x *ResetSubscriberRequest) Reset() {
 	*x = ResetSubscriberRequest{}
-	mi := &file_walcast_v1_walcast_proto_msgTypes[23]
+	mi := &file_walcast_v1_walcast_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1837,7 +2012,7 @@ func (x *ResetSubscriberRequest) String() string {
 func (*ResetSubscriberRequest) ProtoMessage() {}
 
 func (x *ResetSubscriberRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_walcast_v1_walcast_proto_msgTypes[23]
+	mi := &file_walcast_v1_walcast_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1850,7 +2025,7 @@ func (x *ResetSubscriberRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResetSubscriberRequest.ProtoReflect.Descriptor instead.
 func (*ResetSubscriberRequest) Descriptor() ([]byte, []int) {
-	return file_walcast_v1_walcast_proto_rawDescGZIP(), []int{23}
+	return file_walcast_v1_walcast_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ResetSubscriberRequest) GetSubscriber() string {
@@ -1878,7 +2053,7 @@ type ResetSubscriberResponse struct {
 
 func (x *ResetSubscriberResponse) Reset() {
 	*x = ResetSubscriberResponse{}
-	mi := &file_walcast_v1_walcast_proto_msgTypes[24]
+	mi := &file_walcast_v1_walcast_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1890,7 +2065,7 @@ func (x *ResetSubscriberResponse) String() string {
 func (*ResetSubscriberResponse) ProtoMessage() {}
 
 func (x *ResetSubscriberResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_walcast_v1_walcast_proto_msgTypes[24]
+	mi := &file_walcast_v1_walcast_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1903,7 +2078,7 @@ func (x *ResetSubscriberResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResetSubscriberResponse.ProtoReflect.Descriptor instead.
 func (*ResetSubscriberResponse) Descriptor() ([]byte, []int) {
-	return file_walcast_v1_walcast_proto_rawDescGZIP(), []int{24}
+	return file_walcast_v1_walcast_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ResetSubscriberResponse) GetCheckpoint() *Position {
@@ -1924,7 +2099,7 @@ type DeleteSubscriberRequest struct {
 
 func (x *DeleteSubscriberRequest) Reset() {
 	*x = DeleteSubscriberRequest{}
-	mi := &file_walcast_v1_walcast_proto_msgTypes[25]
+	mi := &file_walcast_v1_walcast_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1936,7 +2111,7 @@ func (x *DeleteSubscriberRequest) String() string {
 func (*DeleteSubscriberRequest) ProtoMessage() {}
 
 func (x *DeleteSubscriberRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_walcast_v1_walcast_proto_msgTypes[25]
+	mi := &file_walcast_v1_walcast_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1949,7 +2124,7 @@ func (x *DeleteSubscriberRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSubscriberRequest.ProtoReflect.Descriptor instead.
 func (*DeleteSubscriberRequest) Descriptor() ([]byte, []int) {
-	return file_walcast_v1_walcast_proto_rawDescGZIP(), []int{25}
+	return file_walcast_v1_walcast_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *DeleteSubscriberRequest) GetSubscriber() string {
@@ -1968,7 +2143,7 @@ type DeleteSubscriberResponse struct {
 
 func (x *DeleteSubscriberResponse) Reset() {
 	*x = DeleteSubscriberResponse{}
-	mi := &file_walcast_v1_walcast_proto_msgTypes[26]
+	mi := &file_walcast_v1_walcast_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1980,7 +2155,7 @@ func (x *DeleteSubscriberResponse) String() string {
 func (*DeleteSubscriberResponse) ProtoMessage() {}
 
 func (x *DeleteSubscriberResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_walcast_v1_walcast_proto_msgTypes[26]
+	mi := &file_walcast_v1_walcast_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1993,7 +2168,7 @@ func (x *DeleteSubscriberResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSubscriberResponse.ProtoReflect.Descriptor instead.
 func (*DeleteSubscriberResponse) Descriptor() ([]byte, []int) {
-	return file_walcast_v1_walcast_proto_rawDescGZIP(), []int{26}
+	return file_walcast_v1_walcast_proto_rawDescGZIP(), []int{28}
 }
 
 var File_walcast_v1_walcast_proto protoreflect.FileDescriptor
@@ -2096,7 +2271,7 @@ const file_walcast_v1_walcast_proto_rawDesc = "" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x120\n" +
 	"\x06source\x18\x02 \x01(\v2\x18.walcast.v1.SourceStatusR\x06source\x123\n" +
 	"\ajournal\x18\x03 \x01(\v2\x19.walcast.v1.JournalStatusR\ajournal\x12\x18\n" +
-	"\astreams\x18\x04 \x01(\rR\astreams\"\xe0\x02\n" +
+	"\astreams\x18\x04 \x01(\rR\astreams\"\xaf\x03\n" +
 	"\fSourceStatus\x12\x1c\n" +
 	"\tconnected\x18\x01 \x01(\bR\tconnected\x12+\n" +
 	"\x11system_identifier\x18\x02 \x01(\tR\x10systemIdentifier\x12\x1a\n" +
@@ -2111,12 +2286,28 @@ const file_walcast_v1_walcast_proto_rawDesc = "" +
 	"\x12retained_wal_bytes\x18\t \x01(\x04R\x10retainedWalBytes\x12\x1d\n" +
 	"\n" +
 	"last_error\x18\n" +
-	" \x01(\tR\tlastError\"\xcf\x01\n" +
+	" \x01(\tR\tlastError\x125\n" +
+	"\bstandbys\x18\v \x03(\v2\x19.walcast.v1.StandbyStatusR\bstandbys\x12\x16\n" +
+	"\x06alarms\x18\x14 \x03(\tR\x06alarms\"U\n" +
+	"\rStandbyStatus\x12\x16\n" +
+	"\x06server\x18\x01 \x01(\tR\x06server\x12\x14\n" +
+	"\x05ready\x18\x02 \x01(\bR\x05ready\x12\x16\n" +
+	"\x06detail\x18\x03 \x01(\tR\x06detail\"\x89\x02\n" +
 	"\rJournalStatus\x120\n" +
 	"\bearliest\x18\x01 \x01(\v2\x14.walcast.v1.PositionR\bearliest\x12(\n" +
 	"\x04tail\x18\x02 \x01(\v2\x14.walcast.v1.PositionR\x04tail\x12\x14\n" +
 	"\x05bytes\x18\x03 \x01(\x04R\x05bytes\x12L\n" +
-	"\x14earliest_commit_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x12earliestCommitTime\"\x18\n" +
+	"\x14earliest_commit_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x12earliestCommitTime\x128\n" +
+	"\tretracted\x18\x05 \x03(\v2\x1a.walcast.v1.RetractedRangeR\tretracted\"\xc8\x01\n" +
+	"\x0eRetractedRange\x12\x1f\n" +
+	"\vold_lineage\x18\x01 \x01(\tR\n" +
+	"oldLineage\x12\x1f\n" +
+	"\vnew_lineage\x18\x02 \x01(\tR\n" +
+	"newLineage\x12\x1d\n" +
+	"\n" +
+	"switch_lsn\x18\x03 \x01(\tR\tswitchLsn\x12*\n" +
+	"\x05after\x18\x04 \x01(\v2\x14.walcast.v1.PositionR\x05after\x12)\n" +
+	"\x05up_to\x18\x05 \x01(\v2\x14.walcast.v1.PositionR\x04upTo\"\x18\n" +
 	"\x16ListSubscribersRequest\"S\n" +
 	"\x17ListSubscribersResponse\x128\n" +
 	"\vsubscribers\x18\x01 \x03(\v2\x16.walcast.v1.SubscriberR\vsubscribers\"\xb7\x02\n" +
@@ -2182,7 +2373,7 @@ func file_walcast_v1_walcast_proto_rawDescGZIP() []byte {
 }
 
 var file_walcast_v1_walcast_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_walcast_v1_walcast_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
+var file_walcast_v1_walcast_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
 var file_walcast_v1_walcast_proto_goTypes = []any{
 	(RowFormat)(0),                   // 0: walcast.v1.RowFormat
 	(BackfillAction)(0),              // 1: walcast.v1.BackfillAction
@@ -2205,90 +2396,96 @@ var file_walcast_v1_walcast_proto_goTypes = []any{
 	(*GetStatusRequest)(nil),         // 18: walcast.v1.GetStatusRequest
 	(*GetStatusResponse)(nil),        // 19: walcast.v1.GetStatusResponse
 	(*SourceStatus)(nil),             // 20: walcast.v1.SourceStatus
-	(*JournalStatus)(nil),            // 21: walcast.v1.JournalStatus
-	(*ListSubscribersRequest)(nil),   // 22: walcast.v1.ListSubscribersRequest
-	(*ListSubscribersResponse)(nil),  // 23: walcast.v1.ListSubscribersResponse
-	(*Subscriber)(nil),               // 24: walcast.v1.Subscriber
-	(*ResetSubscriberRequest)(nil),   // 25: walcast.v1.ResetSubscriberRequest
-	(*ResetSubscriberResponse)(nil),  // 26: walcast.v1.ResetSubscriberResponse
-	(*DeleteSubscriberRequest)(nil),  // 27: walcast.v1.DeleteSubscriberRequest
-	(*DeleteSubscriberResponse)(nil), // 28: walcast.v1.DeleteSubscriberResponse
-	(*durationpb.Duration)(nil),      // 29: google.protobuf.Duration
-	(*emptypb.Empty)(nil),            // 30: google.protobuf.Empty
-	(*Position)(nil),                 // 31: walcast.v1.Position
-	(*timestamppb.Timestamp)(nil),    // 32: google.protobuf.Timestamp
-	(SnapshotMode)(0),                // 33: walcast.v1.SnapshotMode
-	(Operation)(0),                   // 34: walcast.v1.Operation
-	(*Event)(nil),                    // 35: walcast.v1.Event
-	(*Credit)(nil),                   // 36: walcast.v1.Credit
-	(*Relation)(nil),                 // 37: walcast.v1.Relation
+	(*StandbyStatus)(nil),            // 21: walcast.v1.StandbyStatus
+	(*JournalStatus)(nil),            // 22: walcast.v1.JournalStatus
+	(*RetractedRange)(nil),           // 23: walcast.v1.RetractedRange
+	(*ListSubscribersRequest)(nil),   // 24: walcast.v1.ListSubscribersRequest
+	(*ListSubscribersResponse)(nil),  // 25: walcast.v1.ListSubscribersResponse
+	(*Subscriber)(nil),               // 26: walcast.v1.Subscriber
+	(*ResetSubscriberRequest)(nil),   // 27: walcast.v1.ResetSubscriberRequest
+	(*ResetSubscriberResponse)(nil),  // 28: walcast.v1.ResetSubscriberResponse
+	(*DeleteSubscriberRequest)(nil),  // 29: walcast.v1.DeleteSubscriberRequest
+	(*DeleteSubscriberResponse)(nil), // 30: walcast.v1.DeleteSubscriberResponse
+	(*durationpb.Duration)(nil),      // 31: google.protobuf.Duration
+	(*emptypb.Empty)(nil),            // 32: google.protobuf.Empty
+	(*Position)(nil),                 // 33: walcast.v1.Position
+	(*timestamppb.Timestamp)(nil),    // 34: google.protobuf.Timestamp
+	(SnapshotMode)(0),                // 35: walcast.v1.SnapshotMode
+	(Operation)(0),                   // 36: walcast.v1.Operation
+	(*Event)(nil),                    // 37: walcast.v1.Event
+	(*Credit)(nil),                   // 38: walcast.v1.Credit
+	(*Relation)(nil),                 // 39: walcast.v1.Relation
 }
 var file_walcast_v1_walcast_proto_depIdxs = []int32{
 	3,  // 0: walcast.v1.SubscribeRequest.start:type_name -> walcast.v1.Start
 	5,  // 1: walcast.v1.SubscribeRequest.filter:type_name -> walcast.v1.Filter
 	0,  // 2: walcast.v1.SubscribeRequest.row_format:type_name -> walcast.v1.RowFormat
-	29, // 3: walcast.v1.SubscribeRequest.progress_interval:type_name -> google.protobuf.Duration
-	30, // 4: walcast.v1.Start.checkpoint:type_name -> google.protobuf.Empty
-	30, // 5: walcast.v1.Start.earliest:type_name -> google.protobuf.Empty
-	30, // 6: walcast.v1.Start.latest:type_name -> google.protobuf.Empty
-	31, // 7: walcast.v1.Start.after:type_name -> walcast.v1.Position
-	32, // 8: walcast.v1.Start.since:type_name -> google.protobuf.Timestamp
+	31, // 3: walcast.v1.SubscribeRequest.progress_interval:type_name -> google.protobuf.Duration
+	32, // 4: walcast.v1.Start.checkpoint:type_name -> google.protobuf.Empty
+	32, // 5: walcast.v1.Start.earliest:type_name -> google.protobuf.Empty
+	32, // 6: walcast.v1.Start.latest:type_name -> google.protobuf.Empty
+	33, // 7: walcast.v1.Start.after:type_name -> walcast.v1.Position
+	34, // 8: walcast.v1.Start.since:type_name -> google.protobuf.Timestamp
 	4,  // 9: walcast.v1.Start.snapshot:type_name -> walcast.v1.SnapshotOptions
-	33, // 10: walcast.v1.SnapshotOptions.mode:type_name -> walcast.v1.SnapshotMode
-	34, // 11: walcast.v1.Filter.operations:type_name -> walcast.v1.Operation
+	35, // 10: walcast.v1.SnapshotOptions.mode:type_name -> walcast.v1.SnapshotMode
+	36, // 11: walcast.v1.Filter.operations:type_name -> walcast.v1.Operation
 	6,  // 12: walcast.v1.Filter.rules:type_name -> walcast.v1.TableRule
-	34, // 13: walcast.v1.TableRule.operations:type_name -> walcast.v1.Operation
-	35, // 14: walcast.v1.SubscribeResponse.events:type_name -> walcast.v1.Event
-	35, // 15: walcast.v1.ConsumeResponse.events:type_name -> walcast.v1.Event
-	35, // 16: walcast.v1.ReadRetractedResponse.events:type_name -> walcast.v1.Event
+	36, // 13: walcast.v1.TableRule.operations:type_name -> walcast.v1.Operation
+	37, // 14: walcast.v1.SubscribeResponse.events:type_name -> walcast.v1.Event
+	37, // 15: walcast.v1.ConsumeResponse.events:type_name -> walcast.v1.Event
+	37, // 16: walcast.v1.ReadRetractedResponse.events:type_name -> walcast.v1.Event
 	2,  // 17: walcast.v1.ConsumeRequest.open:type_name -> walcast.v1.SubscribeRequest
-	36, // 18: walcast.v1.ConsumeRequest.credit:type_name -> walcast.v1.Credit
-	31, // 19: walcast.v1.ConsumeRequest.acknowledge:type_name -> walcast.v1.Position
-	31, // 20: walcast.v1.AcknowledgeRequest.position:type_name -> walcast.v1.Position
-	31, // 21: walcast.v1.AcknowledgeResponse.checkpoint:type_name -> walcast.v1.Position
+	38, // 18: walcast.v1.ConsumeRequest.credit:type_name -> walcast.v1.Credit
+	33, // 19: walcast.v1.ConsumeRequest.acknowledge:type_name -> walcast.v1.Position
+	33, // 20: walcast.v1.AcknowledgeRequest.position:type_name -> walcast.v1.Position
+	33, // 21: walcast.v1.AcknowledgeResponse.checkpoint:type_name -> walcast.v1.Position
 	1,  // 22: walcast.v1.BackfillRequest.action:type_name -> walcast.v1.BackfillAction
 	5,  // 23: walcast.v1.BackfillRequest.filter:type_name -> walcast.v1.Filter
 	4,  // 24: walcast.v1.BackfillRequest.options:type_name -> walcast.v1.SnapshotOptions
-	37, // 25: walcast.v1.ListRelationsResponse.relations:type_name -> walcast.v1.Relation
+	39, // 25: walcast.v1.ListRelationsResponse.relations:type_name -> walcast.v1.Relation
 	5,  // 26: walcast.v1.ReadRetractedRequest.filter:type_name -> walcast.v1.Filter
 	0,  // 27: walcast.v1.ReadRetractedRequest.row_format:type_name -> walcast.v1.RowFormat
 	20, // 28: walcast.v1.GetStatusResponse.source:type_name -> walcast.v1.SourceStatus
-	21, // 29: walcast.v1.GetStatusResponse.journal:type_name -> walcast.v1.JournalStatus
-	31, // 30: walcast.v1.JournalStatus.earliest:type_name -> walcast.v1.Position
-	31, // 31: walcast.v1.JournalStatus.tail:type_name -> walcast.v1.Position
-	32, // 32: walcast.v1.JournalStatus.earliest_commit_time:type_name -> google.protobuf.Timestamp
-	24, // 33: walcast.v1.ListSubscribersResponse.subscribers:type_name -> walcast.v1.Subscriber
-	31, // 34: walcast.v1.Subscriber.checkpoint:type_name -> walcast.v1.Position
-	29, // 35: walcast.v1.Subscriber.lag:type_name -> google.protobuf.Duration
-	32, // 36: walcast.v1.Subscriber.last_seen:type_name -> google.protobuf.Timestamp
-	5,  // 37: walcast.v1.Subscriber.filter:type_name -> walcast.v1.Filter
-	3,  // 38: walcast.v1.ResetSubscriberRequest.start:type_name -> walcast.v1.Start
-	31, // 39: walcast.v1.ResetSubscriberResponse.checkpoint:type_name -> walcast.v1.Position
-	2,  // 40: walcast.v1.ChangeStreamService.Subscribe:input_type -> walcast.v1.SubscribeRequest
-	10, // 41: walcast.v1.ChangeStreamService.Consume:input_type -> walcast.v1.ConsumeRequest
-	11, // 42: walcast.v1.ChangeStreamService.Acknowledge:input_type -> walcast.v1.AcknowledgeRequest
-	13, // 43: walcast.v1.ChangeStreamService.Backfill:input_type -> walcast.v1.BackfillRequest
-	15, // 44: walcast.v1.ChangeStreamService.ListRelations:input_type -> walcast.v1.ListRelationsRequest
-	17, // 45: walcast.v1.ChangeStreamService.ReadRetracted:input_type -> walcast.v1.ReadRetractedRequest
-	18, // 46: walcast.v1.AdminService.GetStatus:input_type -> walcast.v1.GetStatusRequest
-	22, // 47: walcast.v1.AdminService.ListSubscribers:input_type -> walcast.v1.ListSubscribersRequest
-	25, // 48: walcast.v1.AdminService.ResetSubscriber:input_type -> walcast.v1.ResetSubscriberRequest
-	27, // 49: walcast.v1.AdminService.DeleteSubscriber:input_type -> walcast.v1.DeleteSubscriberRequest
-	7,  // 50: walcast.v1.ChangeStreamService.Subscribe:output_type -> walcast.v1.SubscribeResponse
-	8,  // 51: walcast.v1.ChangeStreamService.Consume:output_type -> walcast.v1.ConsumeResponse
-	12, // 52: walcast.v1.ChangeStreamService.Acknowledge:output_type -> walcast.v1.AcknowledgeResponse
-	14, // 53: walcast.v1.ChangeStreamService.Backfill:output_type -> walcast.v1.BackfillResponse
-	16, // 54: walcast.v1.ChangeStreamService.ListRelations:output_type -> walcast.v1.ListRelationsResponse
-	9,  // 55: walcast.v1.ChangeStreamService.ReadRetracted:output_type -> walcast.v1.ReadRetractedResponse
-	19, // 56: walcast.v1.AdminService.GetStatus:output_type -> walcast.v1.GetStatusResponse
-	23, // 57: walcast.v1.AdminService.ListSubscribers:output_type -> walcast.v1.ListSubscribersResponse
-	26, // 58: walcast.v1.AdminService.ResetSubscriber:output_type -> walcast.v1.ResetSubscriberResponse
-	28, // 59: walcast.v1.AdminService.DeleteSubscriber:output_type -> walcast.v1.DeleteSubscriberResponse
-	50, // [50:60] is the sub-list for method output_type
-	40, // [40:50] is the sub-list for method input_type
-	40, // [40:40] is the sub-list for extension type_name
-	40, // [40:40] is the sub-list for extension extendee
-	0,  // [0:40] is the sub-list for field type_name
+	22, // 29: walcast.v1.GetStatusResponse.journal:type_name -> walcast.v1.JournalStatus
+	21, // 30: walcast.v1.SourceStatus.standbys:type_name -> walcast.v1.StandbyStatus
+	33, // 31: walcast.v1.JournalStatus.earliest:type_name -> walcast.v1.Position
+	33, // 32: walcast.v1.JournalStatus.tail:type_name -> walcast.v1.Position
+	34, // 33: walcast.v1.JournalStatus.earliest_commit_time:type_name -> google.protobuf.Timestamp
+	23, // 34: walcast.v1.JournalStatus.retracted:type_name -> walcast.v1.RetractedRange
+	33, // 35: walcast.v1.RetractedRange.after:type_name -> walcast.v1.Position
+	33, // 36: walcast.v1.RetractedRange.up_to:type_name -> walcast.v1.Position
+	26, // 37: walcast.v1.ListSubscribersResponse.subscribers:type_name -> walcast.v1.Subscriber
+	33, // 38: walcast.v1.Subscriber.checkpoint:type_name -> walcast.v1.Position
+	31, // 39: walcast.v1.Subscriber.lag:type_name -> google.protobuf.Duration
+	34, // 40: walcast.v1.Subscriber.last_seen:type_name -> google.protobuf.Timestamp
+	5,  // 41: walcast.v1.Subscriber.filter:type_name -> walcast.v1.Filter
+	3,  // 42: walcast.v1.ResetSubscriberRequest.start:type_name -> walcast.v1.Start
+	33, // 43: walcast.v1.ResetSubscriberResponse.checkpoint:type_name -> walcast.v1.Position
+	2,  // 44: walcast.v1.ChangeStreamService.Subscribe:input_type -> walcast.v1.SubscribeRequest
+	10, // 45: walcast.v1.ChangeStreamService.Consume:input_type -> walcast.v1.ConsumeRequest
+	11, // 46: walcast.v1.ChangeStreamService.Acknowledge:input_type -> walcast.v1.AcknowledgeRequest
+	13, // 47: walcast.v1.ChangeStreamService.Backfill:input_type -> walcast.v1.BackfillRequest
+	15, // 48: walcast.v1.ChangeStreamService.ListRelations:input_type -> walcast.v1.ListRelationsRequest
+	17, // 49: walcast.v1.ChangeStreamService.ReadRetracted:input_type -> walcast.v1.ReadRetractedRequest
+	18, // 50: walcast.v1.AdminService.GetStatus:input_type -> walcast.v1.GetStatusRequest
+	24, // 51: walcast.v1.AdminService.ListSubscribers:input_type -> walcast.v1.ListSubscribersRequest
+	27, // 52: walcast.v1.AdminService.ResetSubscriber:input_type -> walcast.v1.ResetSubscriberRequest
+	29, // 53: walcast.v1.AdminService.DeleteSubscriber:input_type -> walcast.v1.DeleteSubscriberRequest
+	7,  // 54: walcast.v1.ChangeStreamService.Subscribe:output_type -> walcast.v1.SubscribeResponse
+	8,  // 55: walcast.v1.ChangeStreamService.Consume:output_type -> walcast.v1.ConsumeResponse
+	12, // 56: walcast.v1.ChangeStreamService.Acknowledge:output_type -> walcast.v1.AcknowledgeResponse
+	14, // 57: walcast.v1.ChangeStreamService.Backfill:output_type -> walcast.v1.BackfillResponse
+	16, // 58: walcast.v1.ChangeStreamService.ListRelations:output_type -> walcast.v1.ListRelationsResponse
+	9,  // 59: walcast.v1.ChangeStreamService.ReadRetracted:output_type -> walcast.v1.ReadRetractedResponse
+	19, // 60: walcast.v1.AdminService.GetStatus:output_type -> walcast.v1.GetStatusResponse
+	25, // 61: walcast.v1.AdminService.ListSubscribers:output_type -> walcast.v1.ListSubscribersResponse
+	28, // 62: walcast.v1.AdminService.ResetSubscriber:output_type -> walcast.v1.ResetSubscriberResponse
+	30, // 63: walcast.v1.AdminService.DeleteSubscriber:output_type -> walcast.v1.DeleteSubscriberResponse
+	54, // [54:64] is the sub-list for method output_type
+	44, // [44:54] is the sub-list for method input_type
+	44, // [44:44] is the sub-list for extension type_name
+	44, // [44:44] is the sub-list for extension extendee
+	0,  // [0:44] is the sub-list for field type_name
 }
 
 func init() { file_walcast_v1_walcast_proto_init() }
@@ -2317,7 +2514,7 @@ func file_walcast_v1_walcast_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_walcast_v1_walcast_proto_rawDesc), len(file_walcast_v1_walcast_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   27,
+			NumMessages:   29,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

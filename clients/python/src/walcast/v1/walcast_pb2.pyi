@@ -216,7 +216,7 @@ class GetStatusResponse(_message.Message):
     def __init__(self, version: _Optional[str] = ..., source: _Optional[_Union[SourceStatus, _Mapping]] = ..., journal: _Optional[_Union[JournalStatus, _Mapping]] = ..., streams: _Optional[int] = ...) -> None: ...
 
 class SourceStatus(_message.Message):
-    __slots__ = ("connected", "system_identifier", "timeline", "lineage", "slot", "wal_status", "confirmed_flush_lsn", "current_lsn", "retained_wal_bytes", "last_error")
+    __slots__ = ("connected", "system_identifier", "timeline", "lineage", "slot", "wal_status", "confirmed_flush_lsn", "current_lsn", "retained_wal_bytes", "last_error", "standbys", "alarms")
     CONNECTED_FIELD_NUMBER: _ClassVar[int]
     SYSTEM_IDENTIFIER_FIELD_NUMBER: _ClassVar[int]
     TIMELINE_FIELD_NUMBER: _ClassVar[int]
@@ -227,6 +227,8 @@ class SourceStatus(_message.Message):
     CURRENT_LSN_FIELD_NUMBER: _ClassVar[int]
     RETAINED_WAL_BYTES_FIELD_NUMBER: _ClassVar[int]
     LAST_ERROR_FIELD_NUMBER: _ClassVar[int]
+    STANDBYS_FIELD_NUMBER: _ClassVar[int]
+    ALARMS_FIELD_NUMBER: _ClassVar[int]
     connected: bool
     system_identifier: str
     timeline: int
@@ -237,19 +239,47 @@ class SourceStatus(_message.Message):
     current_lsn: str
     retained_wal_bytes: int
     last_error: str
-    def __init__(self, connected: bool = ..., system_identifier: _Optional[str] = ..., timeline: _Optional[int] = ..., lineage: _Optional[str] = ..., slot: _Optional[str] = ..., wal_status: _Optional[str] = ..., confirmed_flush_lsn: _Optional[str] = ..., current_lsn: _Optional[str] = ..., retained_wal_bytes: _Optional[int] = ..., last_error: _Optional[str] = ...) -> None: ...
+    standbys: _containers.RepeatedCompositeFieldContainer[StandbyStatus]
+    alarms: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, connected: bool = ..., system_identifier: _Optional[str] = ..., timeline: _Optional[int] = ..., lineage: _Optional[str] = ..., slot: _Optional[str] = ..., wal_status: _Optional[str] = ..., confirmed_flush_lsn: _Optional[str] = ..., current_lsn: _Optional[str] = ..., retained_wal_bytes: _Optional[int] = ..., last_error: _Optional[str] = ..., standbys: _Optional[_Iterable[_Union[StandbyStatus, _Mapping]]] = ..., alarms: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class StandbyStatus(_message.Message):
+    __slots__ = ("server", "ready", "detail")
+    SERVER_FIELD_NUMBER: _ClassVar[int]
+    READY_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    server: str
+    ready: bool
+    detail: str
+    def __init__(self, server: _Optional[str] = ..., ready: bool = ..., detail: _Optional[str] = ...) -> None: ...
 
 class JournalStatus(_message.Message):
-    __slots__ = ("earliest", "tail", "bytes", "earliest_commit_time")
+    __slots__ = ("earliest", "tail", "bytes", "earliest_commit_time", "retracted")
     EARLIEST_FIELD_NUMBER: _ClassVar[int]
     TAIL_FIELD_NUMBER: _ClassVar[int]
     BYTES_FIELD_NUMBER: _ClassVar[int]
     EARLIEST_COMMIT_TIME_FIELD_NUMBER: _ClassVar[int]
+    RETRACTED_FIELD_NUMBER: _ClassVar[int]
     earliest: _event_pb2.Position
     tail: _event_pb2.Position
     bytes: int
     earliest_commit_time: _timestamp_pb2.Timestamp
-    def __init__(self, earliest: _Optional[_Union[_event_pb2.Position, _Mapping]] = ..., tail: _Optional[_Union[_event_pb2.Position, _Mapping]] = ..., bytes: _Optional[int] = ..., earliest_commit_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    retracted: _containers.RepeatedCompositeFieldContainer[RetractedRange]
+    def __init__(self, earliest: _Optional[_Union[_event_pb2.Position, _Mapping]] = ..., tail: _Optional[_Union[_event_pb2.Position, _Mapping]] = ..., bytes: _Optional[int] = ..., earliest_commit_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., retracted: _Optional[_Iterable[_Union[RetractedRange, _Mapping]]] = ...) -> None: ...
+
+class RetractedRange(_message.Message):
+    __slots__ = ("old_lineage", "new_lineage", "switch_lsn", "after", "up_to")
+    OLD_LINEAGE_FIELD_NUMBER: _ClassVar[int]
+    NEW_LINEAGE_FIELD_NUMBER: _ClassVar[int]
+    SWITCH_LSN_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    UP_TO_FIELD_NUMBER: _ClassVar[int]
+    old_lineage: str
+    new_lineage: str
+    switch_lsn: str
+    after: _event_pb2.Position
+    up_to: _event_pb2.Position
+    def __init__(self, old_lineage: _Optional[str] = ..., new_lineage: _Optional[str] = ..., switch_lsn: _Optional[str] = ..., after: _Optional[_Union[_event_pb2.Position, _Mapping]] = ..., up_to: _Optional[_Union[_event_pb2.Position, _Mapping]] = ...) -> None: ...
 
 class ListSubscribersRequest(_message.Message):
     __slots__ = ()

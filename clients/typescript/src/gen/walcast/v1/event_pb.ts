@@ -267,7 +267,8 @@ export const OpenedSchema: GenMessage<Opened> = /*@__PURE__*/
  */
 export type Begin = Message<"walcast.v1.Begin"> & {
   /**
-   * Where the commit record starts, "X/Y". Not the resume point: that is in the commit.
+   * Where the commit record starts, "X/Y". Not the resume point: that is in the commit. Of a transaction from log tables,
+   * where the source cannot tell: the end of what was journaled before.
    *
    * @generated from field: string commit_lsn = 1;
    */
@@ -938,7 +939,7 @@ export const TimelineChangedSchema: GenMessage<TimelineChanged> = /*@__PURE__*/
  */
 export type Retracted = Message<"walcast.v1.Retracted"> & {
   /**
-   * As it was sent.
+   * As it was sent. Not present for a logical message outside transactions.
    *
    * @generated from field: walcast.v1.Begin begin = 1;
    */

@@ -19,7 +19,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file walcast/v1/walcast.proto.
  */
 export const file_walcast_v1_walcast: GenFile = /*@__PURE__*/
-  fileDesc("Chh3YWxjYXN0L3YxL3dhbGNhc3QucHJvdG8SCndhbGNhc3QudjEijgIKEFN1YnNjcmliZVJlcXVlc3QSEgoKc3Vic2NyaWJlchgBIAEoCRIgCgVzdGFydBgCIAEoCzIRLndhbGNhc3QudjEuU3RhcnQSIgoGZmlsdGVyGAMgASgLMhIud2FsY2FzdC52MS5GaWx0ZXISKQoKcm93X2Zvcm1hdBgEIAEoDjIVLndhbGNhc3QudjEuUm93Rm9ybWF0EhQKDHN0b3BfYXRfdGFpbBgFIAEoCBIZChFtYXhfbWVzc2FnZV9ieXRlcxgGIAEoDRI0ChFwcm9ncmVzc19pbnRlcnZhbBgHIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIOCgZzb3VyY2UYCCABKAkiqwIKBVN0YXJ0EiwKCmNoZWNrcG9pbnQYASABKAsyFi5nb29nbGUucHJvdG9idWYuRW1wdHlIABIqCghlYXJsaWVzdBgCIAEoCzIWLmdvb2dsZS5wcm90b2J1Zi5FbXB0eUgAEigKBmxhdGVzdBgDIAEoCzIWLmdvb2dsZS5wcm90b2J1Zi5FbXB0eUgAEhMKCWFmdGVyX2xzbhgEIAEoCUgAEiUKBWFmdGVyGAUgASgLMhQud2FsY2FzdC52MS5Qb3NpdGlvbkgAEisKBXNpbmNlGAYgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcEgAEi8KCHNuYXBzaG90GAcgASgLMhsud2FsY2FzdC52MS5TbmFwc2hvdE9wdGlvbnNIAEIECgJhdCJWCg9TbmFwc2hvdE9wdGlvbnMSJgoEbW9kZRgBIAEoDjIYLndhbGNhc3QudjEuU25hcHNob3RNb2RlEhsKE21heF9yb3dzX3Blcl9zZWNvbmQYAiABKA0izAEKBkZpbHRlchIOCgZ0YWJsZXMYASADKAkSFgoOZXhjbHVkZV90YWJsZXMYAiADKAkSKQoKb3BlcmF0aW9ucxgDIAMoDjIVLndhbGNhc3QudjEuT3BlcmF0aW9uEg8KB2NvbHVtbnMYBCADKAkSDQoFd2hlcmUYBSABKAkSGAoQbWVzc2FnZV9wcmVmaXhlcxgGIAMoCRIPCgdvcmlnaW5zGAcgAygJEiQKBXJ1bGVzGAggAygLMhUud2FsY2FzdC52MS5UYWJsZVJ1bGUiZgoJVGFibGVSdWxlEg4KBnRhYmxlcxgBIAEoCRIPCgdjb2x1bW5zGAIgAygJEg0KBXdoZXJlGAMgASgJEikKCm9wZXJhdGlvbnMYBCADKA4yFS53YWxjYXN0LnYxLk9wZXJhdGlvbiI2ChFTdWJzY3JpYmVSZXNwb25zZRIhCgZldmVudHMYASADKAsyES53YWxjYXN0LnYxLkV2ZW50IjQKD0NvbnN1bWVSZXNwb25zZRIhCgZldmVudHMYASADKAsyES53YWxjYXN0LnYxLkV2ZW50IjoKFVJlYWRSZXRyYWN0ZWRSZXNwb25zZRIhCgZldmVudHMYASADKAsyES53YWxjYXN0LnYxLkV2ZW50IpwBCg5Db25zdW1lUmVxdWVzdBIsCgRvcGVuGAEgASgLMhwud2FsY2FzdC52MS5TdWJzY3JpYmVSZXF1ZXN0SAASJAoGY3JlZGl0GAIgASgLMhIud2FsY2FzdC52MS5DcmVkaXRIABIrCgthY2tub3dsZWRnZRgDIAEoCzIULndhbGNhc3QudjEuUG9zaXRpb25IAEIJCgdyZXF1ZXN0ImEKEkFja25vd2xlZGdlUmVxdWVzdBISCgpzdWJzY3JpYmVyGAEgASgJEiYKCHBvc2l0aW9uGAIgASgLMhQud2FsY2FzdC52MS5Qb3NpdGlvbhIPCgdzZXNzaW9uGAMgASgEIj8KE0Fja25vd2xlZGdlUmVzcG9uc2USKAoKY2hlY2twb2ludBgBIAEoCzIULndhbGNhc3QudjEuUG9zaXRpb24iuAEKD0JhY2tmaWxsUmVxdWVzdBISCgpzdWJzY3JpYmVyGAEgASgJEioKBmFjdGlvbhgCIAEoDjIaLndhbGNhc3QudjEuQmFja2ZpbGxBY3Rpb24SEwoLc25hcHNob3RfaWQYAyABKAkSIgoGZmlsdGVyGAQgASgLMhIud2FsY2FzdC52MS5GaWx0ZXISLAoHb3B0aW9ucxgFIAEoCzIbLndhbGNhc3QudjEuU25hcHNob3RPcHRpb25zIicKEEJhY2tmaWxsUmVzcG9uc2USEwoLc25hcHNob3RfaWQYASABKAkiPAoUTGlzdFJlbGF0aW9uc1JlcXVlc3QSDgoGdGFibGVzGAEgAygJEhQKDGFsbF92ZXJzaW9ucxgCIAEoCCJAChVMaXN0UmVsYXRpb25zUmVzcG9uc2USJwoJcmVsYXRpb25zGAEgAygLMhQud2FsY2FzdC52MS5SZWxhdGlvbiJ6ChRSZWFkUmV0cmFjdGVkUmVxdWVzdBITCgtvbGRfbGluZWFnZRgBIAEoCRIiCgZmaWx0ZXIYAiABKAsyEi53YWxjYXN0LnYxLkZpbHRlchIpCgpyb3dfZm9ybWF0GAMgASgOMhUud2FsY2FzdC52MS5Sb3dGb3JtYXQiEgoQR2V0U3RhdHVzUmVxdWVzdCKLAQoRR2V0U3RhdHVzUmVzcG9uc2USDwoHdmVyc2lvbhgBIAEoCRIoCgZzb3VyY2UYAiABKAsyGC53YWxjYXN0LnYxLlNvdXJjZVN0YXR1cxIqCgdqb3VybmFsGAMgASgLMhkud2FsY2FzdC52MS5Kb3VybmFsU3RhdHVzEg8KB3N0cmVhbXMYBCABKA0i4wEKDFNvdXJjZVN0YXR1cxIRCgljb25uZWN0ZWQYASABKAgSGQoRc3lzdGVtX2lkZW50aWZpZXIYAiABKAkSEAoIdGltZWxpbmUYAyABKA0SDwoHbGluZWFnZRgEIAEoCRIMCgRzbG90GAUgASgJEhIKCndhbF9zdGF0dXMYBiABKAkSGwoTY29uZmlybWVkX2ZsdXNoX2xzbhgHIAEoCRITCgtjdXJyZW50X2xzbhgIIAEoCRIaChJyZXRhaW5lZF93YWxfYnl0ZXMYCSABKAQSEgoKbGFzdF9lcnJvchgKIAEoCSKkAQoNSm91cm5hbFN0YXR1cxImCghlYXJsaWVzdBgBIAEoCzIULndhbGNhc3QudjEuUG9zaXRpb24SIgoEdGFpbBgCIAEoCzIULndhbGNhc3QudjEuUG9zaXRpb24SDQoFYnl0ZXMYAyABKAQSOAoUZWFybGllc3RfY29tbWl0X3RpbWUYBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wIhgKFkxpc3RTdWJzY3JpYmVyc1JlcXVlc3QiRgoXTGlzdFN1YnNjcmliZXJzUmVzcG9uc2USKwoLc3Vic2NyaWJlcnMYASADKAsyFi53YWxjYXN0LnYxLlN1YnNjcmliZXIi8wEKClN1YnNjcmliZXISDAoEbmFtZRgBIAEoCRIoCgpjaGVja3BvaW50GAIgASgLMhQud2FsY2FzdC52MS5Qb3NpdGlvbhIRCgljb25uZWN0ZWQYAyABKAgSEQoJbGFnX2J5dGVzGAQgASgEEiYKA2xhZxgFIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhItCglsYXN0X3NlZW4YBiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEiIKBmZpbHRlchgHIAEoCzISLndhbGNhc3QudjEuRmlsdGVyEgwKBHBlZXIYCCABKAkiTgoWUmVzZXRTdWJzY3JpYmVyUmVxdWVzdBISCgpzdWJzY3JpYmVyGAEgASgJEiAKBXN0YXJ0GAIgASgLMhEud2FsY2FzdC52MS5TdGFydCJDChdSZXNldFN1YnNjcmliZXJSZXNwb25zZRIoCgpjaGVja3BvaW50GAEgASgLMhQud2FsY2FzdC52MS5Qb3NpdGlvbiItChdEZWxldGVTdWJzY3JpYmVyUmVxdWVzdBISCgpzdWJzY3JpYmVyGAEgASgJIhoKGERlbGV0ZVN1YnNjcmliZXJSZXNwb25zZSpWCglSb3dGb3JtYXQSGgoWUk9XX0ZPUk1BVF9VTlNQRUNJRklFRBAAEhYKElJPV19GT1JNQVRfQ09NUEFDVBABEhUKEVJPV19GT1JNQVRfU1RSVUNUEAIqnwEKDkJhY2tmaWxsQWN0aW9uEh8KG0JBQ0tGSUxMX0FDVElPTl9VTlNQRUNJRklFRBAAEhkKFUJBQ0tGSUxMX0FDVElPTl9TVEFSVBABEhkKFUJBQ0tGSUxMX0FDVElPTl9QQVVTRRACEhoKFkJBQ0tGSUxMX0FDVElPTl9SRVNVTUUQAxIaChZCQUNLRklMTF9BQ1RJT05fQ0FOQ0VMEAQy7gMKE0NoYW5nZVN0cmVhbVNlcnZpY2USSgoJU3Vic2NyaWJlEhwud2FsY2FzdC52MS5TdWJzY3JpYmVSZXF1ZXN0Gh0ud2FsY2FzdC52MS5TdWJzY3JpYmVSZXNwb25zZTABEkYKB0NvbnN1bWUSGi53YWxjYXN0LnYxLkNvbnN1bWVSZXF1ZXN0Ghsud2FsY2FzdC52MS5Db25zdW1lUmVzcG9uc2UoATABEk4KC0Fja25vd2xlZGdlEh4ud2FsY2FzdC52MS5BY2tub3dsZWRnZVJlcXVlc3QaHy53YWxjYXN0LnYxLkFja25vd2xlZGdlUmVzcG9uc2USRQoIQmFja2ZpbGwSGy53YWxjYXN0LnYxLkJhY2tmaWxsUmVxdWVzdBocLndhbGNhc3QudjEuQmFja2ZpbGxSZXNwb25zZRJUCg1MaXN0UmVsYXRpb25zEiAud2FsY2FzdC52MS5MaXN0UmVsYXRpb25zUmVxdWVzdBohLndhbGNhc3QudjEuTGlzdFJlbGF0aW9uc1Jlc3BvbnNlElYKDVJlYWRSZXRyYWN0ZWQSIC53YWxjYXN0LnYxLlJlYWRSZXRyYWN0ZWRSZXF1ZXN0GiEud2FsY2FzdC52MS5SZWFkUmV0cmFjdGVkUmVzcG9uc2UwATLvAgoMQWRtaW5TZXJ2aWNlEkgKCUdldFN0YXR1cxIcLndhbGNhc3QudjEuR2V0U3RhdHVzUmVxdWVzdBodLndhbGNhc3QudjEuR2V0U3RhdHVzUmVzcG9uc2USWgoPTGlzdFN1YnNjcmliZXJzEiIud2FsY2FzdC52MS5MaXN0U3Vic2NyaWJlcnNSZXF1ZXN0GiMud2FsY2FzdC52MS5MaXN0U3Vic2NyaWJlcnNSZXNwb25zZRJaCg9SZXNldFN1YnNjcmliZXISIi53YWxjYXN0LnYxLlJlc2V0U3Vic2NyaWJlclJlcXVlc3QaIy53YWxjYXN0LnYxLlJlc2V0U3Vic2NyaWJlclJlc3BvbnNlEl0KEERlbGV0ZVN1YnNjcmliZXISIy53YWxjYXN0LnYxLkRlbGV0ZVN1YnNjcmliZXJSZXF1ZXN0GiQud2FsY2FzdC52MS5EZWxldGVTdWJzY3JpYmVyUmVzcG9uc2ViBnByb3RvMw", [file_google_protobuf_duration, file_google_protobuf_empty, file_google_protobuf_timestamp, file_walcast_v1_event]);
+  fileDesc("Chh3YWxjYXN0L3YxL3dhbGNhc3QucHJvdG8SCndhbGNhc3QudjEijgIKEFN1YnNjcmliZVJlcXVlc3QSEgoKc3Vic2NyaWJlchgBIAEoCRIgCgVzdGFydBgCIAEoCzIRLndhbGNhc3QudjEuU3RhcnQSIgoGZmlsdGVyGAMgASgLMhIud2FsY2FzdC52MS5GaWx0ZXISKQoKcm93X2Zvcm1hdBgEIAEoDjIVLndhbGNhc3QudjEuUm93Rm9ybWF0EhQKDHN0b3BfYXRfdGFpbBgFIAEoCBIZChFtYXhfbWVzc2FnZV9ieXRlcxgGIAEoDRI0ChFwcm9ncmVzc19pbnRlcnZhbBgHIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIOCgZzb3VyY2UYCCABKAkiqwIKBVN0YXJ0EiwKCmNoZWNrcG9pbnQYASABKAsyFi5nb29nbGUucHJvdG9idWYuRW1wdHlIABIqCghlYXJsaWVzdBgCIAEoCzIWLmdvb2dsZS5wcm90b2J1Zi5FbXB0eUgAEigKBmxhdGVzdBgDIAEoCzIWLmdvb2dsZS5wcm90b2J1Zi5FbXB0eUgAEhMKCWFmdGVyX2xzbhgEIAEoCUgAEiUKBWFmdGVyGAUgASgLMhQud2FsY2FzdC52MS5Qb3NpdGlvbkgAEisKBXNpbmNlGAYgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcEgAEi8KCHNuYXBzaG90GAcgASgLMhsud2FsY2FzdC52MS5TbmFwc2hvdE9wdGlvbnNIAEIECgJhdCJWCg9TbmFwc2hvdE9wdGlvbnMSJgoEbW9kZRgBIAEoDjIYLndhbGNhc3QudjEuU25hcHNob3RNb2RlEhsKE21heF9yb3dzX3Blcl9zZWNvbmQYAiABKA0izAEKBkZpbHRlchIOCgZ0YWJsZXMYASADKAkSFgoOZXhjbHVkZV90YWJsZXMYAiADKAkSKQoKb3BlcmF0aW9ucxgDIAMoDjIVLndhbGNhc3QudjEuT3BlcmF0aW9uEg8KB2NvbHVtbnMYBCADKAkSDQoFd2hlcmUYBSABKAkSGAoQbWVzc2FnZV9wcmVmaXhlcxgGIAMoCRIPCgdvcmlnaW5zGAcgAygJEiQKBXJ1bGVzGAggAygLMhUud2FsY2FzdC52MS5UYWJsZVJ1bGUiZgoJVGFibGVSdWxlEg4KBnRhYmxlcxgBIAEoCRIPCgdjb2x1bW5zGAIgAygJEg0KBXdoZXJlGAMgASgJEikKCm9wZXJhdGlvbnMYBCADKA4yFS53YWxjYXN0LnYxLk9wZXJhdGlvbiI2ChFTdWJzY3JpYmVSZXNwb25zZRIhCgZldmVudHMYASADKAsyES53YWxjYXN0LnYxLkV2ZW50IjQKD0NvbnN1bWVSZXNwb25zZRIhCgZldmVudHMYASADKAsyES53YWxjYXN0LnYxLkV2ZW50IjoKFVJlYWRSZXRyYWN0ZWRSZXNwb25zZRIhCgZldmVudHMYASADKAsyES53YWxjYXN0LnYxLkV2ZW50IpwBCg5Db25zdW1lUmVxdWVzdBIsCgRvcGVuGAEgASgLMhwud2FsY2FzdC52MS5TdWJzY3JpYmVSZXF1ZXN0SAASJAoGY3JlZGl0GAIgASgLMhIud2FsY2FzdC52MS5DcmVkaXRIABIrCgthY2tub3dsZWRnZRgDIAEoCzIULndhbGNhc3QudjEuUG9zaXRpb25IAEIJCgdyZXF1ZXN0ImEKEkFja25vd2xlZGdlUmVxdWVzdBISCgpzdWJzY3JpYmVyGAEgASgJEiYKCHBvc2l0aW9uGAIgASgLMhQud2FsY2FzdC52MS5Qb3NpdGlvbhIPCgdzZXNzaW9uGAMgASgEIj8KE0Fja25vd2xlZGdlUmVzcG9uc2USKAoKY2hlY2twb2ludBgBIAEoCzIULndhbGNhc3QudjEuUG9zaXRpb24iuAEKD0JhY2tmaWxsUmVxdWVzdBISCgpzdWJzY3JpYmVyGAEgASgJEioKBmFjdGlvbhgCIAEoDjIaLndhbGNhc3QudjEuQmFja2ZpbGxBY3Rpb24SEwoLc25hcHNob3RfaWQYAyABKAkSIgoGZmlsdGVyGAQgASgLMhIud2FsY2FzdC52MS5GaWx0ZXISLAoHb3B0aW9ucxgFIAEoCzIbLndhbGNhc3QudjEuU25hcHNob3RPcHRpb25zIicKEEJhY2tmaWxsUmVzcG9uc2USEwoLc25hcHNob3RfaWQYASABKAkiPAoUTGlzdFJlbGF0aW9uc1JlcXVlc3QSDgoGdGFibGVzGAEgAygJEhQKDGFsbF92ZXJzaW9ucxgCIAEoCCJAChVMaXN0UmVsYXRpb25zUmVzcG9uc2USJwoJcmVsYXRpb25zGAEgAygLMhQud2FsY2FzdC52MS5SZWxhdGlvbiJ6ChRSZWFkUmV0cmFjdGVkUmVxdWVzdBITCgtvbGRfbGluZWFnZRgBIAEoCRIiCgZmaWx0ZXIYAiABKAsyEi53YWxjYXN0LnYxLkZpbHRlchIpCgpyb3dfZm9ybWF0GAMgASgOMhUud2FsY2FzdC52MS5Sb3dGb3JtYXQiEgoQR2V0U3RhdHVzUmVxdWVzdCKLAQoRR2V0U3RhdHVzUmVzcG9uc2USDwoHdmVyc2lvbhgBIAEoCRIoCgZzb3VyY2UYAiABKAsyGC53YWxjYXN0LnYxLlNvdXJjZVN0YXR1cxIqCgdqb3VybmFsGAMgASgLMhkud2FsY2FzdC52MS5Kb3VybmFsU3RhdHVzEg8KB3N0cmVhbXMYBCABKA0ioAIKDFNvdXJjZVN0YXR1cxIRCgljb25uZWN0ZWQYASABKAgSGQoRc3lzdGVtX2lkZW50aWZpZXIYAiABKAkSEAoIdGltZWxpbmUYAyABKA0SDwoHbGluZWFnZRgEIAEoCRIMCgRzbG90GAUgASgJEhIKCndhbF9zdGF0dXMYBiABKAkSGwoTY29uZmlybWVkX2ZsdXNoX2xzbhgHIAEoCRITCgtjdXJyZW50X2xzbhgIIAEoCRIaChJyZXRhaW5lZF93YWxfYnl0ZXMYCSABKAQSEgoKbGFzdF9lcnJvchgKIAEoCRIrCghzdGFuZGJ5cxgLIAMoCzIZLndhbGNhc3QudjEuU3RhbmRieVN0YXR1cxIOCgZhbGFybXMYFCADKAkiPgoNU3RhbmRieVN0YXR1cxIOCgZzZXJ2ZXIYASABKAkSDQoFcmVhZHkYAiABKAgSDgoGZGV0YWlsGAMgASgJItMBCg1Kb3VybmFsU3RhdHVzEiYKCGVhcmxpZXN0GAEgASgLMhQud2FsY2FzdC52MS5Qb3NpdGlvbhIiCgR0YWlsGAIgASgLMhQud2FsY2FzdC52MS5Qb3NpdGlvbhINCgVieXRlcxgDIAEoBBI4ChRlYXJsaWVzdF9jb21taXRfdGltZRgEIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLQoJcmV0cmFjdGVkGAUgAygLMhoud2FsY2FzdC52MS5SZXRyYWN0ZWRSYW5nZSKYAQoOUmV0cmFjdGVkUmFuZ2USEwoLb2xkX2xpbmVhZ2UYASABKAkSEwoLbmV3X2xpbmVhZ2UYAiABKAkSEgoKc3dpdGNoX2xzbhgDIAEoCRIjCgVhZnRlchgEIAEoCzIULndhbGNhc3QudjEuUG9zaXRpb24SIwoFdXBfdG8YBSABKAsyFC53YWxjYXN0LnYxLlBvc2l0aW9uIhgKFkxpc3RTdWJzY3JpYmVyc1JlcXVlc3QiRgoXTGlzdFN1YnNjcmliZXJzUmVzcG9uc2USKwoLc3Vic2NyaWJlcnMYASADKAsyFi53YWxjYXN0LnYxLlN1YnNjcmliZXIi8wEKClN1YnNjcmliZXISDAoEbmFtZRgBIAEoCRIoCgpjaGVja3BvaW50GAIgASgLMhQud2FsY2FzdC52MS5Qb3NpdGlvbhIRCgljb25uZWN0ZWQYAyABKAgSEQoJbGFnX2J5dGVzGAQgASgEEiYKA2xhZxgFIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhItCglsYXN0X3NlZW4YBiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEiIKBmZpbHRlchgHIAEoCzISLndhbGNhc3QudjEuRmlsdGVyEgwKBHBlZXIYCCABKAkiTgoWUmVzZXRTdWJzY3JpYmVyUmVxdWVzdBISCgpzdWJzY3JpYmVyGAEgASgJEiAKBXN0YXJ0GAIgASgLMhEud2FsY2FzdC52MS5TdGFydCJDChdSZXNldFN1YnNjcmliZXJSZXNwb25zZRIoCgpjaGVja3BvaW50GAEgASgLMhQud2FsY2FzdC52MS5Qb3NpdGlvbiItChdEZWxldGVTdWJzY3JpYmVyUmVxdWVzdBISCgpzdWJzY3JpYmVyGAEgASgJIhoKGERlbGV0ZVN1YnNjcmliZXJSZXNwb25zZSpWCglSb3dGb3JtYXQSGgoWUk9XX0ZPUk1BVF9VTlNQRUNJRklFRBAAEhYKElJPV19GT1JNQVRfQ09NUEFDVBABEhUKEVJPV19GT1JNQVRfU1RSVUNUEAIqnwEKDkJhY2tmaWxsQWN0aW9uEh8KG0JBQ0tGSUxMX0FDVElPTl9VTlNQRUNJRklFRBAAEhkKFUJBQ0tGSUxMX0FDVElPTl9TVEFSVBABEhkKFUJBQ0tGSUxMX0FDVElPTl9QQVVTRRACEhoKFkJBQ0tGSUxMX0FDVElPTl9SRVNVTUUQAxIaChZCQUNLRklMTF9BQ1RJT05fQ0FOQ0VMEAQy7gMKE0NoYW5nZVN0cmVhbVNlcnZpY2USSgoJU3Vic2NyaWJlEhwud2FsY2FzdC52MS5TdWJzY3JpYmVSZXF1ZXN0Gh0ud2FsY2FzdC52MS5TdWJzY3JpYmVSZXNwb25zZTABEkYKB0NvbnN1bWUSGi53YWxjYXN0LnYxLkNvbnN1bWVSZXF1ZXN0Ghsud2FsY2FzdC52MS5Db25zdW1lUmVzcG9uc2UoATABEk4KC0Fja25vd2xlZGdlEh4ud2FsY2FzdC52MS5BY2tub3dsZWRnZVJlcXVlc3QaHy53YWxjYXN0LnYxLkFja25vd2xlZGdlUmVzcG9uc2USRQoIQmFja2ZpbGwSGy53YWxjYXN0LnYxLkJhY2tmaWxsUmVxdWVzdBocLndhbGNhc3QudjEuQmFja2ZpbGxSZXNwb25zZRJUCg1MaXN0UmVsYXRpb25zEiAud2FsY2FzdC52MS5MaXN0UmVsYXRpb25zUmVxdWVzdBohLndhbGNhc3QudjEuTGlzdFJlbGF0aW9uc1Jlc3BvbnNlElYKDVJlYWRSZXRyYWN0ZWQSIC53YWxjYXN0LnYxLlJlYWRSZXRyYWN0ZWRSZXF1ZXN0GiEud2FsY2FzdC52MS5SZWFkUmV0cmFjdGVkUmVzcG9uc2UwATLvAgoMQWRtaW5TZXJ2aWNlEkgKCUdldFN0YXR1cxIcLndhbGNhc3QudjEuR2V0U3RhdHVzUmVxdWVzdBodLndhbGNhc3QudjEuR2V0U3RhdHVzUmVzcG9uc2USWgoPTGlzdFN1YnNjcmliZXJzEiIud2FsY2FzdC52MS5MaXN0U3Vic2NyaWJlcnNSZXF1ZXN0GiMud2FsY2FzdC52MS5MaXN0U3Vic2NyaWJlcnNSZXNwb25zZRJaCg9SZXNldFN1YnNjcmliZXISIi53YWxjYXN0LnYxLlJlc2V0U3Vic2NyaWJlclJlcXVlc3QaIy53YWxjYXN0LnYxLlJlc2V0U3Vic2NyaWJlclJlc3BvbnNlEl0KEERlbGV0ZVN1YnNjcmliZXISIy53YWxjYXN0LnYxLkRlbGV0ZVN1YnNjcmliZXJSZXF1ZXN0GiQud2FsY2FzdC52MS5EZWxldGVTdWJzY3JpYmVyUmVzcG9uc2ViBnByb3RvMw", [file_google_protobuf_duration, file_google_protobuf_empty, file_google_protobuf_timestamp, file_walcast_v1_event]);
 
 /**
  * What to stream and from where. Everything is checked before the stream opens.
@@ -65,7 +65,7 @@ export type SubscribeRequest = Message<"walcast.v1.SubscribeRequest"> & {
 
   /**
    * The largest response message, in bytes, that the client can receive; 0 is 4 MiB. A larger event ends the stream
-   * with EVENT_TOO_LARGE.
+   * with EVENT_TOO_LARGE, whose metadata name the row and the position to acknowledge in order to leave it out.
    *
    * @generated from field: uint32 max_message_bytes = 6;
    */
@@ -226,7 +226,8 @@ export type Filter = Message<"walcast.v1.Filter"> & {
   operations: Operation[];
 
   /**
-   * Globs over "schema.table.column"; empty is all. Columns of the replica identity always come.
+   * Globs over "schema.table.column"; empty is all. Columns of the replica identity always come, except with REPLICA
+   * IDENTITY FULL, of which every column is part: there only the named ones come.
    *
    * @generated from field: repeated string columns = 4;
    */
@@ -762,6 +763,21 @@ export type SourceStatus = Message<"walcast.v1.SourceStatus"> & {
    * @generated from field: string last_error = 10;
    */
   lastError: string;
+
+  /**
+   * The other servers in the hub's connection string, as last seen.
+   *
+   * @generated from field: repeated walcast.v1.StandbyStatus standbys = 11;
+   */
+  standbys: StandbyStatus[];
+
+  /**
+   * What does not stop the stream and must be seen all the same, such as tables whose changes a lost slot would lose;
+   * each with the reason's name in front.
+   *
+   * @generated from field: repeated string alarms = 20;
+   */
+  alarms: string[];
 };
 
 /**
@@ -770,6 +786,41 @@ export type SourceStatus = Message<"walcast.v1.SourceStatus"> & {
  */
 export const SourceStatusSchema: GenMessage<SourceStatus> = /*@__PURE__*/
   messageDesc(file_walcast_v1_walcast, 18);
+
+/**
+ * A server that may take over.
+ *
+ * @generated from message walcast.v1.StandbyStatus
+ */
+export type StandbyStatus = Message<"walcast.v1.StandbyStatus"> & {
+  /**
+   * As configured.
+   *
+   * @generated from field: string server = 1;
+   */
+  server: string;
+
+  /**
+   * Whether the slot could be used there after a promotion.
+   *
+   * @generated from field: bool ready = 2;
+   */
+  ready: boolean;
+
+  /**
+   * Why not; empty if it could.
+   *
+   * @generated from field: string detail = 3;
+   */
+  detail: string;
+};
+
+/**
+ * Describes the message walcast.v1.StandbyStatus.
+ * Use `create(StandbyStatusSchema)` to create a new message.
+ */
+export const StandbyStatusSchema: GenMessage<StandbyStatus> = /*@__PURE__*/
+  messageDesc(file_walcast_v1_walcast, 19);
 
 /**
  * What the hub retains.
@@ -804,6 +855,13 @@ export type JournalStatus = Message<"walcast.v1.JournalStatus"> & {
    * @generated from field: google.protobuf.Timestamp earliest_commit_time = 4;
    */
   earliestCommitTime?: Timestamp;
+
+  /**
+   * What failovers took back, oldest first. ReadRetracted reads it as long as it is retained.
+   *
+   * @generated from field: repeated walcast.v1.RetractedRange retracted = 5;
+   */
+  retracted: RetractedRange[];
 };
 
 /**
@@ -811,7 +869,56 @@ export type JournalStatus = Message<"walcast.v1.JournalStatus"> & {
  * Use `create(JournalStatusSchema)` to create a new message.
  */
 export const JournalStatusSchema: GenMessage<JournalStatus> = /*@__PURE__*/
-  messageDesc(file_walcast_v1_walcast, 19);
+  messageDesc(file_walcast_v1_walcast, 20);
+
+/**
+ * The end of a lineage that never happened on the one after it.
+ *
+ * @generated from message walcast.v1.RetractedRange
+ */
+export type RetractedRange = Message<"walcast.v1.RetractedRange"> & {
+  /**
+   * The lineage that ended, as ReadRetracted wants it.
+   *
+   * @generated from field: string old_lineage = 1;
+   */
+  oldLineage: string;
+
+  /**
+   * The lineage that went on.
+   *
+   * @generated from field: string new_lineage = 2;
+   */
+  newLineage: string;
+
+  /**
+   * Where they part, "X/Y".
+   *
+   * @generated from field: string switch_lsn = 3;
+   */
+  switchLsn: string;
+
+  /**
+   * The last resume point that both share (the range's exclusive start).
+   *
+   * @generated from field: walcast.v1.Position after = 4;
+   */
+  after?: Position;
+
+  /**
+   * The last resume point of the old lineage (the range's inclusive end).
+   *
+   * @generated from field: walcast.v1.Position up_to = 5;
+   */
+  upTo?: Position;
+};
+
+/**
+ * Describes the message walcast.v1.RetractedRange.
+ * Use `create(RetractedRangeSchema)` to create a new message.
+ */
+export const RetractedRangeSchema: GenMessage<RetractedRange> = /*@__PURE__*/
+  messageDesc(file_walcast_v1_walcast, 21);
 
 /**
  * No parameters.
@@ -826,7 +933,7 @@ export type ListSubscribersRequest = Message<"walcast.v1.ListSubscribersRequest"
  * Use `create(ListSubscribersRequestSchema)` to create a new message.
  */
 export const ListSubscribersRequestSchema: GenMessage<ListSubscribersRequest> = /*@__PURE__*/
-  messageDesc(file_walcast_v1_walcast, 20);
+  messageDesc(file_walcast_v1_walcast, 22);
 
 /**
  * The named subscribers that the caller may see.
@@ -847,7 +954,7 @@ export type ListSubscribersResponse = Message<"walcast.v1.ListSubscribersRespons
  * Use `create(ListSubscribersResponseSchema)` to create a new message.
  */
 export const ListSubscribersResponseSchema: GenMessage<ListSubscribersResponse> = /*@__PURE__*/
-  messageDesc(file_walcast_v1_walcast, 21);
+  messageDesc(file_walcast_v1_walcast, 23);
 
 /**
  * A named subscriber.
@@ -917,7 +1024,7 @@ export type Subscriber = Message<"walcast.v1.Subscriber"> & {
  * Use `create(SubscriberSchema)` to create a new message.
  */
 export const SubscriberSchema: GenMessage<Subscriber> = /*@__PURE__*/
-  messageDesc(file_walcast_v1_walcast, 22);
+  messageDesc(file_walcast_v1_walcast, 24);
 
 /**
  * Where to move a checkpoint.
@@ -945,7 +1052,7 @@ export type ResetSubscriberRequest = Message<"walcast.v1.ResetSubscriberRequest"
  * Use `create(ResetSubscriberRequestSchema)` to create a new message.
  */
 export const ResetSubscriberRequestSchema: GenMessage<ResetSubscriberRequest> = /*@__PURE__*/
-  messageDesc(file_walcast_v1_walcast, 23);
+  messageDesc(file_walcast_v1_walcast, 25);
 
 /**
  * The checkpoint is on disk.
@@ -966,7 +1073,7 @@ export type ResetSubscriberResponse = Message<"walcast.v1.ResetSubscriberRespons
  * Use `create(ResetSubscriberResponseSchema)` to create a new message.
  */
 export const ResetSubscriberResponseSchema: GenMessage<ResetSubscriberResponse> = /*@__PURE__*/
-  messageDesc(file_walcast_v1_walcast, 24);
+  messageDesc(file_walcast_v1_walcast, 26);
 
 /**
  * Which subscriber to forget.
@@ -987,7 +1094,7 @@ export type DeleteSubscriberRequest = Message<"walcast.v1.DeleteSubscriberReques
  * Use `create(DeleteSubscriberRequestSchema)` to create a new message.
  */
 export const DeleteSubscriberRequestSchema: GenMessage<DeleteSubscriberRequest> = /*@__PURE__*/
-  messageDesc(file_walcast_v1_walcast, 25);
+  messageDesc(file_walcast_v1_walcast, 27);
 
 /**
  * The subscriber is forgotten.
@@ -1002,7 +1109,7 @@ export type DeleteSubscriberResponse = Message<"walcast.v1.DeleteSubscriberRespo
  * Use `create(DeleteSubscriberResponseSchema)` to create a new message.
  */
 export const DeleteSubscriberResponseSchema: GenMessage<DeleteSubscriberResponse> = /*@__PURE__*/
-  messageDesc(file_walcast_v1_walcast, 26);
+  messageDesc(file_walcast_v1_walcast, 28);
 
 /**
  * How rows are written.
