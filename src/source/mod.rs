@@ -139,7 +139,7 @@ pub async fn run(
     while !drain.started() {
         let begun = state.streams_begun();
         let attempt =
-            stream_once(&options, &journal, &mut ingest, keeper.as_mut(), &mut fresh, &state, stuck, &drain).await;
+            stream_once(&options, &journal, &mut ingest, keeper.as_mut(), &mut fresh, &state, (stuck, &drain)).await;
         let Err(error) = attempt else { continue };
         let reason = error.reason();
         let told = error.told();
@@ -186,8 +186,7 @@ async fn stream_once(
     keeper: Option<&mut gate::Keeper>,
     fresh: &mut bool,
     state: &SourceState,
-    stuck: Option<Lsn>,
-    drain: &Drain,
+    (stuck, drain): (Option<Lsn>, &Drain),
 ) -> Result<(), Error> {
     ingest.settle().await?;
     let mut reached = tokio::select! {
