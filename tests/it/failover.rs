@@ -181,7 +181,7 @@ async fn without_the_slot_the_gap_is_stated() {
             assert!(pair.source_error("SLOT_LOST").await.contains("on_slot_lost"));
             continue;
         }
-        pair::streaming(&pair.primary).await;
+        live.until("the gap", |log| log.kinds().any(|kind| matches!(kind, Kind::Gap(_)))).await;
         pair.db().await.run("INSERT INTO t VALUES (4, 'new')").await;
         live.until("the new one", |log| log.commits() == 3).await;
         let order: Vec<&str> = live
@@ -283,7 +283,11 @@ async fn a_slot_that_was_lost_on_the_same_primary_leaves_a_gap() {
             }
         }
         stage.hub.start().await;
-        stage.streaming().await;
+        // A slot that is being made is active too.
+        stage
+            .hub
+            .metric_becomes("walcast_source_connected", Duration::from_secs(30), |connected| connected == 1.0)
+            .await;
         stage.db.run(&format!("INSERT INTO t VALUES ({}, 'behind the gap')", id + 1)).await;
         stage.journaled().await;
         expected.push(id + 1);
