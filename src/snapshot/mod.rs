@@ -292,8 +292,11 @@ fn interrupted(message: impl Into<String>) -> SnapshotError {
 fn refused(error: postgres::Error) -> SnapshotError {
     let reason = match error.sqlstate() {
         Some("42501") => Reason::PermissionDenied,
-        // Lock timeout, undefined table or column, deadlock, snapshot too old or lost.
-        Some("55P03" | "42P01" | "42703" | "40P01" | "72000" | "42704" | "22023") => Reason::SnapshotInterrupted,
+        // Lock timeout, undefined table or column, deadlock, snapshot too old or lost; the session ended by an operator, by a
+        // shutdown or by a crash.
+        Some("55P03" | "42P01" | "42703" | "40P01" | "72000" | "42704" | "22023" | "57P01" | "57P02") => {
+            Reason::SnapshotInterrupted
+        }
         _ => error.reason(),
     };
     SnapshotError::new(reason, format!("reading rows: {error}"))

@@ -305,3 +305,23 @@ async fn beyond_the_cap_a_snapshot_ends_with_an_error() {
     let small = |bytes: f64| bytes <= f64::from(5 << 20);
     stage.hub.metric_becomes("walcast_journal_bytes", Duration::from_secs(30), small).await;
 }
+
+/// Its rows are those of one point, which went with the connections that held it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_consistent_snapshot_whose_connections_end_is_interrupted_and_begins_anew() {
+    let stage =
+        stage().sql(TABLE).sql("INSERT INTO items SELECT n, 'x' FROM generate_series(1, 12000) n").start().await;
+    let options = pb::SnapshotOptions { mode: SnapshotMode::Consistent as i32, max_rows_per_second: 2000 };
+    let mut request = Request::new();
+    request.0.start = Some(pb::Start { at: Some(pb::start::At::Snapshot(options)) });
+    let mut stream = stage.client().subscribe(&request).await;
+    stream.until("snapshot_begin", |log| log.kinds().any(|kind| matches!(kind, Kind::SnapshotBegin(_)))).await;
+    let snapshots = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+                     WHERE pid <> pg_backend_pid() AND backend_type = 'client backend' AND backend_xmin IS NOT NULL";
+    stage.db.run(snapshots).await;
+    let failure = stream.fails_with("SNAPSHOT_INTERRUPTED").await;
+    assert!(failure.retry.is_some(), "{failure:?}");
+    let mut stream = stage.client().subscribe(&request).await;
+    stream.until("snapshot_end", ended).await;
+    makes_the_source(&stage, &stream.close(), &["public.items"], false).await;
+}

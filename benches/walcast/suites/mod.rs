@@ -24,6 +24,7 @@ const NAMES: &[&str] = &[
     "transaction",
     "latency",
     "restart",
+    "restart-large",
     "fanout",
     "filters",
     "workloads",
@@ -49,7 +50,14 @@ impl Suites {
                 "drain" => self.drain().await,
                 "transaction" => self.transaction().await,
                 "latency" => self.latency().await,
-                "restart" => self.restart().await,
+                "restart" => {
+                    let (bytes, id) = (self.pick(1 << 30, 256 << 20), "4-restart");
+                    self.restart(id, bytes, 2.0).await
+                }
+                "restart-large" => {
+                    let (bytes, id) = (self.pick(10 << 30, 1 << 30), "4b-restart-large");
+                    self.restart(id, bytes, 0.5).await
+                }
                 "fanout" => self.fanout().await,
                 "filters" => self.filters().await,
                 "workloads" => self.workloads().await,
