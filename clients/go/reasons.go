@@ -84,6 +84,12 @@ func (e *SlotLostError) From() string { return e.Metadata["from"] }
 // To is where the gap ends.
 func (e *SlotLostError) To() string { return e.Metadata["to"] }
 
+// FailoverNotProtectedError is FAILOVER_NOT_PROTECTED: changes of a published table are not all in the log tables, so a lost slot would lose them.
+type FailoverNotProtectedError struct{ *HubError }
+
+// RecoveryBlockedError is RECOVERY_BLOCKED: a new slot waits for a transaction that does not end; the message names it.
+type RecoveryBlockedError struct{ *HubError }
+
 // StartingError is STARTING: the hub is not ready yet.
 type StartingError struct{ *HubError }
 
@@ -108,6 +114,15 @@ type PreflightFailedError struct{ *HubError }
 // DecodeError is DECODE_ERROR: the hub cannot decode a message from the source.
 type DecodeError struct{ *HubError }
 
+// SnapshotInterruptedError is SNAPSHOT_INTERRUPTED: a snapshot could not be read to its end. Retried: it goes on from the last position, or starts over and says so.
+type SnapshotInterruptedError struct{ *HubError }
+
+// SnapshotImpossibleError is SNAPSHOT_IMPOSSIBLE: the rows of a table cannot be read in this way; the message says what would be possible.
+type SnapshotImpossibleError struct{ *HubError }
+
+// Table is "schema.table".
+func (e *SnapshotImpossibleError) Table() string { return e.Metadata["table"] }
+
 // UnsupportedError is UNSUPPORTED: this hub does not offer the requested feature.
 type UnsupportedError struct{ *HubError }
 
@@ -116,33 +131,37 @@ type InternalError struct{ *HubError }
 
 // reasons has the type of each documented ErrorInfo.reason.
 var reasons = map[string]func(*HubError) hubError{
-	"POSITION_EXPIRED":     func(e *HubError) hubError { return &PositionExpiredError{e} },
-	"POSITION_IN_FUTURE":   func(e *HubError) hubError { return &PositionInFutureError{e} },
-	"POSITION_DIVERGED":    func(e *HubError) hubError { return &PositionDivergedError{e} },
-	"LINEAGE_UNKNOWN":      func(e *HubError) hubError { return &LineageUnknownError{e} },
-	"ACK_AHEAD":            func(e *HubError) hubError { return &AckAheadError{e} },
-	"CHECKPOINT_MISSING":   func(e *HubError) hubError { return &CheckpointMissingError{e} },
-	"SUBSCRIBER_UNKNOWN":   func(e *HubError) hubError { return &SubscriberUnknownError{e} },
-	"TABLE_NOT_PUBLISHED":  func(e *HubError) hubError { return &TableNotPublishedError{e} },
-	"PUBLICATION_MISSING":  func(e *HubError) hubError { return &PublicationMissingError{e} },
-	"FILTER_INVALID":       func(e *HubError) hubError { return &FilterInvalidError{e} },
-	"REQUEST_INVALID":      func(e *HubError) hubError { return &RequestInvalidError{e} },
-	"SUBSCRIBER_FENCED":    func(e *HubError) hubError { return &SubscriberFencedError{e} },
-	"DISK_FULL":            func(e *HubError) hubError { return &DiskFullError{e} },
-	"TOO_MANY_STREAMS":     func(e *HubError) hubError { return &TooManyStreamsError{e} },
-	"EVENT_TOO_LARGE":      func(e *HubError) hubError { return &EventTooLargeError{e} },
-	"UNAUTHENTICATED":      func(e *HubError) hubError { return &UnauthenticatedError{e} },
-	"PERMISSION_DENIED":    func(e *HubError) hubError { return &PermissionDeniedError{e} },
-	"JOURNAL_CORRUPT":      func(e *HubError) hubError { return &JournalCorruptError{e} },
-	"SLOT_LOST":            func(e *HubError) hubError { return &SlotLostError{e} },
-	"STARTING":             func(e *HubError) hubError { return &StartingError{e} },
-	"DRAINING":             func(e *HubError) hubError { return &DrainingError{e} },
-	"SOURCE_UNAVAILABLE":   func(e *HubError) hubError { return &SourceUnavailableError{e} },
-	"SOURCE_STALE_PRIMARY": func(e *HubError) hubError { return &SourceStalePrimaryError{e} },
-	"SOURCE_CHANGED":       func(e *HubError) hubError { return &SourceChangedError{e} },
-	"SLOT_IN_USE":          func(e *HubError) hubError { return &SlotInUseError{e} },
-	"PREFLIGHT_FAILED":     func(e *HubError) hubError { return &PreflightFailedError{e} },
-	"DECODE_ERROR":         func(e *HubError) hubError { return &DecodeError{e} },
-	"UNSUPPORTED":          func(e *HubError) hubError { return &UnsupportedError{e} },
-	"INTERNAL":             func(e *HubError) hubError { return &InternalError{e} },
+	"POSITION_EXPIRED":       func(e *HubError) hubError { return &PositionExpiredError{e} },
+	"POSITION_IN_FUTURE":     func(e *HubError) hubError { return &PositionInFutureError{e} },
+	"POSITION_DIVERGED":      func(e *HubError) hubError { return &PositionDivergedError{e} },
+	"LINEAGE_UNKNOWN":        func(e *HubError) hubError { return &LineageUnknownError{e} },
+	"ACK_AHEAD":              func(e *HubError) hubError { return &AckAheadError{e} },
+	"CHECKPOINT_MISSING":     func(e *HubError) hubError { return &CheckpointMissingError{e} },
+	"SUBSCRIBER_UNKNOWN":     func(e *HubError) hubError { return &SubscriberUnknownError{e} },
+	"TABLE_NOT_PUBLISHED":    func(e *HubError) hubError { return &TableNotPublishedError{e} },
+	"PUBLICATION_MISSING":    func(e *HubError) hubError { return &PublicationMissingError{e} },
+	"FILTER_INVALID":         func(e *HubError) hubError { return &FilterInvalidError{e} },
+	"REQUEST_INVALID":        func(e *HubError) hubError { return &RequestInvalidError{e} },
+	"SUBSCRIBER_FENCED":      func(e *HubError) hubError { return &SubscriberFencedError{e} },
+	"DISK_FULL":              func(e *HubError) hubError { return &DiskFullError{e} },
+	"TOO_MANY_STREAMS":       func(e *HubError) hubError { return &TooManyStreamsError{e} },
+	"EVENT_TOO_LARGE":        func(e *HubError) hubError { return &EventTooLargeError{e} },
+	"UNAUTHENTICATED":        func(e *HubError) hubError { return &UnauthenticatedError{e} },
+	"PERMISSION_DENIED":      func(e *HubError) hubError { return &PermissionDeniedError{e} },
+	"JOURNAL_CORRUPT":        func(e *HubError) hubError { return &JournalCorruptError{e} },
+	"SLOT_LOST":              func(e *HubError) hubError { return &SlotLostError{e} },
+	"FAILOVER_NOT_PROTECTED": func(e *HubError) hubError { return &FailoverNotProtectedError{e} },
+	"RECOVERY_BLOCKED":       func(e *HubError) hubError { return &RecoveryBlockedError{e} },
+	"STARTING":               func(e *HubError) hubError { return &StartingError{e} },
+	"DRAINING":               func(e *HubError) hubError { return &DrainingError{e} },
+	"SOURCE_UNAVAILABLE":     func(e *HubError) hubError { return &SourceUnavailableError{e} },
+	"SOURCE_STALE_PRIMARY":   func(e *HubError) hubError { return &SourceStalePrimaryError{e} },
+	"SOURCE_CHANGED":         func(e *HubError) hubError { return &SourceChangedError{e} },
+	"SLOT_IN_USE":            func(e *HubError) hubError { return &SlotInUseError{e} },
+	"PREFLIGHT_FAILED":       func(e *HubError) hubError { return &PreflightFailedError{e} },
+	"DECODE_ERROR":           func(e *HubError) hubError { return &DecodeError{e} },
+	"SNAPSHOT_INTERRUPTED":   func(e *HubError) hubError { return &SnapshotInterruptedError{e} },
+	"SNAPSHOT_IMPOSSIBLE":    func(e *HubError) hubError { return &SnapshotImpossibleError{e} },
+	"UNSUPPORTED":            func(e *HubError) hubError { return &UnsupportedError{e} },
+	"INTERNAL":               func(e *HubError) hubError { return &InternalError{e} },
 }

@@ -136,6 +136,10 @@ reasons! {
     JournalCorrupt "JOURNAL_CORRUPT",
     /// The replication slot no longer covers what the journal lacks; metadata `from` and `to` name the gap.
     SlotLost "SLOT_LOST",
+    /// Changes of a published table are not all in the log tables, so a lost slot would lose them.
+    FailoverNotProtected "FAILOVER_NOT_PROTECTED",
+    /// A new slot waits for a transaction that does not end; the message names it.
+    RecoveryBlocked "RECOVERY_BLOCKED",
     /// The hub is not ready yet.
     Starting "STARTING",
     /// The hub is shutting down.
@@ -152,6 +156,10 @@ reasons! {
     PreflightFailed "PREFLIGHT_FAILED",
     /// The hub cannot decode a message from the source.
     DecodeError "DECODE_ERROR",
+    /// A snapshot could not be read to its end. Retried: it goes on from the last position, or starts over and says so.
+    SnapshotInterrupted "SNAPSHOT_INTERRUPTED",
+    /// The rows of a table cannot be read in this way; the message says what would be possible ([`HubError::table`]).
+    SnapshotImpossible "SNAPSHOT_IMPOSSIBLE",
     /// This hub does not offer the requested feature.
     Unsupported "UNSUPPORTED",
     /// A defect in the hub.

@@ -84,6 +84,12 @@ export class JournalCorruptError extends HubError {}
 /** SLOT_LOST: The replication slot no longer covers what the journal lacks. */
 export class SlotLostError extends HubError {}
 
+/** FAILOVER_NOT_PROTECTED: Changes of a published table are not all in the log tables, so a lost slot would lose them. */
+export class FailoverNotProtectedError extends HubError {}
+
+/** RECOVERY_BLOCKED: A new slot waits for a transaction that does not end; the message names it. */
+export class RecoveryBlockedError extends HubError {}
+
 /** STARTING: The hub is not ready yet. */
 export class StartingError extends HubError {}
 
@@ -107,6 +113,17 @@ export class PreflightFailedError extends HubError {}
 
 /** DECODE_ERROR: The hub cannot decode a message from the source. */
 export class DecodeError extends HubError {}
+
+/** SNAPSHOT_INTERRUPTED: A snapshot could not be read to its end. Retried: it goes on from the last position, or starts over and says so. */
+export class SnapshotInterruptedError extends HubError {}
+
+/** SNAPSHOT_IMPOSSIBLE: The rows of a table cannot be read in this way; the message says what would be possible. */
+export class SnapshotImpossibleError extends HubError {
+  /** "schema.table". */
+  get table(): string {
+    return this.metadata["table"] ?? "";
+  }
+}
 
 /** UNSUPPORTED: This hub does not offer the requested feature. */
 export class UnsupportedError extends HubError {}
@@ -134,6 +151,8 @@ export const REASONS: Readonly<Record<string, typeof HubError>> = {
   PERMISSION_DENIED: PermissionDeniedError,
   JOURNAL_CORRUPT: JournalCorruptError,
   SLOT_LOST: SlotLostError,
+  FAILOVER_NOT_PROTECTED: FailoverNotProtectedError,
+  RECOVERY_BLOCKED: RecoveryBlockedError,
   STARTING: StartingError,
   DRAINING: DrainingError,
   SOURCE_UNAVAILABLE: SourceUnavailableError,
@@ -142,6 +161,8 @@ export const REASONS: Readonly<Record<string, typeof HubError>> = {
   SLOT_IN_USE: SlotInUseError,
   PREFLIGHT_FAILED: PreflightFailedError,
   DECODE_ERROR: DecodeError,
+  SNAPSHOT_INTERRUPTED: SnapshotInterruptedError,
+  SNAPSHOT_IMPOSSIBLE: SnapshotImpossibleError,
   UNSUPPORTED: UnsupportedError,
   INTERNAL: InternalError,
 };

@@ -266,6 +266,18 @@ class SlotLost(HubError):
     REASON = "SLOT_LOST"
 
 
+class FailoverNotProtected(HubError):
+    """Changes of a published table are not all in the log tables, so a lost slot would lose them."""
+
+    REASON = "FAILOVER_NOT_PROTECTED"
+
+
+class RecoveryBlocked(HubError):
+    """A new slot waits for a transaction that does not end; the message names it."""
+
+    REASON = "RECOVERY_BLOCKED"
+
+
 class Starting(HubError):
     """The hub is not ready yet."""
 
@@ -312,6 +324,23 @@ class DecodeError(HubError):
     """The hub cannot decode a message from the source."""
 
     REASON = "DECODE_ERROR"
+
+
+class SnapshotInterrupted(HubError):
+    """A snapshot could not be read to its end. Retried: it goes on from the last position, or starts over and says so."""
+
+    REASON = "SNAPSHOT_INTERRUPTED"
+
+
+class SnapshotImpossible(HubError):
+    """The rows of a table cannot be read in this way; the message says what would be possible."""
+
+    REASON = "SNAPSHOT_IMPOSSIBLE"
+
+    @property
+    def table(self) -> str:
+        """``schema.table``."""
+        return self.metadata.get("table", "")
 
 
 class Unsupported(HubError):
@@ -365,9 +394,10 @@ def from_status(code: grpc.StatusCode, message: str, trailing: Sequence[tuple[st
 
 __all__ = [
     "AckAhead", "CheckpointMissing", "Closed", "ConnectionLost", "DecodeError", "DiskFull", "Draining", "EventTooLarge",
-    "FilterInvalid", "GapError", "HubError", "Internal", "JournalCorrupt", "LineageUnknown", "PermissionDenied",
-    "PositionDiverged", "PositionExpired", "PositionInFuture", "PreflightFailed", "ProtocolError", "PublicationMissing",
-    "RequestInvalid", "SlotInUse", "SlotLost", "SnapshotRestartedError", "SourceChanged", "SourceStalePrimary",
-    "SourceUnavailable", "Starting", "SubscriberFenced", "SubscriberUnknown", "TableNotPublished", "TimelineChangedError",
-    "TooManyStreams", "TransactionTooLarge", "Unauthenticated", "Unsupported", "WalcastError",
+    "FailoverNotProtected", "FilterInvalid", "GapError", "HubError", "Internal", "JournalCorrupt", "LineageUnknown",
+    "PermissionDenied", "PositionDiverged", "PositionExpired", "PositionInFuture", "PreflightFailed", "ProtocolError",
+    "PublicationMissing", "RecoveryBlocked", "RequestInvalid", "SlotInUse", "SlotLost", "SnapshotImpossible",
+    "SnapshotInterrupted", "SnapshotRestartedError", "SourceChanged", "SourceStalePrimary", "SourceUnavailable",
+    "Starting", "SubscriberFenced", "SubscriberUnknown", "TableNotPublished", "TimelineChangedError", "TooManyStreams",
+    "TransactionTooLarge", "Unauthenticated", "Unsupported", "WalcastError",
 ]  # fmt: skip

@@ -206,6 +206,8 @@ public class HubException extends WalcastException {
             Map.entry("PERMISSION_DENIED", PermissionDenied::new),
             Map.entry("JOURNAL_CORRUPT", JournalCorrupt::new),
             Map.entry("SLOT_LOST", SlotLost::new),
+            Map.entry("FAILOVER_NOT_PROTECTED", FailoverNotProtected::new),
+            Map.entry("RECOVERY_BLOCKED", RecoveryBlocked::new),
             Map.entry("STARTING", Starting::new),
             Map.entry("DRAINING", Draining::new),
             Map.entry("SOURCE_UNAVAILABLE", SourceUnavailable::new),
@@ -214,6 +216,8 @@ public class HubException extends WalcastException {
             Map.entry("SLOT_IN_USE", SlotInUse::new),
             Map.entry("PREFLIGHT_FAILED", PreflightFailed::new),
             Map.entry("DECODE_ERROR", DecodeError::new),
+            Map.entry("SNAPSHOT_INTERRUPTED", SnapshotInterrupted::new),
+            Map.entry("SNAPSHOT_IMPOSSIBLE", SnapshotImpossible::new),
             Map.entry("UNSUPPORTED", Unsupported::new),
             Map.entry("INTERNAL", Internal::new));
 
@@ -442,6 +446,24 @@ public class HubException extends WalcastException {
         }
     }
 
+    /** Changes of a published table are not all in the log tables, so a lost slot would lose them. */
+    public static final class FailoverNotProtected extends HubException {
+        private static final long serialVersionUID = 1;
+
+        FailoverNotProtected(Info info) {
+            super(info);
+        }
+    }
+
+    /** A new slot waits for a transaction that does not end; the message names it. */
+    public static final class RecoveryBlocked extends HubException {
+        private static final long serialVersionUID = 1;
+
+        RecoveryBlocked(Info info) {
+            super(info);
+        }
+    }
+
     /** The hub is not ready yet. */
     public static final class Starting extends HubException {
         private static final long serialVersionUID = 1;
@@ -511,6 +533,33 @@ public class HubException extends WalcastException {
 
         DecodeError(Info info) {
             super(info);
+        }
+    }
+
+    /** A snapshot could not be read to its end. Retried: it goes on from the last position, or starts over and says so. */
+    public static final class SnapshotInterrupted extends HubException {
+        private static final long serialVersionUID = 1;
+
+        SnapshotInterrupted(Info info) {
+            super(info);
+        }
+    }
+
+    /** The rows of a table cannot be read in this way; the message says what would be possible. */
+    public static final class SnapshotImpossible extends HubException {
+        private static final long serialVersionUID = 1;
+
+        SnapshotImpossible(Info info) {
+            super(info);
+        }
+
+        /**
+         * {@code schema.table}.
+         *
+         * @return empty if the hub did not say
+         */
+        public String table() {
+            return metadata().getOrDefault("table", "");
         }
     }
 
