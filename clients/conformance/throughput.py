@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Changes per second that one process of a client iterates, decoded to native rows, against a real hub.
 
-throughput.py [--rows N] [--per-transaction N] -- COMMAND: once the table public.bench has its rows, the command is given the hub's
-address and their number.
+throughput.py [--rows N] [--per-transaction N] -- COMMAND: once the table public.bench has its rows, the command is given the
+hub's address and their number.
 """
 
 from __future__ import annotations
