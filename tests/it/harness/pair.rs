@@ -21,7 +21,7 @@ use super::{
 pub enum Slots {
     /// They do not.
     Lost,
-    /// By copying their files, as Patroni does.
+    /// By copying their files.
     Copied,
     /// By the servers themselves (17 and later).
     Synced,
@@ -84,12 +84,18 @@ impl Pair {
         }
     }
 
+    /// The slot's file and the serialized snapshots that its decoding begins with. Without those, PostgreSQL looks for a
+    /// consistent point anew and silently skips what commits before it: see docs/failover.md.
     fn copy(&self, slot: &str) {
-        let place = |cluster: &Cluster| cluster.data_dir().join("pg_replslot").join(slot);
-        let _ = fs::remove_dir_all(place(&self.standby));
-        let mut cp = std::process::Command::new("cp");
-        let status = cp.arg("-a").arg(place(&self.primary)).arg(self.standby.data_dir().join("pg_replslot")).status();
-        assert!(status.expect("cp").success());
+        let _ = fs::remove_dir_all(self.standby.data_dir().join("pg_replslot").join(slot));
+        for (from, to) in
+            [(format!("pg_replslot/{slot}"), "pg_replslot"), ("pg_logical/snapshots".into(), "pg_logical")]
+        {
+            let mut cp = std::process::Command::new("cp");
+            let status =
+                cp.arg("-a").arg(self.primary.data_dir().join(from)).arg(self.standby.data_dir().join(to)).status();
+            assert!(status.expect("cp").success());
+        }
     }
 
     async fn synchronized(&self) {

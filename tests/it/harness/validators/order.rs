@@ -9,15 +9,17 @@ const ORDERED: &str = "Ordered";
 
 /// Transactions and messages of one stream have strictly increasing resume points, and a transaction's commit record
 /// lies at or after the end of what came before: the resume point, or one less for a message outside transactions,
-/// whose position is its LSN + 1. A switch of the timeline starts anew at the switch point.
+/// whose position is its LSN + 1. A switch of the timeline starts anew at the last common position, which may lie before
+/// the switch: the hub need not have come that far.
 pub fn ordered(parsed: &Parsed<'_>) -> Result<(), Violation> {
     for (stream, units) in parsed.iter() {
         let mut floor = Lsn::ZERO;
         let mut last = stream.opened().and_then(|opened| opened.after.as_ref()).map(super::super::history::order);
         for unit in units {
             if let Unit::Timeline { changed, .. } = unit {
-                last = Some((lsn(&changed.switch_lsn), 0));
-                floor = lsn(&changed.switch_lsn);
+                let common = changed.position.as_ref();
+                last = common.map(super::super::history::order);
+                floor = common.map_or(Lsn::ZERO, |common| lsn(&common.lsn));
                 continue;
             }
             let Some((after, event)) = unit.committed() else { continue };
