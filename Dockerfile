@@ -1,6 +1,6 @@
 # syntax=docker/dockerfile:1
 # Checked without a Docker engine, by taking the same steps by hand: the build (dev profile) from a directory with nothing but what
-# .dockerignore lets through; then, in a chroot that held the stripped binary, the libraries that it links (libc, libm,
+# .dockerignore lets through; then, in a chroot that held that binary, the libraries that it links (libc, libm,
 # libgcc_s) and /var/lib/walcast, as user 65532 with exactly the variables below: `serve` refused to listen on all
 # interfaces without authentication, served with WALCAST_INSECURE=true, HEALTHCHECK's command ended with 0 while it ran
 # and with 1 afterwards, a client received a row, and SIGTERM ended it with 0. The base images themselves were not pulled.
