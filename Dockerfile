@@ -3,7 +3,8 @@
 # .dockerignore lets through; then, in a chroot that held that binary, the libraries that it links (libc, libm,
 # libgcc_s) and /var/lib/walcast, as user 65532 with exactly the variables below: `serve` refused to listen on all
 # interfaces without authentication, served with WALCAST_INSECURE=true, HEALTHCHECK's command ended with 0 while it ran
-# and with 1 afterwards, a client received a row, and SIGTERM ended it with 0. The base images themselves were not pulled.
+# and with 1 afterwards, a client received a row, and SIGTERM ended it with 0; the stripped release binary (16 MB) did the same,
+# a client apart. The base images themselves were not pulled.
 FROM rust:1-bookworm AS build
 WORKDIR /src
 COPY . .
