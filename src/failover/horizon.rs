@@ -11,11 +11,7 @@ use crate::{
     journal::Horizon,
     lsn::Lsn,
     model::{LineageId, Position},
-    postgres::{
-        Result,
-        server::{self, Snapshot},
-        sql::Sql,
-    },
+    postgres::{Result, server, sql::Sql},
 };
 
 /// Takes horizons on one connection.
@@ -32,9 +28,8 @@ impl Marker {
     /// The next horizon; `None` while everything is held up by an old transaction. To be recorded when the journal is
     /// complete up to its high LSN.
     pub async fn take(&mut self, sql: &Sql, lineage: LineageId) -> Result<Option<Horizon>> {
-        let text = server::current_snapshot(sql).await?;
+        let snapshot = server::current_snapshot(sql).await?;
         let high = server::wal_positions(sql).await?.insert;
-        let snapshot = Snapshot::parse(&text)?;
         let usable = self.lows.partition_point(|(_, id)| *id <= snapshot.xmin);
         let low = usable.checked_sub(1).map(|at| self.lows[at].0);
         self.lows.drain(..usable.saturating_sub(1));
@@ -48,6 +43,7 @@ impl Marker {
                 keep
             });
         }
+        let text = snapshot.to_string();
         Ok(low.filter(|_| text.len() <= MOST_BYTES).map(|low| Horizon { lineage, snapshot: text, low, high }))
     }
 }

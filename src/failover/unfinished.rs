@@ -4,13 +4,16 @@
 
 use std::time::Duration;
 
-use crate::postgres::{Result, server::Snapshot, sql::Sql};
+use crate::{
+    model::Visibility,
+    postgres::{Result, server, sql::Sql},
+};
 
 /// Returns when every transaction that is visible in the exported snapshot has ended for everybody.
 pub(super) async fn wait(sql: &Sql, exported: &str) -> Result<()> {
-    let exported = Snapshot::parse(exported)?;
+    let exported = server::parse_snapshot(exported)?;
     loop {
-        let now = Snapshot::current(sql).await?;
+        let now = server::current_snapshot(sql).await?;
         if ended(&exported, &now) {
             return Ok(());
         }
@@ -18,7 +21,7 @@ pub(super) async fn wait(sql: &Sql, exported: &str) -> Result<()> {
     }
 }
 
-fn ended(exported: &Snapshot, now: &Snapshot) -> bool {
+fn ended(exported: &Visibility, now: &Visibility) -> bool {
     let running = now.running.iter().copied().chain(now.xmax..exported.xmax);
     running.into_iter().all(|xid| !exported.sees(xid))
 }
@@ -29,7 +32,7 @@ mod tests {
 
     #[test]
     fn a_commit_that_is_decoded_and_still_runs_is_waited_for() {
-        let parse = |text| Snapshot::parse(text).unwrap();
+        let parse = |text| server::parse_snapshot(text).unwrap();
         // Seen with a commit stuck in synchronous replication: the id is not even among those in progress.
         assert!(!ended(&parse("12014:12015:"), &parse("12014:12014:")));
         assert!(!ended(&parse("12010:12020:12012"), &parse("12011:12020:12011,12012")));

@@ -6,7 +6,10 @@ use super::{
     error::{Error, Result},
     sql::{Sql, get, text},
 };
-use crate::lsn::Lsn;
+use crate::{
+    lsn::Lsn,
+    model::{ParseVisibilityError, Visibility},
+};
 
 /// The answer to `IDENTIFY_SYSTEM`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -100,50 +103,21 @@ pub async fn current_xid8(sql: &Sql) -> Result<u64> {
     text.parse().map_err(|_| Error::Protocol(format!("{text:?} as a transaction id")))
 }
 
-/// Text of `pg_current_snapshot()`.
-pub async fn current_snapshot(sql: &Sql) -> Result<String> {
-    get(&sql.one("SELECT pg_catalog.pg_current_snapshot()::text", &[]).await?, 0)
+/// `pg_current_snapshot()`: what the server would export now.
+pub async fn current_snapshot(sql: &Sql) -> Result<Visibility> {
+    let row = sql.one("SELECT pg_catalog.pg_current_snapshot()::text", &[]).await?;
+    parse_snapshot(&get::<String>(&row, 0)?)
+}
+
+/// The text form of a `pg_snapshot`.
+pub fn parse_snapshot(text: &str) -> Result<Visibility> {
+    text.parse().map_err(|error: ParseVisibilityError| Error::Protocol(error.to_string()))
 }
 
 /// Uses up a transaction id: every id at or above it is assigned after this call began.
 pub async fn assign_xid(sql: &Sql) -> Result<u64> {
     let row = sql.one("SELECT pg_catalog.pg_current_xact_id()::text::int8", &[]).await?;
     Ok(get::<i64>(&row, 0)?.unsigned_abs())
-}
-
-/// A [`pg_snapshot`](https://www.postgresql.org/docs/current/functions-info.html#FUNCTIONS-PG-SNAPSHOT-PARTS).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Snapshot {
-    /// Everything below has ended.
-    pub xmin: u64,
-    /// One behind the last that had ended, not the next id: what is at or above may run as well.
-    pub xmax: u64,
-    /// In progress between the two, ascending.
-    pub running: Vec<u64>,
-}
-
-impl Snapshot {
-    /// Reads the text form.
-    pub fn parse(text: &str) -> Result<Snapshot> {
-        let wrong = || Error::Protocol(format!("{text:?} as a snapshot"));
-        let mut parts = text.split(':');
-        let mut number = || parts.next().and_then(|part| part.parse().ok());
-        let (Some(xmin), Some(xmax)) = (number(), number()) else { return Err(wrong()) };
-        let running = parts.next().unwrap_or_default().split(',').filter(|part| !part.is_empty());
-        let mut running: Vec<u64> = running.map(|part| part.parse().map_err(|_| wrong())).collect::<Result<_>>()?;
-        running.sort_unstable();
-        Ok(Snapshot { xmin, xmax, running })
-    }
-
-    /// What the server would export now.
-    pub async fn current(sql: &Sql) -> Result<Snapshot> {
-        Snapshot::parse(&current_snapshot(sql).await?)
-    }
-
-    /// Whether a top-level transaction had ended.
-    pub fn sees(&self, xid: u64) -> bool {
-        xid < self.xmax && self.running.binary_search(&xid).is_err()
-    }
 }
 
 /// The 64-bit form of a transaction id from the stream, given any 64-bit id less than 2^31 transactions away from it in

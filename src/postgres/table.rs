@@ -6,7 +6,7 @@ use std::fmt::Write;
 use tokio_postgres::types::Type;
 
 use super::{
-    error::{Error, Result},
+    error::Result,
     publication::{self, OWN_SCHEMA},
     replication::{identifier, literal},
     server,
@@ -178,10 +178,7 @@ pub async fn lock_at_once(sql: &Sql, tables: &[String]) -> Result<()> {
 
 /// The snapshot of the present transaction, and where the WAL ended after it was taken.
 pub async fn snapshot(sql: &Sql) -> Result<(Visibility, Lsn)> {
-    let row = sql.one("SELECT pg_catalog.pg_current_snapshot()::text", &[]).await?;
-    let shown: &str = get(&row, 0)?;
-    let seen = shown.parse().map_err(|error| Error::Protocol(format!("{error}")))?;
-    Ok((seen, server::wal_positions(sql).await?.insert))
+    Ok((server::current_snapshot(sql).await?, server::wal_positions(sql).await?.insert))
 }
 
 /// Lets other transactions see what this one sees
