@@ -306,11 +306,14 @@ async fn beyond_the_cap_a_snapshot_ends_with_an_error() {
     stage.hub.metric_becomes("walcast_journal_bytes", Duration::from_secs(30), small).await;
 }
 
-/// Its rows are those of one point, which went with the connections that held it.
+/// Its rows are those of one point, which went with the connections that held it. They are more than sockets hold.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_consistent_snapshot_whose_connections_end_is_interrupted_and_begins_anew() {
-    let stage =
-        stage().sql(TABLE).sql("INSERT INTO items SELECT n, 'x' FROM generate_series(1, 12000) n").start().await;
+    let stage = stage()
+        .sql(TABLE)
+        .sql("INSERT INTO items SELECT n, repeat('x', 8000) FROM generate_series(1, 12000) n")
+        .start()
+        .await;
     let options = pb::SnapshotOptions { mode: SnapshotMode::Consistent as i32, max_rows_per_second: 2000 };
     let mut request = Request::new();
     request.0.start = Some(pb::Start { at: Some(pb::start::At::Snapshot(options)) });
