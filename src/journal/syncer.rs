@@ -7,7 +7,7 @@ use std::{fs::File, sync::Arc, thread::JoinHandle};
 use parking_lot::{Condvar, Mutex};
 
 use super::{Shared, appender::Queue, keeper::Desk, store::Write, writer::Stop};
-use crate::{metrics, model::Position};
+use crate::{failpoint, metrics, model::Position};
 
 /// What a sync of `file` makes true.
 #[derive(Debug)]
@@ -122,6 +122,7 @@ fn run(table: &Table, shared: &Shared, desk: &Desk, queue: &Queue) {
             state.syncing = true;
             (written, std::mem::take(&mut state.groups))
         };
+        failpoint::hit("shown_before_fsync");
         if let Err(error) = shared.options.disk.sync(&written.file) {
             let reason = format!("fdatasync: {error}");
             shared.options.disk.fatal(&reason);
