@@ -7,6 +7,7 @@ mod checkpoints;
 mod connecting;
 mod crash;
 mod demo;
+mod eager;
 mod errors;
 mod failover;
 mod failover_chaos;
