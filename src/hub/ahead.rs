@@ -23,6 +23,10 @@ impl Session {
     }
 
     pub(super) async fn pass_over(&mut self, bytes: usize) -> Result<(), Error> {
+        if let (false, Some(subject)) = (self.outbox.begun(), self.outbox.subject()) {
+            let known = self.running.as_ref().and_then(|running| running.table(subject.relation));
+            return Err(Error::row_too_large(bytes, self.max_message, known.unwrap_or_default()));
+        }
         let end = match self.outbox.end() {
             End::Later => self.find_end().await?,
             end => end,

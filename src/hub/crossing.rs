@@ -167,6 +167,9 @@ impl Session {
         if let Some(reading) = self.reading.take() {
             reading.abort();
         }
+        if !crossing.same_course {
+            self.rewind_rows(&crossing);
+        }
         if self.outbox.begun() {
             let mut message = Message::new();
             encode::discard(&mut message.0, "the source's history forked before the transaction was complete");

@@ -26,6 +26,13 @@ pub(super) struct Stamp {
     skipping: bool,
 }
 
+fn lost() -> Error {
+    Error::snapshot_interrupted(
+        "the source has failed over to a standby that may lack what the rows hold; the snapshot starts over when its stream is \
+         resumed",
+    )
+}
+
 impl Stamp {
     pub fn new(token: Token) -> Self {
         let encoded = token.encode();
@@ -51,6 +58,15 @@ impl Stamp {
         }
     }
 
+    /// The lineage will be left there. An error if the rows of a consistent snapshot may hold what lies behind.
+    pub fn departs(&self, at: Position) -> Result<(), Error> {
+        let incremental = self.token.progress.as_ref().is_some_and(|progress| progress.incremental);
+        match &self.token.handover {
+            Some(handover) if !incremental && handover.lineage == at.lineage && handover.until > at.lsn => Err(lost()),
+            _ => Ok(()),
+        }
+    }
+
     /// The stream goes on on this lineage. An error if the rows may hold what this lineage does not.
     pub fn crosses(&mut self, lineage: LineageId) -> Result<(), Error> {
         let Some(handover) = &self.token.handover else { return Ok(()) };
@@ -61,7 +77,7 @@ impl Stamp {
             self.update(|token| token.handover = None);
             return Ok(());
         }
-        Err(Error::snapshot_interrupted("the source has failed over to a standby that may lack what the rows hold"))
+        Err(lost())
     }
 
     /// What the stream is to send of an item.

@@ -54,6 +54,15 @@ pub struct Progress {
     pub tables: Vec<String>,
     /// The `where` of a backfill.
     pub predicate: String,
+    /// Incremental: the mark of the last chunk in these rows. On a stream that stands before it they hold what came later.
+    pub at: Lsn,
+}
+
+impl Progress {
+    /// The same snapshot with no row sent.
+    pub fn from_the_beginning(self) -> Progress {
+        Progress { table: String::new(), key: Vec::new(), rows: 0, table_rows: 0, at: Lsn::ZERO, ..self }
+    }
 }
 
 /// The bytes are not a token of this version.
@@ -108,6 +117,8 @@ struct RawProgress {
     tables: Vec<String>,
     #[prost(string, tag = "9")]
     predicate: String,
+    #[prost(uint64, tag = "10")]
+    at: u64,
 }
 
 impl Token {
@@ -138,6 +149,7 @@ impl Token {
             max_rows_per_second: progress.max_rows_per_second,
             tables: progress.tables,
             predicate: progress.predicate,
+            at: progress.at.0,
         });
         Raw { version: VERSION, handover, progress }.encode_to_vec().into()
     }
@@ -167,6 +179,7 @@ impl Token {
             max_rows_per_second: raw.max_rows_per_second,
             tables: raw.tables,
             predicate: raw.predicate,
+            at: Lsn(raw.at),
         });
         Ok(Token { handover, progress })
     }
@@ -193,6 +206,7 @@ mod tests {
             max_rows_per_second: 100,
             tables: vec!["public.t".into()],
             predicate: "id > 5".into(),
+            at: Lsn(99),
         };
         for token in [
             Token::default(),
