@@ -212,7 +212,7 @@ impl Column {
 
 fn push<T>(values: &mut Vec<T>, value: T) -> usize {
     values.push(value);
-    std::mem::size_of::<T>()
+    size_of::<T>()
 }
 
 fn write<T: DataType>(

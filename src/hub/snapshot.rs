@@ -313,7 +313,8 @@ impl Session {
         let Some(running) = &mut self.running else { return Ok(()) };
         let mut progress = chunk.progress;
         progress.rows = running.total;
-        progress.table_rows = running.sent.get(&progress.table).copied().unwrap_or(0);
+        let unfinished = chunk.ended.is_empty();
+        progress.table_rows = running.sent.get(&progress.table).copied().filter(|_| unfinished).unwrap_or(0);
         running.reached = Some((!chunk.last).then_some(progress));
         chunk.ended.iter().try_for_each(|relation| self.end_table(relation))
     }

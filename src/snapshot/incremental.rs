@@ -199,16 +199,16 @@ impl Reader {
             None => self.exporter.selected(&session.0, &self.selection).await?,
         };
         let mut ended = Vec::new();
-        let behind = selected.iter().find(|table| table.relation.qualified_name() >= self.progress.table);
-        let table = behind.cloned();
+        let behind = selected.iter().filter(|table| table.relation.oid >= self.progress.oid);
+        let table = behind.min_by_key(|table| table.relation.oid).cloned();
         let read = match &table {
             Some(table) => {
-                let name = table.relation.qualified_name();
-                if name != self.progress.table {
+                if table.relation.oid != self.progress.oid {
                     self.progress.key.clear();
                     self.progress.table_rows = 0;
-                    self.progress.table = name;
+                    self.progress.oid = table.relation.oid;
                 }
+                self.progress.table = table.relation.qualified_name();
                 Some(self.read(&session, table).await?)
             }
             None => None,
@@ -237,13 +237,11 @@ impl Reader {
         let mut progress = self.progress.clone();
         let mut last = false;
         if read.ends {
-            progress.table.clear();
             ended.push(read.relation.clone());
             progress.key.clear();
-            match selected.iter().find(|table| table.relation.qualified_name() > self.progress.table) {
-                Some(next) => progress.table = next.relation.qualified_name(),
-                None => last = true,
-            }
+            progress.table_rows = 0;
+            progress.oid = progress.oid.saturating_add(1);
+            last = selected.iter().all(|table| table.relation.oid < progress.oid);
         } else if let Some(boundary) = read.boundary {
             progress.key = boundary;
         } else if let Some(line) = read.lines.last() {
@@ -273,6 +271,10 @@ impl Reader {
         };
         if table.key.is_empty() {
             return Err(no_key(&table));
+        }
+        if table.key != self.progress.key_columns {
+            self.progress.key.clear();
+            self.progress.key_columns = table.key.clone();
         }
         let relation = self.exporter.numbered(&table.relation);
         let mut encoder = Encoder::new(relation.clone());

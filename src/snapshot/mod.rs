@@ -185,8 +185,11 @@ impl Exporter {
         if start.lineage != lineage {
             return Err(interrupted("the source has failed over while the snapshot began"));
         }
-        let tables =
-            locked.tables.iter().map(|table| (table.relation.qualified_name(), table.estimated_rows)).collect();
+        let mut tables: Vec<&Table> = locked.tables.iter().collect();
+        if mode == SnapshotMode::Incremental {
+            tables.sort_unstable_by_key(|table| table.relation.oid);
+        }
+        let tables = tables.iter().map(|table| (table.relation.qualified_name(), table.estimated_rows)).collect();
         let handover = Handover { lineage, until: locked.until, seen: locked.seen.clone() };
         let mut progress = request.resume.clone().unwrap_or_default();
         let restarted = request.resume.as_ref().is_some_and(|progress| progress.id != 0) && !resumed;
