@@ -157,7 +157,7 @@ impl Session {
     async fn begin_crossing(&mut self) -> Result<bool, Error> {
         let Some(crossing) = self.leaving.clone() else { return Ok(false) };
         if let Some(skip) = self.skip {
-            self.hub.feed.locate(Start::After(skip)).await?;
+            self.hub.feed.locate(Start::After(skip)).await.map_err(|error| self.stamp.diverged(error))?;
         }
         let cursor = match crossing.same_course {
             true => self.cursor.clone(),

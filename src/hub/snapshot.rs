@@ -175,6 +175,11 @@ impl Running {
         self.plans.get(&relation).map(|plan| plan.relation.qualified_name())
     }
 
+    /// Whether all rows come in front of all changes.
+    pub fn is_consistent(&self) -> bool {
+        self.mode == SnapshotMode::Consistent
+    }
+
     /// Whether a piece would be of use now.
     pub fn wants_piece(&self) -> bool {
         self.piece.is_none()
@@ -236,7 +241,7 @@ impl Session {
             return Ok(Turn::Again);
         }
         if let Some(leaving) = self.leaving.as_ref().filter(|_| running.mode == SnapshotMode::Consistent) {
-            self.stamp.departs(leaving.departs)?;
+            self.stamp.departs(leaving)?;
         }
         match running.mode {
             SnapshotMode::Consistent => match running.piece.take() {
