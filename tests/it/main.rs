@@ -27,6 +27,7 @@ mod schema;
 mod security;
 mod snapshot;
 mod snapshot_backfill;
+mod snapshot_breaks;
 mod snapshot_tables;
 mod storage;
 mod streaming;
