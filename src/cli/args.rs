@@ -109,6 +109,9 @@ pub struct ServeArgs {
     /// Bearer tokens and what each may read [env: WALCAST_TOKENS_FILE=]
     #[arg(long, value_name = "FILE")]
     pub tokens_file: Option<String>,
+    /// Serve gRPC-web to web pages of this origin, or "*"; repeatable [env: WALCAST_WEB_ORIGINS=]
+    #[arg(long = "web-origin", value_name = "ORIGIN")]
+    pub web_origins: Vec<String>,
     /// Let other machines in without authentication [env: WALCAST_INSECURE=]
     #[arg(long)]
     pub insecure: bool,

@@ -42,6 +42,7 @@ pub const SETTINGS: &[Setting] = &[
     setting("grpc.tokens_file", "WALCAST_TOKENS_FILE", r#""""#),
     setting("grpc.insecure", "WALCAST_INSECURE", "false"),
     setting("grpc.reflection", "WALCAST_REFLECTION", "true"),
+    setting("grpc.web_origins", "WALCAST_WEB_ORIGINS", "[]"),
     setting("grpc.drain_timeout", "WALCAST_DRAIN_TIMEOUT", r#""8s""#),
     setting("limits.streams", "WALCAST_LIMITS_STREAMS", "10000"),
     setting("limits.subscribers", "WALCAST_LIMITS_SUBSCRIBERS", "10000"),
