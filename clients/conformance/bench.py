@@ -19,9 +19,7 @@ import stage
 
 CLIENTS = Path(__file__).resolve().parents[1]
 TABLE = "public.bench_clients"
-COLUMNS = (
-    "id int8 PRIMARY KEY, branch int4, account int4, delta numeric(12,2), ratio float8, paid bool, mtime timestamptz, note text"
-)
+COLUMNS = "id int8 PRIMARY KEY, branch int4, account int4, delta numeric(12,2), ratio float8, paid bool, mtime timestamptz, note text"
 ROW = (
     "n, n % 10, n % 100000, (n % 10000) / 100.0, n / 7.0, n % 2 = 0, '2026-01-01Z'::timestamptz + n * interval '1 ms', "
     "CASE WHEN n % 10 > 0 THEN 'note ' || md5(n::text) END"

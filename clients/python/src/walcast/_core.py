@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Union
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from . import _events, _native, _position
 from . import _model as model
@@ -539,15 +540,14 @@ class Core:
 def _events_of(raw: bytes) -> Iterator[Any]:
     """The events of a response; consecutive changes as a run where they are read by compiled code."""
     native = _native.native
-    if native is None:
-        yield from api.ConsumeResponse.FromString(raw).events
-        return
     try:
-        events = native.split(raw)
-    except ValueError as error:
-        raise ProtocolError(str(error)) from None
-    for event in events:
-        yield pb.Event.FromString(event) if type(event) is bytes else event
+        if native is None:
+            yield from api.ConsumeResponse.FromString(raw).events
+            return
+        for event in native.split(raw):
+            yield pb.Event.FromString(event) if type(event) is bytes else event
+    except (DecodeError, ValueError) as error:
+        raise ProtocolError(f"a response is malformed: {error}") from None
 
 
 def _framed(size: int) -> int:

@@ -73,7 +73,17 @@ _Raw = Any
 class Relation:
     """One immutable version of a table."""
 
-    __slots__ = ("_decoders", "_native_plan", "_plan", "columns", "oid", "relation_id", "replica_identity", "schema", "table_name")
+    __slots__ = (
+        "_decoders",
+        "_native_plan",
+        "_plan",
+        "columns",
+        "oid",
+        "relation_id",
+        "replica_identity",
+        "schema",
+        "table_name",
+    )
 
     def __init__(self, message: pb.Relation, decoders: Mapping[str, Decoder]) -> None:
         self.relation_id = message.relation_id

@@ -187,7 +187,7 @@ def _table_batch(relation: Relation, envelope: list[Any], columns: list[Any]) ->
 
 def _is_parsed(kind: Any) -> bool:
     """Whether the hub sends text for it that Arrow parses."""
-    return pa.types.is_temporal(kind) or pa.types.is_decimal(kind)
+    return bool(pa.types.is_temporal(kind) or pa.types.is_decimal(kind))
 
 
 def _parsed(relation: Relation, name: str, kind: Any, values: Any, invalid: str) -> Any:
@@ -306,7 +306,10 @@ def _compiled(transactions: list[Transaction], text: frozenset[str], invalid: st
                         return None
             elif type(event) is pb.Change:
                 return None
-    return [_from_buffers(relation, built, text, invalid) for relation, built in groups.values()]
+    try:
+        return [_from_buffers(relation, built, text, invalid) for relation, built in groups.values()]
+    except pa.ArrowInvalid:
+        return None
 
 
 def _from_buffers(relation: Relation, built: Any, text: frozenset[str], invalid: str) -> TableBatch:
