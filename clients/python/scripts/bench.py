@@ -47,14 +47,15 @@ class Count:
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        weights = pa.array([pow(31, power, FOLD + 1) for power in range(1000)], pa.uint64())
+        powers = [pow(31, power, FOLD + 1) for power in range(1001)]
+        weights = pa.array(powers[999::-1], pa.uint64())
         for batch in stream.batches():
             for table in batch.to_arrow():
                 ids = table.batch.column("id").cast(pa.uint64())
                 for at in range(0, len(ids), 1000):
                     part = ids.slice(at, 1000)
-                    weighed = pc.multiply(part, weights.take(pa.array(range(len(part) - 1, -1, -1))))
-                    self.digest = self.digest * pow(31, len(part), FOLD + 1) + pc.sum(weighed).as_py() & FOLD
+                    weighed = pc.sum(pc.multiply(part, weights.slice(1000 - len(part)))).as_py()
+                    self.digest = self.digest * powers[len(part)] + weighed & FOLD
                 self.changes += table.batch.num_rows
                 self.nulls += table.batch.column("note").null_count
 

@@ -4,7 +4,7 @@ use pyo3::{exceptions::PyValueError, prelude::*, types::PyBytes};
 
 use crate::{
     changes::Changes,
-    wire::{Span, Value, values},
+    wire::{Span, Value, Values},
 };
 
 const OPERATION_DELETE: i32 = 3;
@@ -26,8 +26,9 @@ struct Bits {
 }
 
 impl Bits {
+    #[inline]
     fn push(&mut self, bit: bool) {
-        if self.len % 8 == 0 {
+        if self.len.is_multiple_of(8) {
             self.bytes.push(0);
         }
         if let Some(last) = self.bytes.last_mut() {
@@ -57,6 +58,7 @@ impl Variable {
     }
 
     /// `None` if it would be longer than Arrow's offsets reach.
+    #[inline]
     fn push(&mut self, value: &[u8]) -> Option<()> {
         self.bytes.extend_from_slice(value);
         let end = i32::try_from(self.bytes.len()).ok()?;
@@ -77,6 +79,7 @@ impl Column {
     }
 
     /// `None` if the value is not of the column's kind.
+    #[inline]
     fn push(&mut self, value: &Value<'_>) -> Option<()> {
         let there = match (&mut self.data, value) {
             (_, Value::Null | Value::Unchanged | Value::Absent) => false,
@@ -148,21 +151,32 @@ pub struct Columns {
 }
 
 impl Columns {
-    fn envelope(&mut self, operation: &str, origin: &Origin<'_>, ordinal: u64) -> Option<()> {
+    fn operation(&mut self, operation: &str, ordinal: u64) -> Option<()> {
         self.operations.push(&Value::Text(operation))?;
-        self.lsns.push(&Value::Text(origin.lsn))?;
-        self.times.push(&origin.time.map_or(Value::Null, Value::Int))?;
-        // Their bits are those of unsigned numbers.
-        self.xids.push(&Value::Int(origin.xid as i64))?;
-        self.ordinals.push(&Value::Int(ordinal as i64))?;
-        self.rows += 1;
+        // Its bits are those of an unsigned number.
+        self.ordinals.push(&Value::Int(ordinal as i64))
+    }
+
+    /// What is the same for all rows that have been added since the last time.
+    fn origin(&mut self, origin: &Origin<'_>) -> Option<()> {
+        let time = origin.time.map_or(Value::Null, Value::Int);
+        for _ in self.rows..self.operations.valid.len {
+            self.lsns.push(&Value::Text(origin.lsn))?;
+        }
+        for _ in self.rows..self.operations.valid.len {
+            self.times.push(&time)?;
+        }
+        for _ in self.rows..self.operations.valid.len {
+            self.xids.push(&Value::Int(origin.xid as i64))?;
+        }
+        self.rows = self.operations.valid.len;
         Some(())
     }
 
     fn row(&mut self, data: &[u8], row: Span) -> Option<()> {
         let mut columns = self.columns.iter_mut().zip(&self.names);
         let before = self.unchanged.valid.len;
-        for value in values(data, row) {
+        for value in Values::new(data, row) {
             let (value, (column, name)) = (value?, columns.next()?);
             if value == Value::Unchanged {
                 self.unchanged.push(&Value::Text(name))?;
@@ -195,11 +209,11 @@ impl Columns {
         origin: &Origin<'_>,
     ) -> Option<()> {
         for entry in changes.entries(py).1.iter().filter(|entry| entry.relation == relation) {
-            self.envelope(operation(entry.operation)?, origin, entry.ordinal)?;
+            self.operation(operation(entry.operation)?, entry.ordinal)?;
             let row = if entry.operation == OPERATION_DELETE { entry.before } else { entry.after };
             self.row(data, row)?;
         }
-        Some(())
+        self.origin(origin)
     }
 }
 
@@ -267,7 +281,8 @@ impl Columns {
     #[pyo3(signature = (ordinal, lsn, time, xid))]
     fn truncate(&mut self, ordinal: u64, lsn: &str, time: Option<i64>, xid: u64) -> bool {
         let mut add = || {
-            self.envelope("truncate", &Origin { lsn, time, xid }, ordinal)?;
+            self.operation("truncate", ordinal)?;
+            self.origin(&Origin { lsn, time, xid })?;
             self.list(false)?;
             self.columns.iter_mut().try_for_each(|column| column.push(&Value::Null))
         };

@@ -6,7 +6,7 @@ use pyo3::{
     types::{PyBool, PyBytes, PyDict, PyFloat, PyInt, PyNotImplemented, PyString},
 };
 
-use crate::wire::{Span, Value, values};
+use crate::wire::{Span, Value, Values};
 
 /// How the rows of a relation version become dicts.
 #[pyclass(frozen, module = "walcast_native")]
@@ -31,7 +31,7 @@ impl Plan {
         let dict = PyDict::new(py);
         let mut columns = self.columns.iter();
         let cannot = || Ok(PyNotImplemented::get(py).to_owned().into_any());
-        for value in values(data, row) {
+        for value in Values::new(data, row) {
             let (Some(value), Some((name, decoder))) = (value, columns.next()) else { return cannot() };
             let name = name.bind(py);
             match value {

@@ -50,12 +50,17 @@ impl<'a> Fields<'a> {
         data.get(..range.end).filter(|data| range.start <= data.len()).map(|data| Fields { data, at: range.start })
     }
 
+    #[inline]
     fn varint(&mut self) -> Option<u64> {
         let first = *self.data.get(self.at)?;
         if first < 0x80 {
             self.at += 1;
             return Some(u64::from(first));
         }
+        self.long()
+    }
+
+    fn long(&mut self) -> Option<u64> {
         let mut value = 0u64;
         for (shift, byte) in (0..70).step_by(7).zip(self.data.get(self.at..)?) {
             self.at += 1;
@@ -74,6 +79,7 @@ impl<'a> Fields<'a> {
         Some(start..end)
     }
 
+    #[inline]
     fn field(&mut self) -> Option<(u64, Content)> {
         let key = self.varint()?;
         let content = match key & 7 {
@@ -96,6 +102,7 @@ impl<'a> Fields<'a> {
 impl Iterator for Fields<'_> {
     type Item = Result<(u64, Content), Malformed>;
 
+    #[inline]
     fn next(&mut self) -> Option<Self::Item> {
         (self.at < self.data.len()).then(|| self.field().ok_or(Malformed))
     }
@@ -115,19 +122,53 @@ pub enum Value<'a> {
     RawText(&'a [u8]),
 }
 
-/// The values of a row that is a part of `data`. `None` in between: one that is out of the ordinary.
-pub fn values(data: &[u8], row: Span) -> impl Iterator<Item = Option<Value<'_>>> {
-    let fields = Fields::new(data, row.range());
-    let broken = fields.is_none().then_some(None);
-    let values = fields.into_iter().flatten().filter_map(|field| match field {
-        Ok((1, Content::Bytes(range))) => Some(value(data, range)),
-        Ok((1, _)) | Err(Malformed) => Some(None),
-        Ok(_) => None,
-    });
-    broken.into_iter().chain(values)
+/// The values of a row that is a part of a response. `None` in between: one that is out of the ordinary.
+pub struct Values<'a>(Option<Fields<'a>>);
+
+impl<'a> Values<'a> {
+    pub fn new(data: &'a [u8], row: Span) -> Values<'a> {
+        Values(Fields::new(data, row.range()))
+    }
+}
+
+impl<'a> Iterator for Values<'a> {
+    type Item = Option<Value<'a>>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let fields = self.0.as_mut()?;
+        loop {
+            match fields.next()? {
+                Ok((1, Content::Bytes(range))) => return Some(value(fields.data, range)),
+                Ok((number, _)) if number != 1 => {}
+                _ => {
+                    self.0 = None;
+                    return Some(None);
+                }
+            }
+        }
+    }
+}
+
+/// The content of a value that is short and of one kind only, as nearly all are: a varint or a length of one byte.
+fn short<'a>(value: &'a [u8]) -> Option<Value<'a>> {
+    let (tag, rest) = value.split_first()?;
+    let (first, content) = rest.split_first()?;
+    match (tag, first) {
+        (0x32, len) if usize::from(*len) == content.len() && *len < 0x80 => {
+            std::str::from_utf8(content).ok().map(Value::Text)
+        }
+        (0x18, zigzag) if *zigzag < 0x80 && content.is_empty() => {
+            Some(Value::Int(i64::from(zigzag >> 1) ^ -i64::from(zigzag & 1)))
+        }
+        (0x08, 1) if content.is_empty() => Some(Value::Null),
+        _ => None,
+    }
 }
 
 fn value(data: &[u8], range: Range<usize>) -> Option<Value<'_>> {
+    if let Some(value) = short(&data[range.clone()]) {
+        return Some(value);
+    }
     let mut found = None;
     for field in Fields::new(data, range)? {
         // Of several kinds the last one counts; that of a kind not known here is for others to say.
