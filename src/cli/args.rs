@@ -160,8 +160,13 @@ one temporary directory, which goes when the demo ends, however it ends.
 Examples:
   walcast demo
   walcast demo --count 20 --format json
-  walcast demo --seconds 10")]
+  walcast demo --seconds 10
+  walcast demo --failover")]
 pub struct DemoArgs {
+    /// Show a failover, in less than a minute: the primary is killed, a standby without the slot takes over, and what the
+    /// subscriber has is compared with the source
+    #[arg(long, conflicts_with_all = ["count", "seconds"])]
+    pub failover: bool,
     /// End after this many changes
     #[arg(long, value_name = "N")]
     pub count: Option<u64>,

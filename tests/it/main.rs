@@ -6,6 +6,7 @@ mod harness;
 mod checkpoints;
 mod connecting;
 mod crash;
+mod demo;
 mod errors;
 mod failover;
 mod failover_chaos;

@@ -19,9 +19,9 @@ use crate::{
 };
 
 /// Percentiles in milliseconds.
-struct Sample {
-    p50: f64,
-    p99: f64,
+pub(super) struct Sample {
+    pub(super) p50: f64,
+    pub(super) p99: f64,
     p999: f64,
     max: f64,
 }
@@ -105,7 +105,7 @@ impl Suites {
         section
     }
 
-    fn hub_latency(&self, hub: &Hub, subscribers: usize, rate: u64, changes: u64) -> Sample {
+    pub(super) fn hub_latency(&self, hub: &Hub, subscribers: usize, rate: u64, changes: u64) -> Sample {
         let mut client = Client::start(&orders(hub, subscribers, From::Latest, Until::Latency(changes)));
         client.report();
         let mut load = self.load(rate, changes);
