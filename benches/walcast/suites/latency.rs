@@ -1,14 +1,11 @@
 //! From the commit to the subscriber.
 
-use std::{
-    path::Path,
-    process::{Child, Stdio},
-};
+use std::process::Child;
 
 use super::Suites;
 use crate::{
     client::{From, Until},
-    harness::process::{self, Account},
+    harness::{Hub, process},
     pgoutput,
     proc::Client,
     report::{Section, Spread, count},
