@@ -145,6 +145,8 @@ pub struct Done {
 
 /// A new slot that takes longer than this waits for somebody who should be named.
 const BLOCKED_AFTER: Duration = Duration::from_secs(2);
+/// The longest pause between two polls: each reads the log twice, so they pause for twice as long as they take.
+const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 /// Between two looks at the gate.
 const GATE_PAUSE: Duration = Duration::from_millis(100);
 
@@ -209,7 +211,7 @@ impl Recovery<'_> {
                     (self.blocked)(&blockers::read(self.sql, self.slot).await?);
                     let begun = Instant::now();
                     self.poll(horizon, so_far, sink).await?;
-                    pause = BLOCKED_AFTER.max(begun.elapsed() * 4);
+                    pause = (begun.elapsed() * 2).clamp(BLOCKED_AFTER, LONGEST_PAUSE);
                 }
             }
         }

@@ -91,7 +91,7 @@ async fn a_state_file_alone(major: u32) {
     assert!(failure.lsn("from") < failure.lsn("to"), "{failure:?}");
     // With what its decoding begins with the slot is as good as the servers' own.
     pair.copy_snapshots();
-    pair::streaming(&pair.primary).await;
+    pair.hub.metric_becomes("walcast_source_connected", PATIENCE, |connected| connected == 1.0).await;
     assert_eq!(kept(&pair).await, [1, 2, 3, 4, 5, 6]);
     // It is examined on each connect until it has moved past the switch, not only when the switch is found.
     pair.hub.kill9();
