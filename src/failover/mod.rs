@@ -167,7 +167,12 @@ impl Recovery<'_> {
         let created = self.create_slot(replication).await?;
         failpoint::hit("recovery_slot_created");
         let (point, snapshot) = (created.consistent_point, created.snapshot.unwrap_or_default());
-        let reader = Reader::open(self.connect, &snapshot).await?;
+        let reader = if failpoint::planted("ignore_snapshot") {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            Reader::open_now(self.connect).await?
+        } else {
+            Reader::open(self.connect, &snapshot).await?
+        };
         unfinished::wait(self.sql, &reader.snapshot().await?).await?;
         let published = Published::read(self.sql, self.publication.clone()).await?;
         let mut pending = reader.pending(&horizon.snapshot, &published.tables).await?;

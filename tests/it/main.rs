@@ -3,13 +3,14 @@
 
 mod harness;
 
+mod chaos;
+mod chaos_seeds;
 mod checkpoints;
 mod connecting;
 mod crash;
 mod demo;
 mod errors;
 mod failover;
-mod failover_chaos;
 mod failover_histories;
 mod filters;
 mod harness_tests;
