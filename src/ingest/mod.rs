@@ -123,6 +123,8 @@ pub struct Ingest {
     desk: Arc<Desk>,
     /// Of a replay that has not ended.
     replayed: HashSet<u64>,
+    /// The newest transactions were polled from log tables, and no replay has ended since.
+    polled: bool,
 }
 
 /// What others hand to the running loop.
@@ -213,8 +215,8 @@ impl Ingest {
         state.last_xid = recovered.last_xid.unwrap_or(0);
         state.resent = recovered.open.clone().map(|open| Resent::new(open, recovered.complete));
         let horizons = recovered.horizons.clone();
-        let (desk, replayed) = (state.desk.clone(), HashSet::new());
-        Ingest { journal, appender, state, open: recovered.open.clone(), gate: None, horizons, desk, replayed }
+        let (desk, replayed, polled) = (state.desk.clone(), HashSet::new(), recovered.polled);
+        Ingest { journal, appender, state, open: recovered.open.clone(), gate: None, horizons, desk, replayed, polled }
     }
 
     /// Where others hand in what the loop takes.
@@ -267,7 +269,9 @@ impl Ingest {
 
     /// Goes on behind a gap, on a lineage of its own: everything up to `up_to` that the journal does not have is missing.
     pub async fn skip(&mut self, lineage: Lineage, up_to: Lsn, reason: String) -> Result<(), Error> {
-        self.leave(Record::Gap(lineage, up_to, reason), "the rest of the transaction is missing").await
+        self.leave(Record::Gap(lineage, up_to, reason), "the rest of the transaction is missing").await?;
+        self.polled = false;
+        Ok(())
     }
 
     async fn leave(&mut self, record: Record, why: &str) -> Result<(), Error> {

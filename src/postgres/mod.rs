@@ -13,6 +13,7 @@
 mod connect;
 pub mod conninfo;
 pub mod copy;
+pub mod decoding;
 mod error;
 pub mod lineage;
 pub mod logtables;

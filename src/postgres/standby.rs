@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::{
     conninfo::{ConnectOptions, HostSpec, TargetSessionAttrs},
+    decoding,
     error::Result,
     preflight::{Check, Outcome},
     server,
@@ -41,7 +42,11 @@ pub async fn look(options: &ConnectOptions, spec: &HostSpec, slot: &str, confirm
             return Ok(Seen::Primary);
         }
         let found = slot::state(&sql, slot).await?;
-        Ok(Seen::Standby(ready(found.as_ref(), confirmed)))
+        let ready = ready(found.as_ref(), confirmed);
+        Ok(Seen::Standby(match &found {
+            Some(slot) if ready.is_ok() && slot.synced != Some(true) => decoding::came_whole(&sql, slot).await?,
+            _ => ready,
+        }))
     };
     match tokio::time::timeout(PATIENCE, looking).await {
         Ok(Ok(seen)) => seen,

@@ -92,15 +92,19 @@ impl Pair {
     /// The slot's file and the serialized snapshots that its decoding begins with. Without those, PostgreSQL looks for a
     /// consistent point anew and silently skips what commits before it: see docs/failover.md.
     fn copy(&self, slot: &str) {
+        self.copy_state(slot);
+        copy(&self.primary, "pg_logical/snapshots", &self.standby, "pg_logical");
+    }
+
+    /// The slot's file alone, as some tools do it. The standby must not run.
+    pub fn copy_state(&self, slot: &str) {
         let _ = fs::remove_dir_all(self.standby.data_dir().join("pg_replslot").join(slot));
-        for (from, to) in
-            [(format!("pg_replslot/{slot}"), "pg_replslot"), ("pg_logical/snapshots".into(), "pg_logical")]
-        {
-            let mut cp = std::process::Command::new("cp");
-            let status =
-                cp.arg("-a").arg(self.primary.data_dir().join(from)).arg(self.standby.data_dir().join(to)).status();
-            assert!(status.expect("cp").success());
-        }
+        copy(&self.primary, &format!("pg_replslot/{slot}"), &self.standby, "pg_replslot");
+    }
+
+    /// The serialized snapshots of the server that died, for the one that lives.
+    pub fn copy_snapshots(&self) {
+        copy(&self.standby, "pg_logical/snapshots", &self.primary, "pg_logical");
     }
 
     async fn synchronized(&self) {
@@ -144,6 +148,12 @@ impl Pair {
     pub async fn cut_off(&self) {
         isolate(&self.standby).await;
     }
+}
+
+fn copy(from: &Cluster, what: &str, to: &Cluster, place: &str) {
+    let mut cp = std::process::Command::new("cp");
+    let status = cp.arg("-a").arg(from.data_dir().join(what)).arg(to.data_dir().join(place)).status();
+    assert!(status.expect("cp").success());
 }
 
 /// Waits until the standby has replayed what the primary has flushed.
