@@ -159,13 +159,20 @@ impl Inner {
     /// A checkpoint that a failover took back is the hub's own business: the stream begins where both histories part, and
     /// first tells what never happened.
     async fn locate_or_common(&self, start: Start, at_checkpoint: bool) -> Result<Cursor, Error> {
-        if let Start::After(checkpoint) = start
-            && at_checkpoint
-            && let Err(feed::Error::Diverged { common, .. }) = self.feed.history().check(checkpoint)
-        {
-            return Ok(self.feed.locate(Start::After(common)).await?);
+        let checkpoint = match start {
+            Start::After(checkpoint) if at_checkpoint => checkpoint,
+            start => return self.locate(start).await,
+        };
+        loop {
+            if let Err(feed::Error::Diverged { common, .. }) = self.feed.history().check(checkpoint) {
+                return Ok(self.feed.locate(Start::After(common)).await?);
+            }
+            match self.locate(Start::After(checkpoint)).await {
+                // The history has forked since it was asked.
+                Err(error) if error.reason() == Reason::PositionDiverged => tokio::task::yield_now().await,
+                located => return located,
+            }
         }
-        self.locate(start).await
     }
 
     async fn selection(&self, principal: &Principal, request: &Subscription) -> Result<Selection, Error> {
