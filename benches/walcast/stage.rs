@@ -179,10 +179,29 @@ impl Stage {
 
     /// A slot at the same position, for one reader.
     pub async fn copy(&mut self, backlog: &Backlog) -> String {
+        self.copy_of(&backlog.slot).await
+    }
+
+    pub async fn copy_of(&mut self, slot: &str) -> String {
         self.copies += 1;
-        let copy = format!("{}_{}", backlog.slot, self.copies);
-        self.db.rows(&format!("SELECT pg_copy_logical_replication_slot('{}', '{copy}')", backlog.slot)).await;
+        let copy = format!("{slot}_{}", self.copies);
+        self.db.rows(&format!("SELECT pg_copy_logical_replication_slot('{slot}', '{copy}')")).await;
         copy
+    }
+
+    /// Runs pgbench to its end.
+    pub fn run_pgbench(&self, args: &[&str]) {
+        let mut child = self.pgbench(args);
+        assert!(proc::wait(&mut child).1, "pgbench {args:?} failed");
+    }
+
+    pub fn pgbench(&self, args: &[&str]) -> Child {
+        let bin = format!("/usr/lib/postgresql/{}/bin/pgbench", self.cluster.major());
+        let mut command = process::command(Path::new(&bin), Account::Own, "KILL");
+        command.args(["-h", "127.0.0.1", "-p", &self.cluster.port().to_string(), "-U", "postgres"]);
+        command.args(args).arg("postgres");
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        process::spawn(command).expect("pgbench")
     }
 
     pub async fn drop_slot(&self, slot: &str) {
@@ -277,7 +296,7 @@ impl Stage {
 }
 
 pub fn orders(hub: &Hub, streams: usize, start: From, until: Until) -> Orders {
-    Orders { port: hub.grpc_port(), streams, start, until, stalled: 0, predicate: String::new() }
+    Orders { port: hub.grpc_port(), streams, start, until, ..Orders::default() }
 }
 
 /// Everything came, once and in order.

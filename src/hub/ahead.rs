@@ -6,7 +6,7 @@ use crate::feed::{Fetched, Start};
 impl Session {
     pub(super) async fn relocate(&mut self) -> Result<(), Error> {
         if let Some(skip) = self.skip {
-            self.hub.feed.locate(Start::After(skip)).await?;
+            self.hub.place(Start::After(skip)).await?;
             self.skip = None;
         }
         Ok(())

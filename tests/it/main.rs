@@ -22,6 +22,7 @@ mod logtables_failover;
 mod operating;
 mod outages;
 mod predicates;
+mod reconnecting;
 mod schema;
 mod security;
 mod snapshot;

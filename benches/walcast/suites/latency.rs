@@ -8,7 +8,10 @@ use std::{
 use super::Suites;
 use crate::{
     client::{From, Until},
-    harness::process::{self, Account},
+    harness::{
+        Hub,
+        process::{self, Account},
+    },
     pgoutput,
     proc::Client,
     report::{Section, Spread, count},
@@ -32,9 +35,9 @@ const READERS: [Reader; 5] = [
 ];
 
 /// Percentiles in milliseconds.
-struct Sample {
-    p50: f64,
-    p99: f64,
+pub(super) struct Sample {
+    pub(super) p50: f64,
+    pub(super) p99: f64,
     p999: f64,
     max: f64,
 }
@@ -73,7 +76,7 @@ impl Suites {
                 samples[0].push(self.direct_latency(peer, rate, changes).await);
                 for (at, reader) in READERS.iter().enumerate().skip(1) {
                     if reader.subscribers == 1 || last_of {
-                        samples[at].push(self.hub_latency(reader, rate, changes).await);
+                        samples[at].push(self.fresh_hub_latency(reader, rate, changes).await);
                     }
                 }
             }
@@ -115,18 +118,23 @@ impl Suites {
         section
     }
 
-    async fn hub_latency(&mut self, reader: &Reader, rate: u64, changes: u64) -> Sample {
+    async fn fresh_hub_latency(&mut self, reader: &Reader, rate: u64, changes: u64) -> Sample {
         const SLOT: &str = "latency_hub";
         self.stage.db.rows(&format!("SELECT pg_create_logical_replication_slot('{SLOT}', 'pgoutput')")).await;
         let mut hub = self.stage.hub(SLOT, reader.args);
         hub.start().await;
-        let mut client = Client::start(&orders(&hub, reader.subscribers, From::Latest, Until::Latency(changes)));
+        let sample = self.hub_latency(&hub, reader.subscribers, rate, changes);
+        hub.kill9();
+        self.stage.drop_slot(SLOT).await;
+        sample
+    }
+
+    pub(super) fn hub_latency(&self, hub: &Hub, subscribers: usize, rate: u64, changes: u64) -> Sample {
+        let mut client = Client::start(&orders(hub, subscribers, From::Latest, Until::Latency(changes)));
         client.report();
         let mut load = self.load(rate, changes);
         let (report, _) = client.finish();
         let _ = load.wait();
-        hub.kill9();
-        self.stage.drop_slot(SLOT).await;
         Sample::of(report.latencies_us)
     }
 
