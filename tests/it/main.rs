@@ -26,6 +26,7 @@ mod logtables_live;
 mod operating;
 mod outages;
 mod predicates;
+mod reconnecting;
 mod schema;
 mod security;
 mod snapshot;
