@@ -164,6 +164,14 @@ impl Stage {
         (now_us() - started) as f64 / 1e6
     }
 
+    /// PostgreSQL's own copy of a table into a pipe.
+    pub fn psql_pipe(&self, table: &str) -> Child {
+        let mut command = process::command(&versions::bin_dir(self.cluster.major()).join("psql"), Account::Own, "KILL");
+        command.args(["-X", "-d", &self.cluster.dsn(), "-c", &format!("COPY {table} TO STDOUT")]);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        process::spawn(command).expect("psql")
+    }
+
     /// Age in seconds of the oldest transaction of the hub's.
     pub async fn oldest_transaction(&self) -> f64 {
         let sql =
@@ -277,7 +285,7 @@ impl Stage {
 }
 
 pub fn orders(hub: &Hub, streams: usize, start: From, until: Until) -> Orders {
-    Orders { port: hub.grpc_port(), streams, start, until, stalled: 0, predicate: String::new() }
+    Orders { port: hub.grpc_port(), streams, start, until, stalled: 0, predicate: String::new(), tables: Vec::new() }
 }
 
 /// Everything came, once and in order.

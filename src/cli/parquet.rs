@@ -22,11 +22,7 @@ use super::{
     error::Error,
     rows::{RowView, to_text},
 };
-use crate::{
-    model::Value,
-    selection::predicate::temporal,
-    wire::pb,
-};
+use crate::{model::Value, selection::predicate::temporal, wire::pb};
 
 /// Bytes of values at which a row group is written.
 const GROUP: usize = 32 << 20;

@@ -15,7 +15,9 @@ use super::{
     session::{For, Step},
 };
 use crate::{
-    feed::{self, Chunk, Crossing, MARK_PREFIX, Piece, Resume, Rows, Snapshot, SnapshotError, SnapshotMode, resume_to_pb},
+    feed::{
+        self, Chunk, Crossing, MARK_PREFIX, Piece, Resume, Rows, Snapshot, SnapshotError, SnapshotMode, resume_to_pb,
+    },
     lsn::Lsn,
     model::{Operation, Relation, RelationId},
     selection::Selection,
@@ -407,7 +409,12 @@ impl Session {
     pub(super) fn rewind_rows(&mut self, crossing: &Crossing) {
         let Some(running) = &mut self.running else { return };
         if let Some(progress) = running.rewind(crossing) {
-            tracing::info!(id = running.id, table = progress.table, rows = progress.rows, "rows are read again from here");
+            tracing::info!(
+                id = running.id,
+                table = progress.table,
+                rows = progress.rows,
+                "rows are read again from here"
+            );
             self.stamp.update(|token| token.progress = Some(progress));
         }
     }

@@ -15,11 +15,11 @@ use super::{Exporter, Locked, Pacer, Session, encoder::Encoder, encoder::PIECE, 
 use crate::{
     feed::{BoxFuture, Piece, Reservation, Rows, SnapshotError},
     model::Relation,
-    reason::Reason,
     postgres::{
         copy::CopyRows,
         table::{self, Table},
     },
+    reason::Reason,
 };
 
 /// Pages of one range: 32 MiB of the usual 8 KiB.

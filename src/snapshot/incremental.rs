@@ -97,8 +97,7 @@ impl Rows for Incremental {
 
     fn rewind(&mut self, progress: Progress) -> Option<u64> {
         let run = fastrand::u64(1..);
-        let begun =
-            Begun { marker: None, request: self.request.clone(), pause: self.pause.clone(), run, progress };
+        let begun = Begun { marker: None, request: self.request.clone(), pause: self.pause.clone(), run, progress };
         let feed = &self.exporter.feed;
         let reservation = feed.reserve(feed.marks().borrow().tail);
         *self = start(self.exporter.clone(), begun, reservation);

@@ -97,7 +97,10 @@ async fn a_backfill_is_cancelled_and_keeps_to_its_speed() {
     let cancel = pb::BackfillRequest { snapshot_id: id.clone(), ..order(BackfillAction::Cancel) };
     assert_eq!(backfill(&stage, cancel).await.expect("cancelled"), id);
     let token_is_gone = |log: &StreamLog| {
-        log.progress().next_back().and_then(|progress| progress.position.as_ref()).is_some_and(|p| p.snapshot.is_empty())
+        log.progress()
+            .next_back()
+            .and_then(|progress| progress.position.as_ref())
+            .is_some_and(|p| p.snapshot.is_empty())
     };
     stream.until("nothing is owed", token_is_gone).await;
     let sent = rows(&stream.log);
@@ -231,7 +234,10 @@ async fn a_parquet_file_holds_what_the_table_holds() {
     });
     assert_eq!(rows.len(), 40_000);
     let text = |text: &str| Field::Str(text.to_owned());
-    assert_eq!(rows[0][1..6], [Field::Bool(true), Field::Short(-3), Field::Int(i32::MAX), Field::Long(4_294_967_295), Field::Float(1.5)]);
+    assert_eq!(
+        rows[0][1..6],
+        [Field::Bool(true), Field::Short(-3), Field::Int(i32::MAX), Field::Long(4_294_967_295), Field::Float(1.5)]
+    );
     assert!(matches!(rows[0][6], Field::Double(nan) if nan.is_nan()));
     let decimals: Vec<String> = rows[0][7..9].iter().map(ToString::to_string).collect();
     assert_eq!(decimals, ["-12.50", "-1234567890123456789012345.00001"]);

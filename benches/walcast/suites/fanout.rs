@@ -54,8 +54,15 @@ impl Suites {
             std::thread::sleep(std::time::Duration::from_millis(2));
         }
         let (start, until) = (From::Earliest, Until::Raw);
-        let client =
-            Client::start(&Orders { port, streams: subscribers, start, until, stalled: 0, predicate: String::new() });
+        let client = Client::start(&Orders {
+            port,
+            streams: subscribers,
+            start,
+            until,
+            stalled: 0,
+            predicate: String::new(),
+            tables: Vec::new(),
+        });
         let (report, client) = client.finish();
         assert_eq!(report.bytes, bytes * subscribers as u64);
         let (reader, _) = proc::wait(&mut server);
@@ -67,7 +74,15 @@ impl Suites {
         let port = process::free_port();
         let mut server = naive::start(port, rows, subscribers);
         let (start, until) = (From::Earliest, Until::Changes(rows));
-        let orders = Orders { port, streams: subscribers, start, until, stalled: 0, predicate: String::new() };
+        let orders = Orders {
+            port,
+            streams: subscribers,
+            start,
+            until,
+            stalled: 0,
+            predicate: String::new(),
+            tables: Vec::new(),
+        };
         let (report, client) = Client::start(&orders).finish();
         let wall = (report.end_us - report.first_us) as f64 / 1e6;
         let reader = proc::cpu(server.id());

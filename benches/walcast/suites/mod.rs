@@ -9,6 +9,7 @@ mod latency;
 mod memory;
 mod restart;
 mod snapshot;
+mod snapshot_effect;
 
 use super::{report::Report, stage::Stage};
 
@@ -34,6 +35,7 @@ const NAMES: &[&str] = &[
     "catch-up",
     "isolation",
     "snapshot",
+    "snapshot-effect",
 ];
 
 impl Suites {
@@ -65,6 +67,7 @@ impl Suites {
                 "memory" => self.memory().await,
                 "bytes" => self.bytes().await,
                 "snapshot" => self.snapshot().await,
+                "snapshot-effect" => self.snapshot_effect().await,
                 "catch-up" => self.catch_up().await,
                 _ => self.isolation().await,
             };

@@ -77,7 +77,8 @@ impl<'a> Checker<'a> {
         let column = &relation.columns[index];
         let class = Class::of(column);
         let collates = class.is_text() && column.type_oid != CHAR;
-        let source = Source { column: index as u32, side: reference.side, in_identity: column.in_identity, class, collates };
+        let source =
+            Source { column: index as u32, side: reference.side, in_identity: column.in_identity, class, collates };
         self.seen.push((source, reference.offset));
         Ok((source, column))
     }
