@@ -12,7 +12,7 @@ use super::{
     control::Shared,
     inner::{self, Inner},
     lag,
-    router::Router,
+    router::Routers,
     session::Opening,
 };
 use crate::{
@@ -79,8 +79,8 @@ impl Inner {
         let start = self.start(request.start.clone(), key.is_some(), known.as_ref())?;
         let at_checkpoint = matches!(request.start, None | Some(StartAt::Checkpoint));
         let claims = matches!(start, StartAt::Resume(_) | StartAt::Feed(Start::After(_)));
-        Router::start(&self.groups, &self.feed);
         let group = self.groups.join(&self.feed, selection, request.row_format);
+        Routers::start(&self.groups, &self.feed);
         let Begun { cursor, token, snapshot } = self.begin(start, at_checkpoint, &group.selection, principal).await?;
         let stop_at = match request.stop_at_tail {
             true => Some(self.source.wal().await?.flush),

@@ -399,6 +399,13 @@ impl Session {
                 self.routed = Some(marks);
                 Some(Some(marks.tail))
             }
+            router::Next::Lagging(marks) => {
+                self.pass_over_blocks(marks.next_block);
+                if marks.tail.lineage == self.lineage && !self.outbox.begun() {
+                    self.pass(marks.tail);
+                }
+                Some(None)
+            }
             router::Next::Ahead => {
                 let marks = *self.marks.borrow();
                 Some((marks.next_block <= self.cursor.block).then_some(marks.tail))

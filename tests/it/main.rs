@@ -6,6 +6,8 @@ mod harness;
 mod checkpoints;
 mod connecting;
 mod crash;
+mod demo;
+mod eager;
 mod errors;
 mod failover;
 mod failover_chaos;

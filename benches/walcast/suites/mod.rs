@@ -2,6 +2,7 @@
 
 mod bytes;
 mod catch_up;
+mod clients;
 mod drain;
 mod fanout;
 mod filters;
@@ -36,6 +37,7 @@ const NAMES: &[&str] = &[
     "isolation",
     "snapshot",
     "snapshot-effect",
+    "clients",
 ];
 
 impl Suites {
@@ -68,6 +70,7 @@ impl Suites {
                 "bytes" => self.bytes().await,
                 "snapshot" => self.snapshot().await,
                 "snapshot-effect" => self.snapshot_effect().await,
+                "clients" => self.clients().await,
                 "catch-up" => self.catch_up().await,
                 _ => self.isolation().await,
             };

@@ -3,18 +3,14 @@
 
 use std::{
     io::Read as _,
-    path::Path,
-    process::{Child, Stdio},
+    process::Child,
     time::{Duration, Instant},
 };
 
 use super::{Suites, latency::Sample};
 use crate::{
     client::{From, Until},
-    harness::{
-        Hub,
-        process::{self, Account},
-    },
+    harness::{Hub, process},
     proc::Client,
     report::{Section, Spread, count},
     stage::{Shape, orders},
@@ -182,12 +178,8 @@ impl Suites {
         let script = process::scratch().join("write.sql");
         std::fs::write(&script, "INSERT INTO stamps (at) VALUES (0);\n").expect("script");
         let reader = self.begin(hub, beside, half);
-        let bin = format!("/usr/lib/postgresql/{}/bin/pgbench", self.stage.cluster.major());
-        let mut command = process::command(Path::new(&bin), Account::Own, "KILL");
-        command.args(["-h", "127.0.0.1", "-p", &self.stage.cluster.port().to_string(), "-U", "postgres", "-n"]);
-        command.args(["-M", "prepared", "-c", "4", "-T", &half.seconds.to_string(), "-f"]).arg(&script).arg("postgres");
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
-        let mut child = process::spawn(command).expect("pgbench");
+        let (seconds, script) = (half.seconds.to_string(), script.display().to_string());
+        let mut child = self.stage.pgbench(&["-n", "-M", "prepared", "-c", "4", "-T", &seconds, "-f", &script]);
         let mut text = String::new();
         child.stdout.take().expect("stdout").read_to_string(&mut text).expect("pgbench's report");
         let _ = child.wait();

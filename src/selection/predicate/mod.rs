@@ -128,6 +128,11 @@ impl Predicate {
         self.root.to_string()
     }
 
+    /// Whether it can be found by the value of one column: a conjunct is `column = literal`.
+    pub fn has_equality(&self) -> bool {
+        self.root.has_equality()
+    }
+
     /// Resolves columns and types literals by them.
     ///
     /// # Errors
