@@ -1,4 +1,5 @@
 # make demo    everything at once on this machine, Ctrl-C leaves nothing behind
+# make demo-failover   the primary is killed, a standby takes over, the stream goes on; under a minute
 # make test    what the tests need, then all tests
 # make test-clients   the clients against the built hub, where their toolchains are present
 # make bench   every figure beside its peer, about an hour; make bench-quick, about ten minutes
@@ -13,7 +14,7 @@ MATRIX ?= 14 16 17 18
 CLIENTS ?= python go typescript java rust
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: demo build bench bench-quick test test-clients test-versions test-matrix chaos-failover fuzz fmt lint clippy proto deny deps help
+.PHONY: demo demo-failover build bench bench-quick test test-clients test-versions test-matrix chaos-failover fuzz fmt lint clippy proto deny deps help
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -21,6 +22,10 @@ help:
 demo: deps-build deps-postgres
 	@$(CARGO) build --quiet --locked --bin walcast
 	@exec $(TARGET)/debug/walcast demo --with-parent $(DEMO_ARGS)
+
+demo-failover: deps-build deps-postgres
+	@$(CARGO) build --quiet --locked --bin walcast
+	@exec $(TARGET)/debug/walcast demo --failover --with-parent $(DEMO_ARGS)
 
 build: deps-build
 	$(CARGO) build --release --locked

@@ -200,6 +200,7 @@ fn journal_options(config: &Config) -> journal::Options {
         ring_bytes: config.journal.ring_bytes as usize,
         cache_bytes: config.journal.cache_bytes,
         reserve_bytes: config.journal.reserve_bytes,
+        eager: config.journal.eager,
         ..journal::Options::new(&config.journal.data_dir)
     }
 }

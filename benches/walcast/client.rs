@@ -12,11 +12,11 @@ use walcast::wire::pb;
 
 use super::{
     events::Events,
-    h2::{Call, Step},
+    h2::{Call, Dial, Step},
     proc::now_us,
 };
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Orders {
     pub port: u16,
     /// Streams, each with a connection of its own.
@@ -27,10 +27,17 @@ pub struct Orders {
     pub stalled: usize,
     /// Predicate of each stream, `{}` standing for its number; empty for none.
     pub predicate: String,
+    /// See [`Dial::ca`].
+    pub ca: String,
+    /// See [`Dial::frame`].
+    pub frame: u32,
+    /// Compress each message once more, to know what that would save.
+    pub compress: bool,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub enum From {
+    #[default]
     Earliest,
     Latest,
     /// Exclusive, as text.
@@ -41,13 +48,14 @@ pub enum From {
     },
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub enum Until {
     /// Every stream has seen so many changes; each is looked at.
     Changes(u64),
     /// The server ends the streams at its tail; the first looks at changes, the others count bytes.
     Tail,
     /// For ever; reports once all streams are open.
+    #[default]
     Killed,
     /// As [`Until::Changes`], and each stream reports first when it is open.
     Following(u64),
@@ -69,6 +77,8 @@ pub struct Report {
     pub hash: u64,
     /// Of all streams.
     pub bytes: u64,
+    /// Of the first stream's messages, each compressed by itself, with [`Orders::compress`].
+    pub compressed: u64,
     pub latencies_us: Vec<u32>,
     /// Number of the stream, for [`Until::Reconnect`].
     pub stream: u32,
@@ -107,8 +117,9 @@ const PATH: &str = "/walcast.v1.ChangeStreamService/Subscribe";
 /// Opens a stream and waits for its first data: until then the hub may still be starting.
 fn open(orders: &Orders, number: usize, after: Option<&[u8]>, mut data: impl FnMut(&[u8])) -> (Call, Step) {
     let deadline = Instant::now() + Duration::from_secs(120);
+    let dial = Dial { port: orders.port, ca: &orders.ca, frame: orders.frame };
     loop {
-        if let Ok(mut call) = Call::open(orders.port, PATH, &request(orders, number, after)) {
+        if let Ok(mut call) = Call::open(&dial, PATH, &request(orders, number, after)) {
             let mut any = false;
             loop {
                 match call.read(|bytes| {
@@ -174,6 +185,7 @@ fn one(orders: &Orders, number: usize) -> Report {
     };
     let looks = number == 0 || target != u64::MAX;
     let mut seen = Events::default();
+    seen.compress = orders.compress;
     let mut bytes = 0;
     let mut take = |data: &[u8]| {
         bytes += data.len() as u64;
@@ -198,6 +210,7 @@ fn one(orders: &Orders, number: usize) -> Report {
         transactions: seen.transactions,
         hash: seen.hash,
         bytes: call.wire_bytes.max(bytes),
+        compressed: seen.compressed,
         ..Report::default()
     }
 }

@@ -14,6 +14,10 @@ pub struct Events {
     pub caught_up: bool,
     /// First two values of the last change, when they are integers.
     pub values: [i64; 2],
+    /// Whether to fill [`Events::compressed`].
+    pub compress: bool,
+    /// Bytes of all messages so far, each compressed by itself with zstd at its default level, 5 bytes of framing included.
+    pub compressed: u64,
 }
 
 /// The hash of what should come.
@@ -42,6 +46,9 @@ impl Events {
         while let Some((head, rest)) = data[used..].split_first_chunk::<5>() {
             let len = u32::from_be_bytes([head[1], head[2], head[3], head[4]]) as usize;
             let Some(mut message) = rest.get(..len) else { break };
+            if self.compress {
+                self.compressed += 5 + zstd::bulk::compress(message, 0).expect("zstd").len() as u64;
+            }
             while !message.is_empty() {
                 let (_, event) = field(&mut message);
                 self.event(event, each);

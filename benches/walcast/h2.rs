@@ -1,12 +1,15 @@
-//! As much of an HTTP/2 client as one server-streaming call over plaintext needs, so that a subscriber in the benchmarks
+//! As much of an HTTP/2 client as one server-streaming call needs, so that a subscriber in the benchmarks
 //! costs little more than its reads of the socket ([RFC 9113](https://www.rfc-editor.org/rfc/rfc9113)). Blocking; flow
 //! control windows have the size that a tuned client would choose, and are kept open as the bytes come.
 
 use std::{
     io::{self, Read, Write},
     net::TcpStream,
+    sync::Arc,
     time::Duration,
 };
+
+use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned, pki_types::pem::PemObject};
 
 const WINDOW: u32 = 4 << 20;
 const READ: usize = 256 << 10;
@@ -20,9 +23,42 @@ const GOAWAY: u8 = 7;
 const END_STREAM: u8 = 1;
 const ACK: u8 = 1;
 
+trait Socket: Read + Write + Send {}
+impl<T: Read + Write + Send> Socket for T {}
+
+/// How a client connects.
+pub struct Dial<'a> {
+    pub port: u16,
+    /// Authority of the server's certificate, a PEM file; empty for plaintext.
+    pub ca: &'a str,
+    /// SETTINGS_MAX_FRAME_SIZE; 0 for HTTP/2's default of 16 KiB.
+    pub frame: u32,
+}
+
+impl Dial<'_> {
+    fn connect(&self) -> io::Result<Box<dyn Socket>> {
+        let socket = TcpStream::connect(("127.0.0.1", self.port))?;
+        socket.set_nodelay(true)?;
+        socket.set_read_timeout(Some(Duration::from_secs(900)))?;
+        if self.ca.is_empty() {
+            return Ok(Box::new(socket));
+        }
+        let mut roots = RootCertStore::empty();
+        let ca = rustls::pki_types::CertificateDer::from_pem_file(self.ca).map_err(io::Error::other)?;
+        roots.add(ca).map_err(io::Error::other)?;
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+        let mut config = builder.map_err(io::Error::other)?.with_root_certificates(roots).with_no_client_auth();
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        let name = "localhost".try_into().map_err(io::Error::other)?;
+        let session = ClientConnection::new(Arc::new(config), name).map_err(io::Error::other)?;
+        Ok(Box::new(StreamOwned::new(session, socket)))
+    }
+}
+
 /// One connection with one call on it.
 pub struct Call {
-    socket: TcpStream,
+    socket: Box<dyn Socket>,
     buffer: Box<[u8]>,
     filled: usize,
     /// Bytes of DATA since the windows were last opened.
@@ -41,12 +77,15 @@ pub enum Step {
 
 impl Call {
     /// Connects and sends the whole request.
-    pub fn open(port: u16, path: &str, request: &[u8]) -> io::Result<Call> {
-        let socket = TcpStream::connect(("127.0.0.1", port))?;
-        socket.set_nodelay(true)?;
-        socket.set_read_timeout(Some(Duration::from_secs(300)))?;
+    pub fn open(dial: &Dial, path: &str, request: &[u8]) -> io::Result<Call> {
+        let socket = dial.connect()?;
         let mut out = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
-        frame(&mut out, SETTINGS, 0, 0, &[&[0, 4][..], &WINDOW.to_be_bytes()].concat());
+        let mut settings = [&[0, 4][..], &WINDOW.to_be_bytes()].concat();
+        if dial.frame > 0 {
+            settings.extend_from_slice(&[0, 5]);
+            settings.extend_from_slice(&dial.frame.to_be_bytes());
+        }
+        frame(&mut out, SETTINGS, 0, 0, &settings);
         frame(&mut out, 8, 0, 0, &(WINDOW - 65_535).to_be_bytes());
         let mut headers = vec![0x83, 0x86];
         for (name, value) in [(&[0x04][..], path), (&[0x01], "localhost"), (&[0x0f, 0x10], "application/grpc")] {
@@ -60,7 +99,13 @@ impl Call {
         message.extend_from_slice(&(request.len() as u32).to_be_bytes());
         message.extend_from_slice(request);
         frame(&mut out, DATA, END_STREAM, 1, &message);
-        let mut call = Call { socket, buffer: vec![0; READ].into_boxed_slice(), filled: 0, taken: 0, wire_bytes: 0 };
+        let mut call = Call {
+            socket,
+            buffer: vec![0; READ.max(2 * dial.frame as usize)].into_boxed_slice(),
+            filled: 0,
+            taken: 0,
+            wire_bytes: 0,
+        };
         call.socket.write_all(&out)?;
         Ok(call)
     }

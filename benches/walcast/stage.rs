@@ -47,7 +47,7 @@ pub struct Cost {
     pub bytes: u64,
 }
 
-/// The five shapes of transactions.
+/// The shapes of transactions.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Shape {
     /// Rows of about 160 bytes, this many per transaction.
@@ -56,6 +56,8 @@ pub enum Shape {
     Wide,
     /// 2 kB of text, 100 rows per transaction.
     Text,
+    /// Eight columns of different types, of which the last is NULL in every tenth row, 100 rows per transaction.
+    Mixed,
 }
 
 impl Shape {
@@ -67,6 +69,11 @@ impl Shape {
                 format!("id int8, {}", rest.join(", "))
             }
             Shape::Text => "id int8, filler text".to_owned(),
+            Shape::Mixed => {
+                "id int8, branch int4, account int4, delta numeric(12,2), ratio float8, paid bool, mtime timestamptz, \
+                             note text"
+                    .to_owned()
+            }
         }
     }
 
@@ -78,13 +85,17 @@ impl Shape {
                 format!("n, {}", rest.join(", "))
             }
             Shape::Text => "n, repeat(md5(n::text), 64)".to_owned(),
+            Shape::Mixed => "n, n % 10, n % 100000, (n % 10000) / 100.0, n / 7.0, n % 2 = 0, \
+                             timestamptz '2026-01-01 00:00:00Z' + n * interval '1 ms', \
+                             CASE WHEN n % 10 > 0 THEN 'note ' || md5(n::text) END"
+                .to_owned(),
         }
     }
 
     fn rows_per_transaction(self) -> u64 {
         match self {
             Shape::Small(rows) => rows,
-            Shape::Wide | Shape::Text => 100,
+            Shape::Wide | Shape::Text | Shape::Mixed => 100,
         }
     }
 }
@@ -179,10 +190,29 @@ impl Stage {
 
     /// A slot at the same position, for one reader.
     pub async fn copy(&mut self, backlog: &Backlog) -> String {
+        self.copy_of(&backlog.slot).await
+    }
+
+    pub async fn copy_of(&mut self, slot: &str) -> String {
         self.copies += 1;
-        let copy = format!("{}_{}", backlog.slot, self.copies);
-        self.db.rows(&format!("SELECT pg_copy_logical_replication_slot('{}', '{copy}')", backlog.slot)).await;
+        let copy = format!("{slot}_{}", self.copies);
+        self.db.rows(&format!("SELECT pg_copy_logical_replication_slot('{slot}', '{copy}')")).await;
         copy
+    }
+
+    /// Runs pgbench to its end.
+    pub fn run_pgbench(&self, args: &[&str]) {
+        let mut child = self.pgbench(args);
+        assert!(proc::wait(&mut child).1, "pgbench {args:?} failed");
+    }
+
+    pub fn pgbench(&self, args: &[&str]) -> Child {
+        let bin = format!("/usr/lib/postgresql/{}/bin/pgbench", self.cluster.major());
+        let mut command = process::command(Path::new(&bin), Account::Own, "KILL");
+        command.args(["-h", "127.0.0.1", "-p", &self.cluster.port().to_string(), "-U", "postgres"]);
+        command.args(args).arg("postgres");
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        process::spawn(command).expect("pgbench")
     }
 
     pub async fn drop_slot(&self, slot: &str) {
@@ -277,7 +307,7 @@ impl Stage {
 }
 
 pub fn orders(hub: &Hub, streams: usize, start: From, until: Until) -> Orders {
-    Orders { port: hub.grpc_port(), streams, start, until, stalled: 0, predicate: String::new() }
+    Orders { port: hub.grpc_port(), streams, start, until, ..Orders::default() }
 }
 
 /// Everything came, once and in order.

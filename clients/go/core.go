@@ -35,6 +35,8 @@ type core struct {
 	firstAfter    Position
 	relations     map[uint64]*Relation
 	open          *Transaction
+	// typical is about how many events the last transactions had.
+	typical       int
 	openBytes     int64
 	ordinal       uint64
 	skipUntil     uint64

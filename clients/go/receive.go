@@ -209,6 +209,9 @@ func (c *core) begin(begin *walcastpb.Begin) error {
 			c.ready = append(c.ready, &Begin{transaction})
 		}
 	}
+	if !c.streaming && c.typical > 1 {
+		transaction.raw = make([]rawEvent, 0, min(c.typical, 1024))
+	}
 	c.open, c.openBytes = transaction, 0
 	return nil
 }
@@ -219,6 +222,7 @@ func (c *core) commit(commit *walcastpb.Commit) error {
 		return protocolError("commit without begin")
 	}
 	c.open = nil
+	c.typical += (len(transaction.raw) - c.typical) / 4
 	transaction.Position = PositionFromProto(commit.GetPosition())
 	transaction.TotalChanges = commit.GetTotalChanges()
 	if c.received.Reaches(transaction.Position) {

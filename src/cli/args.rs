@@ -88,6 +88,9 @@ pub struct ServeArgs {
     /// How long data and silent subscribers are kept [env: WALCAST_RETAIN_AGE=] [default: 7d]
     #[arg(long, value_name = "DURATION")]
     pub retain_age: Option<String>,
+    /// Deliver before fsync: less latency, weaker promise after a power failure [env: WALCAST_EAGER=]
+    #[arg(long)]
+    pub eager: bool,
     /// gRPC address [env: WALCAST_LISTEN=] [default: 127.0.0.1:50051]
     #[arg(long, value_name = "HOST:PORT")]
     pub listen: Option<String>,
@@ -163,8 +166,13 @@ one temporary directory, which goes when the demo ends, however it ends.
 Examples:
   walcast demo
   walcast demo --count 20 --format json
-  walcast demo --seconds 10")]
+  walcast demo --seconds 10
+  walcast demo --failover")]
 pub struct DemoArgs {
+    /// Show a failover, in less than a minute: the primary is killed, a standby without the slot takes over, and what the
+    /// subscriber has is compared with the source
+    #[arg(long, conflicts_with_all = ["count", "seconds"])]
+    pub failover: bool,
     /// End after this many changes
     #[arg(long, value_name = "N")]
     pub count: Option<u64>,

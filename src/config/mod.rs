@@ -68,6 +68,8 @@ pub struct Journal {
     pub cache_bytes: u64,
     /// Bytes that are left free on the file system; intake waits below.
     pub reserve_bytes: u64,
+    /// Whether changes are delivered before they are durable.
+    pub eager: bool,
 }
 
 /// `[grpc]`

@@ -98,6 +98,7 @@ impl Reader<'_> {
             ring_bytes: self.bytes("journal.ring_bytes"),
             cache_bytes: self.bytes("journal.cache_bytes"),
             reserve_bytes: self.bytes("journal.reserve_bytes"),
+            eager: self.switch("journal.eager"),
         };
         if journal.data_dir.as_os_str().is_empty() {
             self.wrong("journal.data_dir", "must not be empty");

@@ -34,6 +34,7 @@ pub const SETTINGS: &[Setting] = &[
     setting("journal.ring_bytes", "WALCAST_RING_BYTES", r#""32MiB""#),
     setting("journal.cache_bytes", "WALCAST_CACHE_BYTES", r#""32MiB""#),
     setting("journal.reserve_bytes", "WALCAST_RESERVE_BYTES", r#""64MiB""#),
+    setting("journal.eager", "WALCAST_EAGER", "false"),
     setting("grpc.listen", "WALCAST_LISTEN", r#""127.0.0.1:50051""#),
     setting("grpc.tls_cert", "WALCAST_TLS_CERT", r#""""#),
     setting("grpc.tls_key", "WALCAST_TLS_KEY", r#""""#),

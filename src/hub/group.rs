@@ -14,7 +14,7 @@ use super::{
     Error, RowFormat,
     lag::Timeline,
     projection::{Cut, Plans, Projection, project},
-    router::{Route, Router},
+    router::{Route, Router, Routers},
 };
 use crate::{
     feed::Feed,
@@ -57,6 +57,7 @@ pub(super) struct Group {
     pub selection: Arc<Selection>,
     /// `None` for groups that every block concerns.
     pub route: Option<Arc<Route>>,
+    router: Arc<Router>,
     pub format: RowFormat,
     feed: Arc<dyn Feed>,
     groups: Weak<Groups>,
@@ -152,14 +153,14 @@ pub(super) struct Groups {
     /// Of projections that all groups together keep; each has an equal share.
     bytes: usize,
     map: Mutex<HashMap<(String, RowFormat), Weak<Group>>>,
-    pub router: Router,
+    pub routers: Routers,
     /// When which position was committed, as far as streams came by.
     pub timeline: Timeline,
 }
 
 impl Groups {
     pub fn new(bytes: usize) -> Self {
-        Groups { bytes, map: Mutex::default(), router: Router::default(), timeline: Timeline::default() }
+        Groups { bytes, map: Mutex::default(), routers: Routers::default(), timeline: Timeline::default() }
     }
 
     /// The group of a selection.
@@ -170,8 +171,10 @@ impl Groups {
             return group;
         }
         let selection = Arc::new(selection);
+        let router = self.routers.of(&selection).clone();
         let group = Arc::new(Group {
-            route: (!selection.is_everything()).then(|| self.router.join(&selection)),
+            route: (!selection.is_everything()).then(|| router.join(&selection)),
+            router,
             selection,
             format,
             feed: feed.clone(),
@@ -193,7 +196,7 @@ impl Drop for Group {
     fn drop(&mut self) {
         let Some(groups) = self.groups.upgrade() else { return };
         if let Some(route) = &self.route {
-            groups.router.leave(route);
+            self.router.leave(route);
         }
         let mut map = groups.map.lock();
         let key = (self.selection.canonical().to_owned(), self.format);

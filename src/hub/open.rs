@@ -12,7 +12,7 @@ use super::{
     control::Shared,
     inner::{self, Inner},
     lag,
-    router::Router,
+    router::Routers,
     session::Opening,
 };
 use crate::{
@@ -79,8 +79,8 @@ impl Inner {
         let start = self.start(request.start.clone(), key.is_some(), known.as_ref())?;
         let at_checkpoint = matches!(request.start, None | Some(StartAt::Checkpoint));
         let claims = matches!(start, StartAt::Resume(_) | StartAt::Feed(Start::After(_)));
-        Router::start(&self.groups, &self.feed);
         let group = self.groups.join(&self.feed, selection, request.row_format);
+        Routers::start(&self.groups, &self.feed);
         let Begun { cursor, token, snapshot } = self.begin(start, at_checkpoint, &group.selection, principal).await?;
         let stop_at = match request.stop_at_tail {
             true => Some(self.source.wal().await?.flush),
@@ -271,6 +271,10 @@ impl Inner {
                             true => None,
                             false => Some(backfill::selection(principal, &progress.tables, &progress.predicate)?),
                         };
+                        // Rows that were sent behind a crossing, or of a place that the stream is not at yet.
+                        let again = progress.at > cursor.after.lsn;
+                        let progress = if again { progress.from_the_beginning() } else { progress };
+                        token.progress = Some(progress.clone());
                         let mut request = request(None, 0, Some(progress));
                         request.selection = only.clone().unwrap_or(request.selection);
                         let snapshot = self.snapshot(request).await?;

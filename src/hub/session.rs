@@ -187,6 +187,9 @@ impl Session {
         let running =
             snapshot.map(|(snapshot, only, paused)| Running::new(snapshot, group.selection.clone(), only, paused));
         let (running, begin) = running.unzip();
+        if running.as_ref().is_some_and(Running::is_consistent) {
+            stamp.begins_with_rows(cursor.after);
+        }
         let mut session = Session {
             passed: cursor.after,
             lineage: cursor.after.lineage,
@@ -395,6 +398,13 @@ impl Session {
                 self.pass_over_blocks(marks.next_block);
                 self.routed = Some(marks);
                 Some(Some(marks.tail))
+            }
+            router::Next::Lagging(marks) => {
+                self.pass_over_blocks(marks.next_block);
+                if marks.tail.lineage == self.lineage && !self.outbox.begun() {
+                    self.pass(marks.tail);
+                }
+                Some(None)
             }
             router::Next::Ahead => {
                 let marks = *self.marks.borrow();

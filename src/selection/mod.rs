@@ -158,6 +158,13 @@ impl Selection {
         self.everything
     }
 
+    /// Whether a predicate of it has to be evaluated for every change of its tables, because no equality in it tells beforehand
+    /// which changes it can concern.
+    pub fn is_residual(&self) -> bool {
+        let rows = std::iter::once(&self.rows).chain(self.rules.iter().map(|(_, rows)| rows));
+        rows.filter_map(|rows| rows.predicate.as_ref()).any(|predicate| !predicate.predicate.has_equality())
+    }
+
     /// Equal for selections that select the same way, whatever the order in which things were named.
     pub fn canonical(&self) -> &str {
         &self.canonical

@@ -1,13 +1,21 @@
 //! Catching up from segment files that are in nobody's memory.
 
-use std::process::Command;
-
-use super::Suites;
-use crate::{
-    harness::Hub,
-    report::{Section, Spread, count},
-    stage::{Cost, Shape},
+use std::{
+    process::Command,
+    sync::atomic::{AtomicBool, Ordering},
 };
+
+use super::{Suites, latency::Sample};
+use crate::{
+    client::{From, Until},
+    harness::Hub,
+    proc::Client,
+    report::{Section, Spread, count},
+    stage::{Cost, Shape, orders},
+};
+
+/// Transactions per second while others catch up.
+const LIVE_RATE: u64 = 1000;
 
 impl Suites {
     pub(super) async fn catch_up(&mut self) -> Section {
@@ -16,8 +24,13 @@ impl Suites {
         let about = format!(
             "{} changes of about 160 bytes in segment files, a ring of 1 MiB, and the files dropped from the page cache \
              before each run; 1 and 16 subscribers read them from the beginning. Beside it pg_recvlogical on the same WAL, \
-             which is in the cache, and raw TCP of as many bytes. {runs} runs each.",
-            count(rows as f64)
+             which is in the cache, and raw TCP of as many bytes. {runs} runs each. Then the latency of one live subscriber \
+             at {} transactions/s, alone, while 1 and 16 others catch up from the files again and again, and while raw TCP, which \
+             has nothing to do with the hub, moves bytes over 16 connections on the same two cores; {} seconds each, {runs} \
+             runs.",
+            count(rows as f64),
+            count(LIVE_RATE as f64),
+            self.pick(10, 4)
         );
         let columns = ["readers", "wall s", "deliveries/s", "server CPU s"];
         let mut section = Section::new("9b-catch-up", "Catching up from a cold journal", about, &columns);
@@ -29,11 +42,13 @@ impl Suites {
             costs[0].push(self.stage.direct(&backlog, 1).await);
             for (at, subscribers) in [(1, 1), (2, 16)] {
                 forget(&hub);
-                costs[at].push(Self::replay(&hub, &backlog, subscribers).0);
+                costs[at].push(Self::replay(&hub, &backlog, subscribers));
             }
             let bytes = costs[2][0].bytes / 16;
-            costs[3].push(Self::raw(16, bytes));
+            costs[3].push(Self::raw(16, bytes, 4));
         }
+        let bytes = costs[2][0].bytes / 16;
+        let live = self.beside_catch_up(&hub, bytes, runs).await;
         drop(hub);
         self.stage.drop_slot(&slot).await;
         self.stage.drop(backlog).await;
@@ -47,10 +62,55 @@ impl Suites {
             section.row(&[(*name).to_owned(), wall.show(3), count(rates[rates.len() - 1]), cpu.show(2)]);
             section.bar(*name, rates[rates.len() - 1], !name.starts_with("hub"));
         }
-        let times = rates[1] / rates[0];
-        let text = "Catch-up of one subscriber, of the walsender's rate: 5";
-        section.goal(text, format!("{times:.1}"), times >= 5.0);
+        for (at, readers) in [(1, "one subscriber"), (2, "16 subscribers")] {
+            let times = rates[at] / rates[0];
+            let text = format!("Catch-up of {readers}, of the walsender's rate: 10");
+            section.goal(text, format!("{times:.1}"), times >= 10.0);
+        }
+        let names = ["nobody", "1 subscriber catching up", "16 subscribers catching up", "raw TCP, 16 connections"];
+        let p99 = |at: usize| Spread::of(live[at].iter().map(|sample| sample.p99));
+        for (at, name) in names.iter().enumerate() {
+            let p50 = Spread::of(live[at].iter().map(|sample| sample.p50));
+            let text = format!("live beside {name}: p50 {} ms, p99 {} ms", p50.show(2), p99(at).show(2));
+            section.row(&[text, "-".to_owned(), "-".to_owned(), "-".to_owned()]);
+        }
+        for at in [1, 2] {
+            let share = (p99(at).median / p99(0).median - 1.0) * 100.0;
+            let text = format!("p99 of a live subscriber beside {}: within 10 %", names[at]);
+            section.goal(text, format!("{share:+.0} %"), share <= 10.0);
+        }
         section
+    }
+
+    /// Latency of a live subscriber, beside each of the loads.
+    async fn beside_catch_up(&mut self, hub: &Hub, bytes: u64, runs: usize) -> [Vec<Sample>; 4] {
+        let changes = LIVE_RATE * self.pick(10, 4);
+        self.stage.db.run("CREATE TABLE stamps (id bigserial, at int8)").await;
+        let mut samples: [Vec<Sample>; 4] = Default::default();
+        for _ in 0..runs {
+            for (at, samples) in samples.iter_mut().enumerate() {
+                let over = AtomicBool::new(false);
+                let sample = std::thread::scope(|scope| {
+                    scope.spawn(|| {
+                        while at > 0 && !over.load(Ordering::Relaxed) {
+                            if at == 3 {
+                                Self::raw(16, bytes, 4);
+                            } else {
+                                forget(hub);
+                                let readers = [1, 16][at - 1];
+                                Client::start(&orders(hub, readers, From::Earliest, Until::Tail)).finish();
+                            }
+                        }
+                    });
+                    let sample = self.latency_through(hub, 1, LIVE_RATE, changes);
+                    over.store(true, Ordering::Relaxed);
+                    sample
+                });
+                samples.push(sample);
+            }
+        }
+        self.stage.db.run("DROP TABLE stamps").await;
+        samples
     }
 }
 

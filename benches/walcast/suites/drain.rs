@@ -86,12 +86,13 @@ impl Suites {
 
     pub(super) async fn workloads(&mut self) -> Section {
         let runs = self.runs();
+        let rows = |quick| self.pick(1_000_000, quick);
         let shapes = [
-            ("1 row per transaction", Shape::Small(1), self.pick(300_000, 60_000)),
-            ("100 rows per transaction", Shape::Small(100), self.pick(500_000, 200_000)),
-            ("8,000 rows per transaction", Shape::Small(8000), self.pick(800_000, 200_000)),
-            ("20 columns", Shape::Wide, self.pick(200_000, 60_000)),
-            ("2 kB of text", Shape::Text, self.pick(200_000, 60_000)),
+            ("1 row per transaction", Shape::Small(1), rows(60_000)),
+            ("100 rows per transaction", Shape::Small(100), rows(200_000)),
+            ("8,000 rows per transaction", Shape::Small(8000), rows(200_000)),
+            ("20 columns", Shape::Wide, rows(60_000)),
+            ("2 kB of text", Shape::Text, rows(60_000)),
         ];
         let about = format!(
             "Inserts, read by pg_recvlogical -f /dev/null and by the hub with one subscriber, as in the first section. {runs} \

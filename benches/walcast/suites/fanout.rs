@@ -2,7 +2,7 @@
 
 use super::Suites;
 use crate::{
-    client::{From, Orders, Report, Until},
+    client::{From, Orders, Until},
     harness::{Hub, process},
     naive,
     proc::{self, Client},
@@ -26,11 +26,11 @@ impl Suites {
     }
 
     /// Reads the journal from its beginning to its tail.
-    pub(super) fn replay(hub: &Hub, backlog: &Backlog, subscribers: usize) -> (Cost, Report) {
-        Self::replay_beside(hub, backlog, subscribers, 0)
+    pub(super) fn replay(hub: &Hub, backlog: &Backlog, subscribers: usize) -> Cost {
+        Self::replay_beside(hub, backlog, subscribers, 0, 0)
     }
 
-    fn replay_beside(hub: &Hub, backlog: &Backlog, subscribers: usize, stalled: usize) -> (Cost, Report) {
+    fn replay_beside(hub: &Hub, backlog: &Backlog, subscribers: usize, frame: u32, stalled: usize) -> Cost {
         let _stalled = (stalled > 0).then(|| {
             let mut orders = orders(hub, 0, From::Earliest, Until::Killed);
             orders.stalled = stalled;
@@ -39,23 +39,24 @@ impl Suites {
             client
         });
         let before = proc::cpu(hub.pid());
-        let (report, client) = Client::start(&orders(hub, subscribers, From::Earliest, Until::Tail)).finish();
+        let mut orders = orders(hub, subscribers, From::Earliest, Until::Tail);
+        orders.frame = frame;
+        let (report, client) = Client::start(&orders).finish();
         check(backlog, &report);
         let reader = proc::cpu(hub.pid()) - before;
         let wall = (report.end_us - report.first_us) as f64 / 1e6;
         let rss = proc::memory(hub.pid(), "VmRSS");
-        (Cost { wall, reader, client, rss, bytes: report.bytes, walsender: 0.0 }, report)
+        Cost { wall, reader, client, rss, bytes: report.bytes, walsender: 0.0 }
     }
 
-    pub(super) fn raw(subscribers: usize, bytes: u64) -> Cost {
+    /// `pieces` of 16 KiB in each writev.
+    pub(super) fn raw(subscribers: usize, bytes: u64, pieces: usize) -> Cost {
         let port = process::free_port();
-        let mut server = rawtcp::start(port, bytes, subscribers);
+        let mut server = rawtcp::start(port, bytes, subscribers, pieces);
         while std::fs::read_to_string("/proc/net/tcp").is_ok_and(|text| !text.contains(&format!(":{port:04X} "))) {
             std::thread::sleep(std::time::Duration::from_millis(2));
         }
-        let (start, until) = (From::Earliest, Until::Raw);
-        let client =
-            Client::start(&Orders { port, streams: subscribers, start, until, stalled: 0, predicate: String::new() });
+        let client = Client::start(&Orders { port, streams: subscribers, until: Until::Raw, ..Orders::default() });
         let (report, client) = client.finish();
         assert_eq!(report.bytes, bytes * subscribers as u64);
         let (reader, _) = proc::wait(&mut server);
@@ -66,8 +67,7 @@ impl Suites {
     fn naive(subscribers: usize, rows: u64) -> Cost {
         let port = process::free_port();
         let mut server = naive::start(port, rows, subscribers);
-        let (start, until) = (From::Earliest, Until::Changes(rows));
-        let orders = Orders { port, streams: subscribers, start, until, stalled: 0, predicate: String::new() };
+        let orders = Orders { port, streams: subscribers, until: Until::Changes(rows), ..Orders::default() };
         let (report, client) = Client::start(&orders).finish();
         let wall = (report.end_us - report.first_us) as f64 / 1e6;
         let reader = proc::cpu(server.id());
@@ -82,8 +82,9 @@ impl Suites {
         let about = format!(
             "{} changes of about 160 bytes in the hub's ring; so many subscribers without a filter read them all at once, \
              each over a connection of its own, in one process that counts bytes (one stream is checked for count and \
-             order). Beside it 10 pg_recvlogical on 10 slots; raw TCP, a server that writes as many bytes to as many connections \
-             with writev, 64 KiB at a time, and does nothing else; and a naive server, which puts each transaction of the \
+             order). HTTP/2's frames hold 16 KiB unless the client offers more, and each is written by itself. Beside it 10 \
+             pg_recvlogical on 10 slots; raw TCP, a server that writes as many bytes to as many connections with writev, 64 \
+             KiB or 16 KiB at a time, and does nothing else; and a naive server, which puts each transaction of the \
              same rows into a broadcast channel and lets tonic encode it for each subscriber. {runs} runs each.",
             count(rows as f64)
         );
@@ -100,12 +101,17 @@ impl Suites {
         };
         for _ in 0..runs {
             for subscribers in [1, 10, 50] {
-                let (cost, _) = Self::replay(&hub, &backlog, subscribers);
+                let cost = Self::replay(&hub, &backlog, subscribers);
                 let bytes = cost.bytes / subscribers as u64;
                 put(format!("hub, {subscribers} subscribers"), subscribers, cost);
-                put(format!("raw TCP, {subscribers} connections"), subscribers, Self::raw(subscribers, bytes));
+                put(format!("raw TCP, {subscribers} connections"), subscribers, Self::raw(subscribers, bytes, 4));
                 if subscribers > 1 {
                     put(format!("naive, {subscribers} subscribers"), subscribers, Self::naive(subscribers, rows));
+                }
+                if subscribers == 50 {
+                    let cost = Self::replay_beside(&hub, &backlog, subscribers, 1 << 20, 0);
+                    put("hub, frames of 1 MiB offered, 50 subscribers".to_owned(), subscribers, cost);
+                    put("raw TCP, 16 KiB at a time, 50 connections".to_owned(), 50, Self::raw(50, bytes, 1));
                 }
             }
             put("10 direct slots".to_owned(), 10, self.stage.direct(&backlog, 10).await);
@@ -140,6 +146,9 @@ impl Suites {
         section.goal("Deliveries/s to 50 subscribers: 10,000,000", count(per_second), per_second >= 10e6);
         let share = cpu("raw TCP, 50") / cpu("hub, 50");
         section.goal("Deliveries per second of CPU, of raw TCP's: 0.5", format!("{share:.2}"), share >= 0.5);
+        let share = cpu("raw TCP, 50") / cpu("hub, frames");
+        let text = "The same, clients that offer HTTP/2 frames of 1 MiB: 0.5";
+        section.goal(text, format!("{share:.2}"), share >= 0.5);
         let added = |server: &str| {
             let more = cpu(&format!("{server}, 50")) - cpu(&format!("{server}, 10"));
             (more * 1e9 / (40 * rows) as f64).max(0.0)
@@ -200,7 +209,7 @@ impl Suites {
         let mut costs = [Vec::new(), Vec::new()];
         for _ in 0..runs {
             for (costs, stalled) in costs.iter_mut().zip([0, 20]) {
-                costs.push(Self::replay_beside(&hub, &backlog, 10, stalled).0);
+                costs.push(Self::replay_beside(&hub, &backlog, 10, 0, stalled));
             }
         }
         drop(hub);

@@ -8,7 +8,7 @@ use crate::{
     harness::wait,
     proc::{self, Client, now_us},
     report::{Section, Spread, count},
-    stage::{Cost, Shape, orders},
+    stage::{Cost, Shape, check, orders},
 };
 
 const TABLE: &str = "filtered";
@@ -91,6 +91,9 @@ impl Suites {
         let slot = self.stage.copy(&backlog).await;
         let mut hub = self.stage.hub(&slot, &[]);
         hub.start().await;
+        // "latest" is behind these.
+        let (first, _) = Client::start(&orders(&hub, 1, From::Earliest, Until::Changes(BEFORE))).finish();
+        check(&backlog, &first);
         let mut filtered = (case.streams > 0).then(|| {
             let until = if case.keeping_up { Until::Changes(SELECTED) } else { Until::Killed };
             let mut orders = orders(&hub, case.streams, From::Latest, until);

@@ -2,6 +2,7 @@
 
 mod bytes;
 mod catch_up;
+mod clients;
 mod drain;
 mod fanout;
 mod filters;
@@ -34,6 +35,7 @@ const NAMES: &[&str] = &[
     "catch-up",
     "isolation",
     "snapshot",
+    "clients",
 ];
 
 impl Suites {
@@ -65,6 +67,7 @@ impl Suites {
                 "memory" => self.memory().await,
                 "bytes" => self.bytes().await,
                 "snapshot" => self.snapshot().await,
+                "clients" => self.clients().await,
                 "catch-up" => self.catch_up().await,
                 _ => self.isolation().await,
             };

@@ -1,63 +1,79 @@
-"""Changes per second that one process iterates, against a real hub (WALCAST_BIN; PostgreSQL as for the conformance scenario)."""
+"""Iterates a table's changes as often as it is told to: see clients/README.md.
+
+Orders: `rows` (decoded to native rows), `asyncio` (the same with AsyncClient), `arrow` (RecordBatches).
+"""
 
 from __future__ import annotations
 
 import asyncio
+import json
+import platform
 import sys
 import time
-from collections.abc import Callable
-from pathlib import Path
+from typing import Any
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parents[1] / "conformance"), str(HERE.parent / "src")]
+import walcast
+from walcast import _native
 
-import stage  # noqa: E402
-
-import walcast  # noqa: E402
-
-ROWS = int(sys.argv[1]) if len(sys.argv) > 1 else 300_000
+FOLD = (1 << 32) - 1
 
 
-def timed(name: str, run: Callable[[], int]) -> None:
-    wall, cpu = time.perf_counter(), time.process_time()
-    count = run()
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    assert count == ROWS, count
-    print(f"{name:22} {count / wall:10,.0f} changes/s, {count / cpu:10,.0f} per second of the client's CPU")
+class Count:
+    def __init__(self) -> None:
+        self.changes = self.nulls = self.digest = 0
+
+    def rows(self, stream: walcast.Subscription) -> None:
+        changes = nulls = digest = 0
+        for change in stream.changes():
+            row = change.after
+            changes += 1
+            digest = digest * 31 + row["id"] & FOLD
+            if row["note"] is None:
+                nulls += 1
+        self.changes, self.nulls, self.digest = changes, nulls, digest
+
+    async def asyncio(self, address: str, options: dict[str, Any]) -> None:
+        changes = nulls = digest = 0
+        async with walcast.AsyncClient(address) as client:
+            async for change in client.subscribe(**options).changes():
+                row = change.after
+                changes += 1
+                digest = digest * 31 + row["id"] & FOLD
+                if row["note"] is None:
+                    nulls += 1
+        self.changes, self.nulls, self.digest = changes, nulls, digest
+
+    def arrow(self, stream: walcast.Subscription) -> None:
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        powers = [pow(31, power, FOLD + 1) for power in range(1001)]
+        weights = pa.array(powers[999::-1], pa.uint64())
+        for batch in stream.batches():
+            for table in batch.to_arrow():
+                ids = table.batch.column("id").cast(pa.uint64())
+                for at in range(0, len(ids), 1000):
+                    part = ids.slice(at, 1000)
+                    weighed = pc.sum(pc.multiply(part, weights.slice(1000 - len(part)))).as_py()
+                    self.digest = self.digest * powers[len(part)] + weighed & FOLD
+                self.changes += table.batch.num_rows
+                self.nulls += table.batch.column("note").null_count
 
 
 def main() -> None:
-    with stage.scratch() as directory:
-        cluster = stage.Cluster(directory)
-        try:
-            hub = stage.Hub(cluster, directory / "hub")
-            try:
-                cluster.sql("CREATE TABLE bench (id int PRIMARY KEY, a int, b text, ts timestamptz, n numeric)")
-                cluster.sql(
-                    f"INSERT INTO bench SELECT i, i, 'text ' || i, now(), i * 1.1 FROM generate_series(1, {ROWS}) i"
-                )
-                measure(hub.address)
-            finally:
-                hub.close()
-        finally:
-            cluster.close()
-
-
-def measure(address: str) -> None:
-    async def asynchronous() -> int:
-        async with walcast.AsyncClient(address) as client:
-            stream = client.subscribe("public.bench", start="earliest", stop_at_tail=True)
-            return sum([1 async for change in stream.changes() if change.after])
-
-    with walcast.Client(address) as client:
-
-        def stream() -> walcast.Subscription:
-            return client.subscribe("public.bench", start="earliest", stop_at_tail=True)
-
-        timed("native rows", lambda: sum(1 for change in stream().changes() if change.after))
-        timed("native rows, asyncio", lambda: asyncio.run(asynchronous()))
-        timed("to_pylist", lambda: sum(len(tx.to_pylist()) for tx in stream()))
-        timed("Arrow", lambda: sum(table.batch.num_rows for batch in stream().batches() for table in batch.to_arrow()))
+    address, table = sys.argv[1:]
+    options: dict[str, Any] = {"tables": table, "start": "earliest", "stop_at_tail": True}
+    reader = "compiled" if _native.native else "pure"
+    print(json.dumps({"ready": f"Python {platform.python_version()}, {reader}"}), flush=True)
+    for order in sys.stdin:
+        count = Count()
+        began = time.perf_counter()
+        if order.strip() == "asyncio":
+            asyncio.run(count.asyncio(address, options))
+        else:
+            with walcast.Client(address) as client:
+                getattr(count, order.strip())(client.subscribe(**options))
+        print(json.dumps({**vars(count), "seconds": time.perf_counter() - began}), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
 #!/usr/bin/env bash
-# Changes per second against a real hub. Arguments go to clients/conformance/bench.py. Only this crate is built with
-# optimisation, not its dependencies: to measure what users get, set PROFILE=release.
+# The program of the `clients` benchmark: see clients/README.md. `bench.sh build` builds it, `bench.sh ADDRESS TABLE` is it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-PROFILE=${PROFILE:-dev}
-cargo build --quiet --example bench --profile "$PROFILE" --config 'profile.dev.package.walcast-client.opt-level=3'
-directory=${CARGO_TARGET_DIR:-target}/$([ "$PROFILE" = dev ] && echo debug || echo "$PROFILE")
-exec python3 ../conformance/bench.py --rounds 5 --bench "$directory/examples/bench" "$@"
+[ "${1:-}" = build ] || exec "${CARGO_TARGET_DIR:-target}/release/examples/bench" "$@"
+CARGO=${CARGO:-cargo}
+command -v "$CARGO" >/dev/null || { echo "cargo is missing"; exit 3; }
+"$CARGO" build --quiet --locked --release --example bench

@@ -154,6 +154,10 @@ export class Wire {
 
   /** The zigzag integer that `field` has read. */
   int64(): bigint {
+    if (this.high < 0x20_0000) {
+      const zigzag = this.high * 0x1_0000_0000 + this.low; // below 2 ** 53, so a number holds it
+      return BigInt((this.low & 1) === 0 ? zigzag / 2 : -(zigzag + 1) / 2);
+    }
     const value = (BigInt(this.high) << 32n) | BigInt(this.low);
     return (value >> 1n) ^ -(value & 1n);
   }

@@ -117,6 +117,14 @@ test("zeros are values, and numbers are exact", () => {
   ]); // prettier-ignore
 });
 
+test("int8 is exact on both sides of what a number holds", () => {
+  for (const edge of [0n, 2n ** 31n, 2n ** 32n, 2n ** 51n, 2n ** 52n, 2n ** 53n, 2n ** 62n]) {
+    for (const value of [edge - 1n, edge, edge + 1n, -edge - 1n, -edge, -edge + 1n]) {
+      assert.deepStrictEqual(decode(relation(["a", "int8"]), wire(int(value))), { a: value });
+    }
+  }
+});
+
 test("texts of every length and script", () => {
   for (const written of ["x", "x".repeat(11), "x".repeat(12), "x".repeat(5000), "grüße 😀", `${"x".repeat(2000)}é`]) {
     assert.deepStrictEqual(decode(relation(["a", "text"]), wire(text(written))), { a: written });

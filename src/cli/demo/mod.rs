@@ -1,5 +1,7 @@
 //! `walcast demo`: everything at once on this machine, and nothing left of it afterwards.
 
+mod built;
+mod failover;
 mod postgres;
 mod workload;
 
@@ -9,9 +11,10 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::{interval, sleep, timeout};
+use parking_lot::Mutex;
+use tokio::time::{Instant, interval, sleep, timeout};
 
-use self::postgres::Cluster;
+use self::{built::Built, failover::Story, postgres::Cluster};
 use super::{
     args::{DemoArgs, Format, HubArgs},
     client::Hub,
@@ -39,8 +42,12 @@ pub async fn run(args: &DemoArgs) -> Result<(), Error> {
     }
     let output = Output::with_status();
     output.status(|| "starting PostgreSQL".to_owned());
-    let mut cluster = Cluster::start(args.bin_dir.as_deref()).await?;
-    let outcome = with_cluster(args, &mut cluster, &output, &stop).await;
+    let begun = Instant::now();
+    let mut cluster = Cluster::start(args.bin_dir.as_deref(), args.failover).await?;
+    let outcome = match args.failover {
+        true => with_pair(args, &mut cluster, &output, &stop, begun).await,
+        false => with_cluster(args, &mut cluster, &output, &stop).await,
+    };
     output.status(|| "stopping".to_owned());
     let stopped = cluster.stop().await;
     outcome.and(stopped)
@@ -64,10 +71,67 @@ async fn with_cluster(args: &DemoArgs, cluster: &mut Cluster, output: &Output, s
     let mut hub = tokio::spawn(app::serve(config, drain.clone()));
     let work = async { workload::run(&mut shop, stop).await.map_err(sql) };
     let outcome = tokio::select! {
-        tailed = follow(args, listen, output, stop) => tailed,
+        tailed = follow(args, listen, output, stop, &|_| {}) => tailed,
         worked = work => worked,
         served = &mut hub => return Err(hub_ended(served)),
     };
+    finish(hub, &drain, outcome).await
+}
+
+/// The same with a standby, which takes over.
+async fn with_pair(
+    args: &DemoArgs,
+    cluster: &mut Cluster,
+    output: &Output,
+    stop: &Drain,
+    begun: Instant,
+) -> Result<(), Error> {
+    let prepared = async {
+        let version = cluster.ready().await?;
+        failover::prepare(cluster).await?;
+        Ok::<_, Error>(version)
+    };
+    let version = tokio::select! {
+        prepared = prepared => prepared?,
+        () = stop.wait() => return Ok(()),
+    };
+    let config = config(args, cluster)?;
+    serve::log(&config.log)?;
+    if args.format == Format::Pretty {
+        output.print(&introduction(cluster, &version, &config))?;
+    }
+    let listen = config.grpc.listen;
+    let drain = Drain::new();
+    let mut hub = tokio::spawn(app::serve(config, drain.clone()));
+    let built = Mutex::new(Built::default());
+    let hub_dir = cluster.hub_dir();
+    let story = Story { output, format: args.format, begun, hub_dir, built: &built };
+    let enough = Drain::new();
+    let played = async {
+        let played = story.play(cluster).await;
+        enough.start();
+        played
+    };
+    let observe = |item: &tail::follow::Item<'_>| built.lock().take(item);
+    let outcome = tokio::select! {
+        both = async { tokio::try_join!(played, follow(args, listen, output, &enough, &observe)) } => both.map(drop),
+        () = stop.wait() => Ok(()),
+        served = &mut hub => return Err(hub_ended(served)),
+    };
+    let finished = outcome.is_ok() && !stop.started();
+    finish(hub, &drain, outcome).await?;
+    match finished {
+        true => story.compare(cluster).await,
+        false => Ok(()),
+    }
+}
+
+/// Ends the hub well.
+async fn finish(
+    mut hub: tokio::task::JoinHandle<Result<(), app::Error>>,
+    drain: &Drain,
+    outcome: Result<(), Error>,
+) -> Result<(), Error> {
     drain.start();
     match timeout(DRAIN, &mut hub).await {
         Ok(Ok(Ok(()))) => outcome,
@@ -80,7 +144,13 @@ async fn with_cluster(args: &DemoArgs, cluster: &mut Cluster, output: &Output, s
 }
 
 /// The subscriber that the person watches.
-async fn follow(args: &DemoArgs, listen: SocketAddr, output: &Output, stop: &Drain) -> Result<(), Error> {
+async fn follow(
+    args: &DemoArgs,
+    listen: SocketAddr,
+    output: &Output,
+    stop: &Drain,
+    observe: &tail::Observe<'_>,
+) -> Result<(), Error> {
     let hub = Hub::new(&HubArgs {
         hub: format!("http://{listen}"),
         token: None,
@@ -104,7 +174,7 @@ async fn follow(args: &DemoArgs, listen: SocketAddr, output: &Output, stop: &Dra
         }
     };
     tokio::select! {
-        tailed = tail::run(&hub, &options, output, stop) => tailed.map(drop),
+        tailed = tail::run_observed(&hub, &options, output, stop, observe) => tailed.map(drop),
         () = limit => Ok(()),
     }
 }
@@ -120,7 +190,7 @@ fn hub_ended(served: Result<Result<(), app::Error>, tokio::task::JoinError>) -> 
 fn config(args: &DemoArgs, cluster: &Cluster) -> Result<Config, Error> {
     let settings = [
         ("source.dsn", cluster.dsn()),
-        ("source.create_publication", "true".to_owned()),
+        ("source.create_publication", (!args.failover).to_string()),
         ("journal.data_dir", cluster.hub_dir().display().to_string()),
         ("journal.segment_bytes", "16MiB".to_owned()),
         ("journal.retain_bytes", "256MiB".to_owned()),

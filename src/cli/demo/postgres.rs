@@ -15,35 +15,54 @@ use std::{
 };
 
 use tokio::{
-    io::AsyncReadExt,
+    io::{AsyncReadExt, AsyncWriteExt},
     process::{Child, Command},
     time::{sleep, timeout},
 };
 
 use crate::cli::error::Error;
 
-/// Words: directory, directory of the binaries, port, then the prefix that changes the user, if any.
+/// Words: directory, directory of the binaries, port, port of a standby or nothing, then the prefix that changes the
+/// user, if any. The line `kill` on the pipe kills the primary as a crash would.
 ///
-/// The server gets two signals because a shell starts background processes with
+/// A server gets two signals because a shell starts background processes with
 /// [SIGQUIT ignored](https://pubs.opengroup.org/onlinepubs/9799919799/utilities/V3_chap02.html#tag_19_12): until it
 /// has installed its own handlers, which make SIGQUIT the immediate shutdown, only SIGTERM ends it.
+///
+/// The standby is a copy from before the primary's first start, so all that it needs is WAL.
 const GUARD: &str = r#"
-dir=$1; bin=$2; port=$3; shift 3
-"$@" "$bin/initdb" --pgdata "$dir/data" --pwfile "$dir/password" --username=postgres --auth-local=trust \
-    --auth-host=scram-sha-256 --encoding=UTF8 --no-locale --no-sync </dev/null >"$dir/log" 2>&1 || {
-    cat "$dir/log"
-    rm -rf "$dir"
-    exit 1
+dir=$1; bin=$2; port=$3; standby=$4; shift 4
+prefix=$*
+fail() { cat "$dir/log"; rm -rf "$dir"; exit 1; }
+serve() { # data directory, port, log, more settings
+    data=$1; at=$2; log=$3; shift 3
+    $prefix "$bin/postgres" -D "$dir/$data" -k "$dir/socket" -p "$at" -c wal_level=logical \
+        -c listen_addresses=127.0.0.1 -c max_wal_senders=10 -c max_replication_slots=10 -c shared_buffers=16MB \
+        -c fsync=off -c logging_collector=off "$@" </dev/null >"$dir/$log" 2>&1 &
 }
-"$@" "$bin/postgres" -D "$dir/data" -k "$dir/socket" -p "$port" -c wal_level=logical -c listen_addresses=127.0.0.1 \
-    -c max_wal_senders=10 -c max_replication_slots=10 -c shared_buffers=16MB -c fsync=off -c logging_collector=off \
-    </dev/null >"$dir/log" 2>&1 &
+$prefix "$bin/initdb" --pgdata "$dir/data" --pwfile "$dir/password" --username=postgres --auth-local=trust \
+    --auth-host=scram-sha-256 --encoding=UTF8 --no-locale --no-sync </dev/null >"$dir/log" 2>&1 || fail
+if [ -n "$standby" ]; then
+    { cp -a "$dir/data" "$dir/standby" && $prefix touch "$dir/standby/standby.signal" &&
+        echo "primary_conninfo = 'host=$dir/socket port=$port user=postgres'" >>"$dir/standby/postgresql.auto.conf"
+    } >>"$dir/log" 2>&1 || fail
+    serve standby "$standby" standby-log -c wal_retrieve_retry_interval=100ms
+    other=$!
+    serve data "$port" log -c wal_keep_size=1GB
+else
+    serve data "$port" log
+fi
 server=$!
 trap '' HUP INT TERM
-read -r _
-kill -TERM $server 2>/dev/null
-kill -QUIT $server 2>/dev/null
-wait $server
+while read -r word; do
+    [ "$word" = kill ] || continue
+    kill -KILL $server
+    wait $server
+    server=
+done
+kill -TERM $server $other 2>/dev/null
+kill -QUIT $server $other 2>/dev/null
+wait
 rm -rf "$dir"
 "#;
 
@@ -53,28 +72,29 @@ const STARTUP: Duration = Duration::from_secs(60);
 /// Time for the server to stop and its directory to go.
 const SHUTDOWN: Duration = Duration::from_secs(20);
 
-/// A running server.
+/// A running server, with or without a standby.
 pub struct Cluster {
     dir: PathBuf,
     port: u16,
+    standby: Option<u16>,
     password: String,
     guard: Child,
 }
 
 impl Cluster {
-    /// Finds the binaries and sets a new cluster going in a new temporary directory.
-    pub async fn start(bin_dir: Option<&Path>) -> Result<Cluster, Error> {
+    /// Finds the binaries and sets a new cluster going in a new temporary directory; `pair`: and a standby of it.
+    pub async fn start(bin_dir: Option<&Path>, pair: bool) -> Result<Cluster, Error> {
         let bin = find_binaries(bin_dir).await?;
         let owner = Owner::choose()?;
         let dir = new_directory()?;
-        let started = Self::start_in(&bin, &owner, &dir);
+        let started = Self::start_in(&bin, &owner, &dir, pair);
         if started.is_err() {
             let _ = fs::remove_dir_all(&dir);
         }
         started
     }
 
-    fn start_in(bin: &Path, owner: &Owner, dir: &Path) -> Result<Cluster, Error> {
+    fn start_in(bin: &Path, owner: &Owner, dir: &Path, pair: bool) -> Result<Cluster, Error> {
         let context = |what: &str| Error::io(format!("{what} in {}", dir.display()));
         for name in ["data", "socket"] {
             let path = dir.join(name);
@@ -89,16 +109,21 @@ impl Cluster {
         fs::write(&file, format!("{password}\n")).map_err(context("writing the password"))?;
         owner.give(&file)?;
         let port = free_port()?;
+        let standby = if pair { Some(free_port()?) } else { None };
         let mut guard = Command::new("/bin/sh");
-        guard.args(["-c", GUARD, "walcast-demo-guard"]).arg(dir).arg(bin).arg(port.to_string()).args(owner.prefix());
+        guard.args(["-c", GUARD, "walcast-demo-guard"]).arg(dir).arg(bin).arg(port.to_string());
+        guard.arg(standby.map_or_else(String::new, |port| port.to_string())).args(owner.prefix());
         guard.current_dir("/").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).process_group(0);
         let guard = guard.spawn().map_err(Error::io("starting /bin/sh"))?;
-        Ok(Cluster { dir: dir.to_owned(), port, password, guard })
+        Ok(Cluster { dir: dir.to_owned(), port, standby, password, guard })
     }
 
-    /// For the hub: over the socket, which only the owner and root can reach.
+    /// For the hub: over the socket, which only the owner and root can reach. Names every server.
     pub fn dsn(&self) -> String {
-        format!("host={} port={} user=postgres dbname=postgres", self.dir.join("socket").display(), self.port)
+        let ports: Vec<String> = [Some(self.port), self.standby].iter().flatten().map(u16::to_string).collect();
+        let socket = self.dir.join("socket").display().to_string();
+        let hosts = vec![socket; ports.len()].join(",");
+        format!("host={hosts} port={} user=postgres dbname=postgres", ports.join(","))
     }
 
     /// For people: over TCP, with a password.
@@ -111,9 +136,19 @@ impl Cluster {
         self.dir.join("hub")
     }
 
-    /// A connection over the socket; its driver runs in the background.
+    /// A connection to the primary; its driver runs in the background.
     pub async fn connect(&self) -> Result<tokio_postgres::Client, tokio_postgres::Error> {
-        let (client, connection) = tokio_postgres::connect(&self.dsn(), tokio_postgres::NoTls).await?;
+        self.connect_at(self.port).await
+    }
+
+    /// A connection to the standby.
+    pub async fn connect_standby(&self) -> Result<tokio_postgres::Client, tokio_postgres::Error> {
+        self.connect_at(self.standby.unwrap_or(self.port)).await
+    }
+
+    async fn connect_at(&self, port: u16) -> Result<tokio_postgres::Client, tokio_postgres::Error> {
+        let dsn = format!("host={} port={port} user=postgres dbname=postgres", self.dir.join("socket").display());
+        let (client, connection) = tokio_postgres::connect(&dsn, tokio_postgres::NoTls).await?;
         tokio::spawn(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(error = %error, "a connection of the demo ended");
@@ -122,11 +157,19 @@ impl Cluster {
         Ok(client)
     }
 
-    /// Waits until the server answers, and returns its version.
+    /// Waits until every server answers, and returns their version.
     pub async fn ready(&mut self) -> Result<String, Error> {
+        let version = self.answers(self.port, "log").await?;
+        if let Some(standby) = self.standby {
+            self.answers(standby, "standby-log").await?;
+        }
+        Ok(version)
+    }
+
+    async fn answers(&mut self, port: u16, log: &str) -> Result<String, Error> {
         let started = Instant::now();
         loop {
-            let last = match self.connect().await {
+            let last = match self.connect_at(port).await {
                 Ok(client) => match client.query_one("SHOW server_version", &[]).await {
                     Ok(row) => return Ok(row.get(0)),
                     Err(error) => error.to_string(),
@@ -140,7 +183,7 @@ impl Cluster {
                 }
                 return Err(Error::Failed(format!("initdb failed: {}", told.trim())));
             }
-            let log = fs::read_to_string(self.dir.join("log")).unwrap_or_default();
+            let log = fs::read_to_string(self.dir.join(log)).unwrap_or_default();
             if log.contains("FATAL:  could not") || log.contains("system is shut down") || started.elapsed() > STARTUP {
                 let first = log.lines().count().saturating_sub(5);
                 let end: Vec<&str> = log.lines().skip(first).collect();
@@ -150,7 +193,17 @@ impl Cluster {
         }
     }
 
-    /// Stops the server at once and removes everything.
+    /// `kill -9` for the primary.
+    pub async fn kill_primary(&mut self) -> Result<(), Error> {
+        let Some(pipe) = self.guard.stdin.as_mut() else { return Ok(()) };
+        let told = async {
+            pipe.write_all(b"kill\n").await?;
+            pipe.flush().await
+        };
+        told.await.map_err(Error::io("telling the demo's guard to kill the primary"))
+    }
+
+    /// Stops every server at once and removes everything.
     pub async fn stop(mut self) -> Result<(), Error> {
         drop(self.guard.stdin.take());
         if timeout(SHUTDOWN, self.guard.wait()).await.is_err() {
@@ -289,7 +342,7 @@ mod tests {
 
     #[tokio::test]
     async fn nothing_is_left_of_a_cluster_that_was_stopped() {
-        let mut cluster = Cluster::start(None).await.expect("PostgreSQL is installed");
+        let mut cluster = Cluster::start(None, false).await.expect("PostgreSQL is installed");
         let version = cluster.ready().await.expect("it answers");
         assert!(version.starts_with(|c: char| c.is_ascii_digit()), "{version}");
         let (dir, port) = (cluster.dir.clone(), cluster.port);
@@ -301,7 +354,7 @@ mod tests {
 
     #[tokio::test]
     async fn nothing_is_left_when_the_demo_is_killed() {
-        let mut cluster = Cluster::start(None).await.expect("PostgreSQL is installed");
+        let mut cluster = Cluster::start(None, false).await.expect("PostgreSQL is installed");
         cluster.ready().await.expect("it answers");
         let (dir, port) = (cluster.dir.clone(), cluster.port);
         drop(cluster); // closes the pipe, as the kernel does when the process ends
@@ -313,7 +366,7 @@ mod tests {
     async fn nothing_is_left_when_the_demo_is_killed_while_it_starts() {
         let log_bytes = |dir: &Path| fs::metadata(dir.join("log")).map_or(0, |log| log.len());
         for moment in ["at once", "initdb has spoken", "the server has not", "the server runs"] {
-            let cluster = Cluster::start(None).await.expect("PostgreSQL is installed");
+            let cluster = Cluster::start(None, false).await.expect("PostgreSQL is installed");
             let dir = cluster.dir.clone();
             if moment != "at once" {
                 until(moment, || log_bytes(&dir) > 0).await;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tokio::time::{MissedTickBehavior, interval};
-use tokio_postgres::{Client, Error};
+use tokio_postgres::{Client, Error, Transaction};
 
 use crate::shutdown::Drain;
 
@@ -29,8 +29,14 @@ const SCHEMA: &str = "
         PRIMARY KEY (order_id, line)
     );
     ALTER TABLE orders REPLICA IDENTITY FULL;
-    INSERT INTO customers VALUES (1, 'Ada', 'London'), (2, 'Grace', 'New York'), (3, 'Edsger', 'Rotterdam'), (4, 'Barbara', 'Boston');
 ";
+
+const CUSTOMERS: &str = "INSERT INTO customers VALUES
+    (1, 'Ada', 'London'), (2, 'Grace', 'New York'), (3, 'Edsger', 'Rotterdam'), (4, 'Barbara', 'Boston')";
+
+/// A row for each transaction, so that none can be missing unnoticed.
+const LEDGER: &str = "CREATE TABLE ledger (
+    txid xid8 PRIMARY KEY DEFAULT pg_current_xact_id(), round int NOT NULL, at timestamptz NOT NULL DEFAULT now())";
 
 const PRODUCTS: &[&str] = &["espresso beans", "paper filters", "kettle", "grinder", "cup", "scale"];
 const STATUSES: &[(&str, &str)] =
@@ -38,7 +44,45 @@ const STATUSES: &[(&str, &str)] =
 
 /// Creates the shop's tables and its first customers.
 pub async fn create(client: &Client) -> Result<(), Error> {
-    client.batch_execute(SCHEMA).await
+    client.batch_execute(SCHEMA).await?;
+    client.batch_execute(CUSTOMERS).await
+}
+
+/// Tables of a shop that keeps a ledger, as [`create_with_ledger`] makes them.
+pub const TABLES: [&str; 4] = ["customers", "orders", "order_items", "ledger"];
+
+/// Creates the shop's tables, empty, and the ledger.
+pub async fn create_with_ledger(client: &Client) -> Result<(), Error> {
+    client.batch_execute(SCHEMA).await?;
+    client.batch_execute(LEDGER).await
+}
+
+/// The first customers come.
+pub async fn open(client: &mut Client) -> Result<(), Error> {
+    let transaction = client.transaction().await?;
+    transaction.batch_execute(CUSTOMERS).await?;
+    enter(&transaction, -1).await?;
+    transaction.commit().await
+}
+
+/// One transaction with its row in the ledger.
+pub async fn trade(client: &mut Client, round: i32) -> Result<(), Error> {
+    let transaction = client.transaction().await?;
+    act(&transaction, round).await?;
+    enter(&transaction, round).await?;
+    transaction.commit().await
+}
+
+async fn enter(transaction: &Transaction<'_>, round: i32) -> Result<(), Error> {
+    transaction.execute("INSERT INTO ledger (round) VALUES ($1)", &[&round]).await.map(drop)
+}
+
+async fn act(transaction: &Transaction<'_>, round: i32) -> Result<(), Error> {
+    match round % 4 {
+        0 => place_order(transaction).await,
+        1 | 2 => move_order(transaction).await,
+        _ => tidy_up(transaction).await,
+    }
 }
 
 /// Trades until told to stop.
@@ -51,17 +95,14 @@ pub async fn run(client: &mut Client, stop: &Drain) -> Result<(), Error> {
             () = stop.wait() => return Ok(()),
             _ = ticks.tick() => {}
         }
-        match round % 4 {
-            0 => place_order(client).await?,
-            1 | 2 => move_order(client).await?,
-            _ => tidy_up(client).await?,
-        }
+        let transaction = client.transaction().await?;
+        act(&transaction, round).await?;
+        transaction.commit().await?;
         round += 1;
     }
 }
 
-async fn place_order(client: &mut Client) -> Result<(), Error> {
-    let transaction = client.transaction().await?;
+async fn place_order(transaction: &Transaction<'_>) -> Result<(), Error> {
     let customer: i32 = fastrand::i32(1..=4);
     let cents: i64 = fastrand::i64(450..20_000);
     let order: i64 = transaction
@@ -77,10 +118,10 @@ async fn place_order(client: &mut Client) -> Result<(), Error> {
         let item = "INSERT INTO order_items VALUES ($1, $2, $3, $4)";
         transaction.execute(item, &[&order, &line, &product, &quantity]).await?;
     }
-    transaction.commit().await
+    Ok(())
 }
 
-async fn move_order(client: &Client) -> Result<(), Error> {
+async fn move_order(client: &Transaction<'_>) -> Result<(), Error> {
     let (from, to) = fastrand::choice(STATUSES).copied().unwrap_or_default();
     let next = "UPDATE orders SET status = $2 WHERE id = (SELECT id FROM orders WHERE status = $1 ORDER BY id LIMIT 1)";
     if client.execute(next, &[&from, &to]).await? == 0 {
@@ -90,7 +131,7 @@ async fn move_order(client: &Client) -> Result<(), Error> {
     Ok(())
 }
 
-async fn tidy_up(client: &Client) -> Result<(), Error> {
+async fn tidy_up(client: &Transaction<'_>) -> Result<(), Error> {
     let old = "DELETE FROM orders WHERE id IN (SELECT id FROM orders ORDER BY id DESC OFFSET $1 LIMIT 2)
                OR id = (SELECT min(id) FROM orders WHERE status = 'delivered')";
     client.execute(old, &[&MOST_ORDERS]).await?;

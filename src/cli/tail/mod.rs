@@ -105,7 +105,18 @@ enum Ended {
 /// Follows until everything asked for is printed, `stop` is told, or retrying cannot help. Returns the number of
 /// changes printed.
 pub async fn run(hub: &Hub, options: &Options, output: &Output, stop: &Drain) -> Result<u64, Error> {
-    let mut tail = Tail { hub, options, output, stop, follower: Follower::default(), acked: None };
+    run_observed(hub, options, output, stop, &|_| {}).await
+}
+
+/// The same; `observe` sees every item once, before it is printed.
+pub async fn run_observed(
+    hub: &Hub,
+    options: &Options,
+    output: &Output,
+    stop: &Drain,
+    observe: &Observe<'_>,
+) -> Result<u64, Error> {
+    let mut tail = Tail { hub, options, output, stop, observe, follower: Follower::default(), acked: None };
     let started = Instant::now();
     let mut backoff = FIRST_BACKOFF;
     let mut opened_before = false;
@@ -158,11 +169,15 @@ fn retry_after(status: &Status, backoff: Duration) -> Option<Duration> {
     is_lost.then_some(jittered)
 }
 
+/// Sees what is printed.
+pub type Observe<'a> = dyn Fn(&Item<'_>) + Send + Sync + 'a;
+
 struct Tail<'a> {
     hub: &'a Hub,
     options: &'a Options,
     output: &'a Output,
     stop: &'a Drain,
+    observe: &'a Observe<'a>,
     follower: Follower,
     acked: Option<pb::Position>,
 }
@@ -233,6 +248,7 @@ impl Tail<'_> {
         let view = View { width: terminal_width(), zone: TimeZone::system(), now: Timestamp::now() };
         for event in events {
             let Some(item) = self.follower.accept(event)? else { continue };
+            (self.observe)(&item);
             match self.options.format {
                 Format::Pretty => view.render(&mut text, &item),
                 Format::Json => {

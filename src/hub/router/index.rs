@@ -5,10 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{
-    log::{Published, Route},
-    table::Table,
-};
+use super::{log::Route, table::Table};
 use crate::{
     feed::Feed,
     hub::{frames, projection::head_of},
@@ -82,12 +79,12 @@ impl Index {
         self.members.iter().map(|member| member.route.clone()).collect()
     }
 
-    pub fn join(&mut self, selection: &Arc<Selection>, published: &Arc<Published>) -> Arc<Route> {
+    pub fn join(&mut self, route: &Arc<Route>, selection: &Arc<Selection>) {
         let slot = self.free.pop().unwrap_or_else(|| {
             self.members.0.push(None);
             self.members.0.len() as u32 - 1
         });
-        let route = Arc::new(Route::new(slot, self.next, published));
+        route.admit(slot, self.next);
         self.tables.values_mut().for_each(|table| table.join(slot, selection));
         if selection.selects_messages() {
             self.messages.insert(slot);
@@ -97,7 +94,6 @@ impl Index {
             open.insert(slot);
         }
         self.members.0[slot as usize] = Some(Member { route: route.clone(), selection: selection.clone() });
-        route
     }
 
     pub fn leave(&mut self, slot: u32) {
@@ -125,7 +121,7 @@ impl Index {
     /// Enters the block with each member that it concerns; whom to wake.
     pub fn route(&mut self, block: &Block, feed: &dyn Feed) -> Vec<Arc<Route>> {
         let Index { members, tables, messages, open, evaluated, .. } = self;
-        let mut pass = Pass { block: block.number, members, touched: Vec::new(), quiet: HashSet::new(), evaluated: 0 };
+        let mut pass = Pass { block: block.number, members, touched: Vec::new(), evaluated: 0 };
         let Ok(index) = block.index() else {
             *open = Open::Everyone;
             return pass.everyone();
@@ -158,7 +154,6 @@ pub(super) struct Pass<'a> {
     pub block: u64,
     members: &'a Members,
     touched: Vec<u32>,
-    quiet: HashSet<u32>,
     pub evaluated: u64,
 }
 
@@ -185,18 +180,9 @@ impl Pass<'_> {
         self.note(slot, |route| route.whole(block));
     }
 
-    /// As [`Pass::whole`], but nobody is woken for it.
-    pub fn later(&mut self, slot: u32) {
-        let known = self.touched.len();
-        self.whole(slot);
-        if self.touched.len() > known {
-            self.quiet.insert(slot);
-        }
-    }
-
     fn concerned(self) -> Vec<Arc<Route>> {
-        let woken = self.touched.iter().filter(|slot| !self.quiet.contains(slot));
-        woken.filter_map(|slot| self.members.get(*slot)).map(|member| member.route.clone()).collect()
+        let concerned = self.touched.iter().filter_map(|slot| self.members.get(*slot));
+        concerned.map(|member| member.route.clone()).collect()
     }
 
     fn everyone(self) -> Vec<Arc<Route>> {
@@ -262,7 +248,7 @@ impl Sources<'_> {
             // Older versions of a table are used by one block more at most.
             tables.retain(|_, table| table.relation.oid != relation.oid);
             let mut table = Table::new(relation);
-            pass.members.iter().for_each(|member| table.join(member.route.slot, &member.selection));
+            pass.members.iter().for_each(|member| table.join(member.route.slot(), &member.selection));
             tables.insert(id, table);
         }
         tables.get_mut(&id)

@@ -4,7 +4,7 @@ use std::{
     collections::VecDeque,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
 };
 
@@ -25,6 +25,8 @@ const WHOLE: u32 = u32::MAX;
 #[derive(Debug, Default)]
 pub(super) struct Published {
     marks: RwLock<Marks>,
+    /// The durable mark when the pass that is under way began, or the last one.
+    goal: AtomicU64,
     pub alive: AtomicBool,
 }
 
@@ -37,6 +39,11 @@ impl Published {
             false => marks.tail,
         };
         *published = Marks { next_block: marks.next_block, tail };
+    }
+
+    /// A pass up to this durable mark begins.
+    pub fn begin(&self, next_block: u64) {
+        self.goal.store(next_block, Ordering::Release);
     }
 
     fn get(&self) -> Marks {
@@ -53,6 +60,8 @@ pub(in crate::hub) enum Next {
     Block(u64),
     /// No block before `next_block` does, and `tail` was the tail there.
     Tail(Marks),
+    /// The same, and there are blocks behind it that the router has not come to yet.
+    Lagging(Marks),
     /// The stream is ahead of the router.
     Ahead,
 }
@@ -60,7 +69,7 @@ pub(in crate::hub) enum Next {
 /// One group's place in the router.
 #[derive(Debug)]
 pub(in crate::hub) struct Route {
-    pub(super) slot: u32,
+    slot: AtomicU32,
     published: Arc<Published>,
     log: Mutex<Log>,
     signal: watch::Sender<()>,
@@ -89,9 +98,21 @@ impl Concern {
 }
 
 impl Route {
-    pub(super) fn new(slot: u32, from: u64, published: &Arc<Published>) -> Self {
-        let log = Mutex::new(Log { from, ..Log::default() });
-        Route { slot, published: published.clone(), log, signal: watch::Sender::new(()) }
+    /// Of a group that has not been admitted yet: nothing is known for it.
+    pub(super) fn new(published: &Arc<Published>) -> Self {
+        let log = Mutex::new(Log { from: u64::MAX, ..Log::default() });
+        Route { slot: AtomicU32::default(), published: published.clone(), log, signal: watch::Sender::new(()) }
+    }
+
+    /// The group is routed from this block on.
+    pub(super) fn admit(&self, slot: u32, from: u64) {
+        self.slot.store(slot, Ordering::Relaxed);
+        self.lose(from);
+    }
+
+    /// Number of the member; meaningless before it is admitted.
+    pub(super) fn slot(&self) -> u32 {
+        self.slot.load(Ordering::Relaxed)
     }
 
     /// Wakes whenever a block concerns the group.
@@ -118,6 +139,7 @@ impl Route {
         }
         match log.concerns.get(log.concerns.partition_point(|concern| concern.block < block)) {
             Some(concern) if concern.block < marks.next_block => Next::Block(concern.block),
+            _ if marks.next_block < self.published.goal.load(Ordering::Acquire) => Next::Lagging(marks),
             _ => Next::Tail(marks),
         }
     }
@@ -210,5 +232,26 @@ impl Log {
             self.from = oldest.block + 1;
             self.hits.drain(..oldest.hits());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Position;
+
+    #[test]
+    fn a_router_that_has_not_come_to_the_tail_says_so() {
+        let published = Arc::new(Published::default());
+        published.alive.store(true, Ordering::Release);
+        let route = Route::new(&published);
+        assert_eq!(route.next(0), Next::Unknown, "not admitted yet");
+        route.admit(0, 0);
+        published.begin(10);
+        published.set(Marks { next_block: 5, tail: Position::default() });
+        assert_eq!(route.next(3), Next::Lagging(Marks { next_block: 5, tail: Position::default() }));
+        assert_eq!(route.next(6), Next::Ahead);
+        published.set(Marks { next_block: 10, tail: Position::default() });
+        assert_eq!(route.next(3), Next::Tail(Marks { next_block: 10, tail: Position::default() }));
     }
 }

@@ -15,17 +15,13 @@ use crate::{
     wire::rows::{Pick, Picked},
 };
 
-/// Distinct predicates without an equality that each change is held against. The members of more are concerned by every
-/// change, without being woken: they evaluate it when their timer comes.
-const RESIDUALS: usize = if cfg!(test) { 2 } else { 256 };
-
 /// Members by what they select of one relation version.
 pub(super) struct Table {
     pub relation: Arc<Relation>,
     /// What each member selects.
     members: HashMap<u32, Want>,
     /// Members that every change of these operations concerns.
-    plain: HashMap<u32, (Operations, Wake)>,
+    plain: HashMap<u32, Operations>,
     predicates: Vec<Option<Distinct>>,
     free: Vec<u32>,
     by_text: HashMap<Arc<str>, u32>,
@@ -40,12 +36,6 @@ struct Want {
     operations: Operations,
     /// Its number in `predicates`.
     predicate: Option<u32>,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Wake {
-    Now,
-    Later,
 }
 
 /// A predicate and the members that have it.
@@ -82,35 +72,26 @@ impl Table {
         let Ok(plan) = selection.relation(&self.relation) else {
             // Its streams are to find out that their predicate does not fit.
             self.members.insert(slot, Want { operations: Operations::ALL, predicate: None });
-            self.plain.insert(slot, (Operations::ALL, Wake::Now));
+            self.plain.insert(slot, Operations::ALL);
             return;
         };
         if !plan.selected {
             return;
         }
         let operations = plan.operations();
-        let predicate = plan.predicate.and_then(|predicate| match self.distinct(&predicate, operations) {
-            Some(number) => Some(number),
-            None => {
-                self.plain.insert(slot, (operations, Wake::Later));
-                None
-            }
-        });
+        let predicate = plan.predicate.map(|predicate| self.distinct(&predicate, operations));
         match predicate.and_then(|number| self.predicates.get_mut(number as usize)) {
             Some(Some(distinct)) => distinct.members.push((slot, operations)),
             _ => {
-                self.plain.entry(slot).or_insert((operations, Wake::Now));
+                self.plain.insert(slot, operations);
             }
         }
         self.members.insert(slot, Want { operations, predicate });
     }
 
-    /// The number of a predicate; `None` when there are too many that every change is held against.
-    fn distinct(&mut self, predicate: &Arc<RowPredicate>, operations: Operations) -> Option<u32> {
+    /// The number of a predicate.
+    fn distinct(&mut self, predicate: &Arc<RowPredicate>, operations: Operations) -> u32 {
         let known = self.by_text.get(predicate.canonical()).copied();
-        if known.is_none() && predicate.compiled().equality().is_none() && self.residual.len() >= RESIDUALS {
-            return None;
-        }
         let number = known.unwrap_or_else(|| {
             let number = self.free.pop().unwrap_or_else(|| {
                 self.predicates.push(None);
@@ -138,7 +119,7 @@ impl Table {
                 }
             }
         }
-        Some(number)
+        number
     }
 
     pub fn leave(&mut self, slot: u32) {
@@ -180,12 +161,8 @@ impl Table {
         let bit = 1 << operation as u8;
         if self.entered.1 & bit == 0 {
             self.entered.1 |= bit;
-            for (slot, (_, wake)) in self.plain.iter().filter(|(_, (operations, _))| operations.contains(operation)) {
-                match wake {
-                    Wake::Now => pass.whole(*slot),
-                    Wake::Later => pass.later(*slot),
-                }
-            }
+            let concerned = self.plain.iter().filter(|(_, operations)| operations.contains(operation));
+            concerned.for_each(|(slot, _)| pass.whole(*slot));
         }
         if self.by_text.is_empty() {
             return;

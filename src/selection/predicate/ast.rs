@@ -125,6 +125,23 @@ pub(super) enum Expr {
     Changed(ColumnRef),
 }
 
+impl Expr {
+    /// Whether a conjunct is `column = literal`.
+    pub fn has_equality(&self) -> bool {
+        match self {
+            Expr::And(parts) => parts.iter().any(Expr::has_equality),
+            Expr::Compare { left, op, distinct: false, right, .. } => {
+                *op == Op::EQUAL
+                    && matches!(
+                        (left, right),
+                        (Operand::Column(_), Operand::Literal(_)) | (Operand::Literal(_), Operand::Column(_))
+                    )
+            }
+            _ => false,
+        }
+    }
+}
+
 /// Words that name something else than a column unless they are quoted.
 pub(super) const KEYWORDS: [&str; 16] = [
     "after", "and", "before", "between", "changed", "distinct", "false", "from", "ilike", "in", "is", "like", "not",

@@ -56,7 +56,8 @@ mod literal;
 mod node;
 mod parse;
 mod route;
-mod temporal;
+mod sql;
+pub mod temporal;
 #[cfg(test)]
 mod tests;
 
@@ -125,6 +126,11 @@ impl Predicate {
     /// only. For sharing one compiled predicate among subscriptions.
     pub fn canonical(&self) -> String {
         self.root.to_string()
+    }
+
+    /// Whether it can be found by the value of one column: a conjunct is `column = literal`.
+    pub fn has_equality(&self) -> bool {
+        self.root.has_equality()
     }
 
     /// Resolves columns and types literals by them.

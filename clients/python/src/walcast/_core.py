@@ -10,15 +10,17 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Union
 
 import grpc
+from google.protobuf.message import DecodeError
 
-from . import _events, _position
+from . import _events, _native, _position
 from . import _model as model
 from ._events import Event, Progress
 from ._model import Relation, Transaction
+from ._native import is_run
 from ._options import Options
 from ._outbox import Outbox
 from ._position import Position
@@ -288,7 +290,20 @@ class Core:
         relations = self._relations
         streaming = self.streaming
         open_events = self._open._events if self._open is not None else None
-        for event in api.ConsumeResponse.FromString(raw).events:
+        for event in _events_of(raw):
+            if is_run(event):
+                counted += len(event)
+                for number in event.relation_ids:
+                    if number not in relations:
+                        raise ProtocolError(f"a change refers to relation {number}, which was not sent")
+                if streaming:
+                    for change in event:
+                        self._change(change)
+                elif open_events is not None:
+                    open_events.append(event)
+                else:
+                    self._read_rows(event.operations)._events.append(event)
+                continue
             kind = event.WhichOneof("kind")
             if kind == "change":
                 counted += 1
@@ -424,15 +439,16 @@ class Core:
                 self._ready.append(model.Change(self._open, self._relations[change.relation_id], change))
                 self._ordinal = change.ordinal
             return
-        if change.operation != pb.OPERATION_READ:
-            raise ProtocolError("a change outside a transaction")
-        rows = self._snapshot_rows()
+        rows = self._read_rows([change.operation])
         if self.streaming:
             self._ready.append(model.Change(rows, self._relations[change.relation_id], change))
         else:
             rows._events.append(change)
 
-    def _snapshot_rows(self) -> Transaction:
+    def _read_rows(self, operations: list[int]) -> Transaction:
+        """What gathers the rows of a snapshot that come together."""
+        if operations != [pb.OPERATION_READ]:
+            raise ProtocolError("a change outside a transaction")
         if self._rows is None:
             if self._received is None:
                 raise ProtocolError("a row before opened")
@@ -524,6 +540,19 @@ class Core:
                 message.old_lineage, message.new_lineage, message.switch_lsn, tuple(retracted), position
             )
         )
+
+
+def _events_of(raw: bytes) -> Iterator[Any]:
+    """The events of a response; consecutive changes as a run where they are read by compiled code."""
+    native = _native.native
+    try:
+        if native is None:
+            yield from api.ConsumeResponse.FromString(raw).events
+            return
+        for event in native.split(raw):
+            yield pb.Event.FromString(event) if type(event) is bytes else event
+    except (DecodeError, ValueError) as error:
+        raise ProtocolError(f"a response is malformed: {error}") from None
 
 
 def _framed(size: int) -> int:

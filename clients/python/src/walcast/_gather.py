@@ -31,7 +31,7 @@ class Gatherer:
             if not self._transactions:
                 self._since = now
             self._transactions.append(item)
-            self._rows += len(item._events)
+            self._rows += item._size()
         if not self._transactions:
             return False
         idle = isinstance(item, Progress) and item.caught_up

@@ -9,6 +9,10 @@ from enum import Enum
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Union
 
+from google.protobuf.message import DecodeError
+
+from . import _native
+from ._native import is_run
 from ._position import Position
 from ._values import NATIVE_FIELDS, UNCHANGED, Decoder
 from .errors import ProtocolError
@@ -62,12 +66,24 @@ class Column:
 
 _ABSENT = object()
 _Plan = list[tuple[str, Callable[[Any], Any], Union[Decoder, None], str]]
+#: A change as it came: ``walcast.v1.Change``, or its compiled twin.
+_Raw = Any
 
 
 class Relation:
     """One immutable version of a table."""
 
-    __slots__ = ("_decoders", "_plan", "columns", "oid", "relation_id", "replica_identity", "schema", "table_name")
+    __slots__ = (
+        "_decoders",
+        "_native_plan",
+        "_plan",
+        "columns",
+        "oid",
+        "relation_id",
+        "replica_identity",
+        "schema",
+        "table_name",
+    )
 
     def __init__(self, message: pb.Relation, decoders: Mapping[str, Decoder]) -> None:
         self.relation_id = message.relation_id
@@ -84,11 +100,15 @@ class Relation:
             (
                 column.name,
                 attrgetter(NATIVE_FIELDS.get(column.type_name, "text")),
-                decoders.get(column.type_name),
+                None if column.type_name in NATIVE_FIELDS else decoders.get(column.type_name),
                 column.type_name,
             )
             for column in self.columns
         ]
+        native = _native.native
+        self._native_plan = (
+            native.Plan([(name, decode) for name, _, decode, _ in self._plan], UNCHANGED) if native else None
+        )
 
     @property
     def table(self) -> str:
@@ -97,6 +117,18 @@ class Relation:
 
     def __repr__(self) -> str:
         return f"Relation({self.table!r}, version {self.relation_id}, {[column.name for column in self.columns]})"
+
+    def image(self, change: _Raw, after: bool) -> Row | None:
+        """The row after or before a change, if there is one."""
+        if type(change) is not pb.Change:
+            row = change.row(after, self._native_plan)
+            if row is not NotImplemented:
+                decoded: Row | None = row
+                return decoded
+            change = message_of(change)
+        if not change.HasField("after_row" if after else "before_row"):
+            return None
+        return self.decode(change.after_row if after else change.before_row)
 
     def decode(self, row: pb.Row) -> Row:
         """A row by column name; absent columns have no entry."""
@@ -145,7 +177,7 @@ class Change:
         self,
         transaction: Transaction,
         relation: Relation,
-        message: pb.Change | None,
+        message: _Raw | None,
         truncate: Truncate | None = None,
     ) -> None:
         self.transaction = transaction
@@ -176,8 +208,7 @@ class Change:
         """The row as it was: for a delete, and for an update that PostgreSQL sent the old row or key of."""
         if self._before is _ABSENT:
             message = self._message
-            known = message is not None and message.HasField("before_row")
-            self._before = self.relation.decode(message.before_row) if message is not None and known else None
+            self._before = None if message is None else self.relation.image(message, False)
         row: Row | None = self._before
         return row
 
@@ -186,8 +217,7 @@ class Change:
         """The row as it is; ``None`` for a delete or truncate."""
         if self._after is _ABSENT:
             message = self._message
-            known = message is not None and message.HasField("after_row")
-            self._after = self.relation.decode(message.after_row) if message is not None and known else None
+            self._after = None if message is None else self.relation.image(message, True)
         row: Row | None = self._after
         return row
 
@@ -205,6 +235,8 @@ class Change:
         message = self._message
         if message is None or self.operation is not Operation.UPDATE or self.relation.replica_identity != "full":
             return None
+        if type(message) is not pb.Change:
+            message = message_of(message)
         if not message.HasField("before_row") or not message.HasField("after_row"):
             return None
         changed = []
@@ -307,6 +339,9 @@ class Transaction:
         for event in self._events:
             if type(event) is pb.Change:
                 yield Change(self, relations[event.relation_id], event)
+            elif is_run(event):
+                for change in event:
+                    yield Change(self, relations[change.relation_id], change)
             elif type(event) is pb.Truncate:
                 yield from truncates(self, event, relations)
 
@@ -326,6 +361,10 @@ class Transaction:
         if self._core is None:
             raise ProtocolError("only transactions of a subscription can be acknowledged")
         self._core.acknowledge(self.position, self._serial)
+
+    def _size(self) -> int:
+        """Events in it."""
+        return sum([len(event) if is_run(event) else 1 for event in self._events])
 
     def to_pylist(self) -> list[Row]:
         """Every change as one flat dict: ``_table``, ``_operation``, ``_commit_lsn``, ``_ordinal`` and the row's columns.
@@ -369,6 +408,14 @@ class Batch:
         from . import arrow
 
         return arrow.table_batches(self.transactions, text=text, invalid=invalid)
+
+
+def message_of(change: Any) -> pb.Change:
+    """The message that a compiled change was made of."""
+    try:
+        return pb.Change.FromString(change.message())
+    except DecodeError as error:
+        raise ProtocolError(f"a change is malformed: {error}") from None
 
 
 def truncates(transaction: Transaction, event: pb.Truncate, relations: Mapping[int, Relation]) -> list[Change]:

@@ -139,6 +139,8 @@ def _clock(text: str) -> time:
 
 def _timestamptz(text: str) -> datetime:
     value = _datetime(text)
+    if value.tzinfo is timezone.utc:
+        return value
     if value.tzinfo is None:
         raise ValueError(text)
     return value.astimezone(timezone.utc) if value.utcoffset() else value.replace(tzinfo=timezone.utc)

@@ -12,13 +12,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
 from operator import attrgetter
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ._model import Column, Operation, Relation, Transaction
+from . import _native
+from ._model import Column, Operation, Relation, Transaction, message_of
+from ._native import is_run
 from ._values import NATIVE_FIELDS
 from .errors import ProtocolError, WalcastError
 from .v1 import event_pb2 as pb
@@ -75,16 +78,22 @@ def arrow_type(column: Column) -> Any:
     return _TYPES.get(column.type_name, pa.string())
 
 
+def _arrow_types(relation: Relation, text: frozenset[str]) -> list[Any]:
+    return [
+        pa.string() if f"{relation.table}.{column.name}" in text and column.type_name not in NATIVE_FIELDS
+        else arrow_type(column)
+        for column in relation.columns
+    ]  # fmt: skip
+
+
 class _Builder:
+    """Columns of a relation version from messages."""
+
     def __init__(self, relation: Relation, text: frozenset[str], invalid: str) -> None:
         self.relation = relation
         self.invalid = invalid
         self.names = [column.name for column in relation.columns]
-        self.types = [
-            pa.string() if f"{relation.table}.{column.name}" in text and column.type_name not in NATIVE_FIELDS
-            else arrow_type(column)
-            for column in relation.columns
-        ]  # fmt: skip
+        self.types = _arrow_types(relation, text)
         self.getters: list[Callable[[Any], Any]] = [
             attrgetter(NATIVE_FIELDS.get(column.type_name, "text")) for column in relation.columns
         ]
@@ -151,7 +160,7 @@ class _Builder:
         self.xids.extend([transaction.xid] * count)
 
     def finish(self) -> TableBatch:
-        arrays = [
+        envelope = [
             pa.array(self.operations, pa.string()),
             pa.array(self.lsns, pa.string()),
             pa.array(self.times, pa.timestamp("us", tz="UTC")),
@@ -159,22 +168,36 @@ class _Builder:
             pa.array(self.ordinals, pa.uint64()),
             pa.array(self.unchanged, pa.list_(pa.string())),
         ]
-        names = ["_operation", "_commit_lsn", "_commit_time", "_xid", "_ordinal", "_unchanged", *self.names]
-        for name, kind, values in zip(self.names, self.types, self.columns):
-            arrays.append(self._array(name, kind, values))
-        return TableBatch(self.relation, pa.RecordBatch.from_arrays(arrays, names))
+        columns = [
+            _parsed(self.relation, name, kind, pa.array(values, pa.string()), self.invalid)
+            if _is_parsed(kind)
+            else pa.array(values, kind)
+            for name, kind, values in zip(self.names, self.types, self.columns)
+        ]
+        return _table_batch(self.relation, envelope, columns)
 
-    def _array(self, name: str, kind: Any, values: list[Any]) -> Any:
-        parsed = pa.types.is_temporal(kind) or pa.types.is_decimal(kind)
-        if not parsed:
-            return pa.array(values, kind)
-        try:
-            return _cast(pa.array(values, pa.string()), kind)
-        except pa.ArrowInvalid as error:
-            if self.invalid != "null":
-                message = f"{self.relation.table}.{name}: {error}; name it in `text`, or pass invalid='null'"
-                raise Unconvertible(message) from error
-        return pa.concat_arrays([_cast_or_null(value, kind) for value in values])
+
+_ENVELOPE = ["_operation", "_commit_lsn", "_commit_time", "_xid", "_ordinal", "_unchanged"]
+
+
+def _table_batch(relation: Relation, envelope: list[Any], columns: list[Any]) -> TableBatch:
+    names = [*_ENVELOPE, *(column.name for column in relation.columns)]
+    return TableBatch(relation, pa.RecordBatch.from_arrays([*envelope, *columns], names))
+
+
+def _is_parsed(kind: Any) -> bool:
+    """Whether the hub sends text for it that Arrow parses."""
+    return bool(pa.types.is_temporal(kind) or pa.types.is_decimal(kind))
+
+
+def _parsed(relation: Relation, name: str, kind: Any, values: Any, invalid: str) -> Any:
+    try:
+        return _cast(values, kind)
+    except pa.ArrowInvalid as error:
+        if invalid != "null":
+            message = f"{relation.table}.{name}: {error}; name it in `text`, or pass invalid='null'"
+            raise Unconvertible(message) from error
+    return pa.concat_arrays([_cast_or_null(value, kind) for value in values.to_pylist()])
 
 
 def _cast(text: Any, kind: Any) -> Any:
@@ -198,7 +221,9 @@ def table_batches(
     ``text``: ``schema.table.column`` names that stay text as PostgreSQL prints it. ``invalid``: "error" or "null" for
     values that the Arrow type cannot hold.
     """
-    return list(_grouped(transactions, frozenset(text), invalid))
+    several, names = list(transactions), frozenset(text)
+    compiled = _compiled(several, names, invalid) if _native.native is not None else None
+    return list(_grouped(several, names, invalid)) if compiled is None else compiled
 
 
 def _grouped(transactions: Iterable[Transaction], text: frozenset[str], invalid: str) -> Iterator[TableBatch]:
@@ -215,7 +240,7 @@ def _grouped(transactions: Iterable[Transaction], text: frozenset[str], invalid:
         relations = transaction._relations
         run: list[pb.Change] = []
         number = 0
-        for event in transaction._events:
+        for event in _messages(transaction):
             if type(event) is pb.Change:
                 if run and (event.relation_id != number or len(run) == _RUN):
                     builder(relations[number]).add(transaction, run)
@@ -232,6 +257,85 @@ def _grouped(transactions: Iterable[Transaction], text: frozenset[str], invalid:
             builder(relations[number]).add(transaction, run)
     for entry in builders.values():
         yield entry.finish()
+
+
+def _messages(transaction: Transaction) -> Iterator[Any]:
+    for event in transaction._events:
+        if is_run(event):
+            yield from map(message_of, event)
+        else:
+            yield event
+
+
+# -- with compiled code
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+_MICROSECOND = timedelta(microseconds=1)
+#: What `walcast_native.Columns` calls the fields of Value.
+_KINDS = {"bool_value": "bool", "int_value": "int", "float_value": "float", "bytes_value": "bytes"}
+#: In which type its buffers are.
+_RAW_TYPES = {
+    "bool": pa.bool_(), "int": pa.int64(), "float": pa.float64(), "bytes": pa.binary(), "text": pa.string(),
+}  # fmt: skip
+
+
+def _compiled(transactions: list[Transaction], text: frozenset[str], invalid: str) -> list[TableBatch] | None:
+    """As `_grouped`, or ``None`` where there is something that only it understands."""
+    groups: dict[int, tuple[Relation, Any]] = {}
+
+    def columns(relation: Relation) -> Any:
+        found = groups.get(id(relation))
+        if found is None:
+            kinds = [_KINDS.get(NATIVE_FIELDS.get(column.type_name, ""), "text") for column in relation.columns]
+            names = [column.name for column in relation.columns]
+            found = groups[id(relation)] = (relation, _native.native.Columns(list(zip(names, kinds))))
+        return found[1]
+
+    for transaction in transactions:
+        relations = transaction._relations
+        time = (transaction.commit_time - _EPOCH) // _MICROSECOND if transaction.commit_time is not None else None
+        origin = (transaction.commit_lsn, time, transaction.xid)
+        for event in transaction._events:
+            if is_run(event):
+                for number in event.relation_ids:
+                    if not columns(relations[number]).extend(event, number, *origin):
+                        return None
+            elif type(event) is pb.Truncate:
+                for number in event.relation_ids:
+                    if not columns(relations[number]).truncate(event.ordinal, *origin):
+                        return None
+            elif type(event) is pb.Change:
+                return None
+    try:
+        return [_from_buffers(relation, built, text, invalid) for relation, built in groups.values()]
+    except pa.ArrowInvalid:
+        return None
+
+
+def _from_buffers(relation: Relation, built: Any, text: frozenset[str], invalid: str) -> TableBatch:
+    operations, lsns, times, xids, ordinals, lists, unchanged, *rest = built.finish()
+    envelope = [
+        _array(pa.string(), operations),
+        _array(pa.string(), lsns),
+        _array(pa.timestamp("us", tz="UTC"), times),
+        _array(pa.uint64(), xids),
+        _array(pa.uint64(), ordinals),
+        _array(pa.list_(pa.string()), lists, [_array(pa.string(), unchanged)]),
+    ]
+    columns = []
+    for column, kind, buffers in zip(relation.columns, _arrow_types(relation, text), rest):
+        values = _array(_RAW_TYPES[_KINDS.get(NATIVE_FIELDS.get(column.type_name, ""), "text")], buffers)
+        if _is_parsed(kind):
+            values = _parsed(relation, column.name, kind, values, invalid)
+        columns.append(values if values.type == kind else values.cast(kind))
+    return _table_batch(relation, envelope, columns)
+
+
+def _array(kind: Any, column: tuple[int, int, list[bytes | None]], children: list[Any] | None = None) -> Any:
+    length, nulls, buffers = column
+    return pa.Array.from_buffers(
+        kind, length, [None if data is None else pa.py_buffer(data) for data in buffers], nulls, children=children
+    )
 
 
 def to_pandas(changes: TableBatch) -> Any:

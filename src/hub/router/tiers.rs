@@ -1,0 +1,146 @@
+//! Who is routed together. Groups without a residual predicate, one that no equality makes findable, share the router that
+//! runs beside the streams: what it does for a change does not depend on how many groups there are. A residual predicate
+//! costs an evaluation for each change of its table, and ten thousand of them cost more than everything else in the hub
+//! together, so they are evaluated in threads that yield to everything else: to ingest above all, because what is not
+//! taken in is WAL that the primary has to keep. The first [`KEEPING_UP`] share a thread that keeps up as long as there
+//! is CPU time to be had; further ones are spread over threads that come last, one for each core, which read what has left the
+//! memory from the journal. So predicates never delay changes, nor the many the few: only the streams that have them lag.
+
+use std::{
+    io,
+    sync::{Arc, Weak, atomic::Ordering},
+    thread,
+};
+
+use tokio::{runtime::Handle, sync::watch};
+
+use super::{Ahead, Router};
+use crate::{
+    feed::{Feed, Fetched, Marks},
+    hub::group::Groups,
+    selection::Selection,
+};
+
+/// Groups with residual predicates that share the thread that keeps up.
+const KEEPING_UP: usize = if cfg!(test) { 2 } else { 128 };
+/// Of the threads that evaluate, 0 to 19 ([setpriority(2)](https://man7.org/linux/man-pages/man2/setpriority.2.html)).
+const KEEPING_UP_NICE: i32 = 10;
+const LAGGING_NICE: i32 = 19;
+
+pub(in crate::hub) struct Routers {
+    /// Of the groups without residual predicates.
+    pub indexed: Arc<Router>,
+    /// Of the first groups with residual predicates.
+    pub keeping_up: Arc<Router>,
+    /// Of the others.
+    pub lagging: Vec<Arc<Router>>,
+}
+
+impl Default for Routers {
+    fn default() -> Self {
+        let cores = thread::available_parallelism().map_or(1, usize::from);
+        let lagging = (0..cores).map(|_| Arc::default()).collect();
+        Routers { indexed: Arc::default(), keeping_up: Arc::default(), lagging }
+    }
+}
+
+impl Routers {
+    /// The router for a group that selects this.
+    pub fn of(&self, selection: &Selection) -> &Arc<Router> {
+        let members = |router: &&Arc<Router>| router.members.load(Ordering::Relaxed);
+        if !selection.is_residual() {
+            &self.indexed
+        } else if members(&&self.keeping_up) < KEEPING_UP {
+            &self.keeping_up
+        } else {
+            self.lagging.iter().min_by_key(members).unwrap_or(&self.keeping_up)
+        }
+    }
+
+    /// Starts what groups have joined and nobody has started; within the runtime. It ends with the hub.
+    pub fn start(groups: &Arc<Groups>, feed: &Arc<dyn Feed>) {
+        let routers = &groups.routers;
+        if let Some(running) = Running::begin(&routers.indexed, groups, feed) {
+            tokio::spawn(running.beside_streams());
+        }
+        let evaluators = std::iter::once((&routers.keeping_up, KEEPING_UP_NICE))
+            .chain(routers.lagging.iter().map(|router| (router, LAGGING_NICE)));
+        for (router, nice) in evaluators.filter(|(router, _)| router.members.load(Ordering::Relaxed) > 0) {
+            let Some(running) = Running::begin(router, groups, feed) else { continue };
+            let runtime = Handle::current();
+            let thread = thread::Builder::new().name("predicates".to_owned());
+            if let Err(error) = thread.spawn(move || running.evaluate(&runtime, nice)) {
+                tracing::error!(%error, "no thread for predicates: streams evaluate their own");
+            }
+        }
+    }
+}
+
+/// A router at work. Without it streams look after themselves.
+struct Running {
+    router: Arc<Router>,
+    groups: Weak<Groups>,
+    feed: Weak<dyn Feed>,
+    marks: watch::Receiver<Marks>,
+}
+
+impl Running {
+    /// `None`: it runs already.
+    fn begin(router: &Arc<Router>, groups: &Arc<Groups>, feed: &Arc<dyn Feed>) -> Option<Running> {
+        if router.started.swap(true, Ordering::AcqRel) {
+            return None;
+        }
+        let mut marks = feed.marks();
+        router.lose(*marks.borrow_and_update());
+        router.published.alive.store(true, Ordering::Release);
+        Some(Running { router: router.clone(), groups: Arc::downgrade(groups), feed: Arc::downgrade(feed), marks })
+    }
+
+    async fn beside_streams(mut self) {
+        let mut lineage = self.marks.borrow().tail.lineage;
+        while self.marks.changed().await.is_ok() {
+            let (Some(groups), Some(feed)) = (self.groups.upgrade(), self.feed.upgrade()) else { break };
+            let marks = *self.marks.borrow_and_update();
+            self.router.advance(&*feed, marks, &groups.timeline);
+            if std::mem::replace(&mut lineage, marks.tail.lineage) != marks.tail.lineage {
+                self.router.wake_everybody();
+            }
+        }
+    }
+
+    fn evaluate(mut self, runtime: &Handle, nice: i32) {
+        if let Err(error) = rustix::process::nice(nice).map_err(io::Error::from) {
+            tracing::warn!(%error, "predicates are evaluated at the priority of everything else");
+        }
+        let mut lineage = self.marks.borrow().tail.lineage;
+        while runtime.block_on(self.marks.changed()).is_ok() {
+            self.router.published.begin(self.marks.borrow_and_update().next_block);
+            loop {
+                // Once for each block: the hub may go in the meantime, and so may the lineage.
+                let Some(feed) = self.feed.upgrade().filter(|_| self.groups.strong_count() > 0) else { return };
+                let marks = *self.marks.borrow();
+                if std::mem::replace(&mut lineage, marks.tail.lineage) != marks.tail.lineage {
+                    self.router.wake_everybody();
+                }
+                let mut cursor = match self.router.step(&*feed, marks, None) {
+                    Ahead::Done => break,
+                    Ahead::Routed => continue,
+                    Ahead::Cold(cursor) => cursor,
+                };
+                match runtime.block_on(feed.fetch(&mut cursor)) {
+                    Ok(Fetched::Block(block)) => self.router.route(&block, &*feed, None),
+                    Ok(Fetched::AtTail) => break,
+                    // Whoever needs it reads it and finds out.
+                    Err(_) => self.router.lose(marks),
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.router.published.alive.store(false, Ordering::Release);
+        self.router.wake_everybody();
+    }
+}
