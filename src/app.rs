@@ -26,7 +26,7 @@ use crate::{
     metrics,
     postgres::conninfo::{self, ConnectOptions},
     reason::{Classified, Reason},
-    rpc::{self, Health, Services, Tls, TlsFiles, Tokens},
+    rpc::{self, Health, Offer, Origins, Services, Tls, TlsFiles, Tokens},
     shutdown::Drain,
     snapshot::Exporter,
     source::{self, SourceState},
@@ -158,12 +158,17 @@ pub async fn serve(config: Config, drain: Drain) -> Result<(), Error> {
 }
 
 fn grpc_options(config: &Config) -> Result<rpc::Options, Error> {
+    let web = (!config.grpc.web_origins.is_empty()).then(|| Arc::new(Origins::new(config.grpc.web_origins.clone())));
+    let offer = if web.is_some() { Offer::Http2AndHttp1 } else { Offer::Http2 };
     let tls = match &config.grpc.tls {
-        Some(files) => Some(Arc::new(Tls::load(TlsFiles {
-            certificate: files.cert.clone(),
-            key: files.key.clone(),
-            client_ca: files.client_ca.clone(),
-        })?)),
+        Some(files) => {
+            let files = TlsFiles {
+                certificate: files.cert.clone(),
+                key: files.key.clone(),
+                client_ca: files.client_ca.clone(),
+            };
+            Some(Arc::new(Tls::load(files, offer)?))
+        }
         None => None,
     };
     let tokens = match &config.grpc.tokens_file {
@@ -173,6 +178,7 @@ fn grpc_options(config: &Config) -> Result<rpc::Options, Error> {
     Ok(rpc::Options {
         tls,
         tokens,
+        web,
         reflection: config.grpc.reflection,
         connections: config.limits.connections,
         streams_per_connection: config.limits.streams_per_connection,
@@ -194,6 +200,7 @@ fn journal_options(config: &Config) -> journal::Options {
         ring_bytes: config.journal.ring_bytes as usize,
         cache_bytes: config.journal.cache_bytes,
         reserve_bytes: config.journal.reserve_bytes,
+        eager: config.journal.eager,
         ..journal::Options::new(&config.journal.data_dir)
     }
 }

@@ -1,5 +1,5 @@
 //! Named places at which a test may kill the process, as `WALCAST_FAILPOINTS="segment_roll=abort@3"`: abort at the
-//! third hit. Unset, a place costs one load.
+//! third hit. `stall@3` holds the thread there for good instead. Unset, a place costs one load.
 
 use std::{
     collections::HashMap,
@@ -9,7 +9,14 @@ use std::{
     },
 };
 
+#[derive(Clone, Copy)]
+enum Action {
+    Abort,
+    Stall,
+}
+
 struct Point {
+    action: Action,
     at: u64,
     hits: AtomicU64,
 }
@@ -18,17 +25,28 @@ static POINTS: LazyLock<Option<HashMap<String, Point>>> = LazyLock::new(|| {
     let text = std::env::var("WALCAST_FAILPOINTS").ok()?;
     let points = text.split(',').filter_map(|point| {
         let (name, action) = point.split_once('=')?;
-        let at = action.trim().strip_prefix("abort@")?.parse().ok()?;
-        Some((name.trim().to_owned(), Point { at, hits: AtomicU64::new(0) }))
+        let (action, at) = action.trim().split_once('@')?;
+        let action = match action {
+            "abort" => Action::Abort,
+            "stall" => Action::Stall,
+            _ => return None,
+        };
+        Some((name.trim().to_owned(), Point { action, at: at.parse().ok()?, hits: AtomicU64::new(0) }))
     });
     Some(points.collect())
 });
 
-/// Dies here when told to, as by SIGKILL: nothing is flushed, nothing is dropped.
+/// Dies here when told to, as by SIGKILL: nothing is flushed, nothing is dropped. Or stays here, as in a call to a disk that
+/// does not answer.
 pub fn hit(name: &str) {
     if let Some(point) = POINTS.as_ref().and_then(|points| points.get(name))
         && point.hits.fetch_add(1, Ordering::Relaxed) + 1 == point.at
     {
-        std::process::abort();
+        match point.action {
+            Action::Abort => std::process::abort(),
+            Action::Stall => loop {
+                std::thread::park();
+            },
+        }
     }
 }

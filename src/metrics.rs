@@ -20,6 +20,7 @@ names! {
     counter JOURNAL_BYTES_WRITTEN = "walcast_journal_bytes_written_total", "Bytes written to journal segments.";
     counter JOURNAL_FSYNCS = "walcast_journal_fsyncs_total", "fdatasync calls on journal segments.";
     gauge JOURNAL_BYTES = "walcast_journal_bytes", "Bytes of journal on disk.";
+    gauge JOURNAL_EAGER = "walcast_journal_eager", "1 if changes are delivered before they are durable, else 0.";
     gauge JOURNAL_DISK_FULL = "walcast_journal_disk_full", "1 while the journal waits for disk space.";
     gauge SLOT_RETAINED_BYTES = "walcast_slot_retained_bytes", "WAL that the slot holds back on the source.";
     gauge SLOT_CONFIRMED_LSN = "walcast_slot_confirmed_flush_lsn", "confirmed_flush_lsn of the slot, as a number.";

@@ -12,7 +12,7 @@ import json
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,11 @@ class World:
         """Where the source's WAL ends now."""
         return self.cluster.sql("SELECT pg_current_wal_insert_lsn()")
 
+    def commit(self) -> str:
+        """Commits something that nobody selects, since what is not WAL of a transaction is heard of late; where WAL ends then."""
+        self.cluster.sql("UPDATE first SET id = id")
+        return self.lsn()
+
     def close_runners(self) -> None:
         for runner in self._runners:
             runner.kill()
@@ -101,25 +106,35 @@ def plain(value: Any) -> Any:
 class Replica:
     """Tables with the primary key ``id``, built from transactions."""
 
-    def __init__(self) -> None:
+    def __init__(self, upserts: bool = False) -> None:
+        """``upserts``: rows of an incremental snapshot come between changes, so a row may come before or after what
+        happens to it, and again."""
         self.tables: dict[str, dict[int, Row]] = {}
+        self.upserts = upserts
 
-    def apply(self, transactions: list[dict[str, Any]]) -> Replica:
-        for change in (change for tx in transactions for change in tx["changes"]):
+    def apply(self, lines: list[dict[str, Any]]) -> Replica:
+        for line in lines:
+            if line["event"] == "snapshot" and line.get("restarted"):
+                self.tables.clear()
+            self._changes(line.get("changes", ()))
+        return self
+
+    def _changes(self, changes: Iterable[dict[str, Any]]) -> None:
+        for change in changes:
             table = self.tables.setdefault(change["table"], {})
             old = {name: plain(value) for name, value in (change["before"] or {}).items()}
             new = {name: plain(value) for name, value in (change["after"] or {}).items()}
             if change["operation"] == "truncate":
                 table.clear()
             elif change["operation"] == "delete":
-                del table[old["id"]]
-            elif change["operation"] == "insert":
-                assert new["id"] not in table, f"{change['table']} {new['id']} came twice"
+                assert self.upserts or old["id"] in table, f"{change['table']} {old['id']} was not there"
+                table.pop(old["id"], None)
+            elif change["operation"] == "insert" or (change["operation"] == "read" and not self.upserts):
+                assert self.upserts or new["id"] not in table, f"{change['table']} {new['id']} came twice"
                 table[new["id"]] = new
             else:
                 table.pop(old.get("id", new["id"]), None)
                 table[new["id"]] = new
-        return self
 
     def equals(self, world: World, table: str, where: str = "true") -> None:
         source = {row["id"]: row for row in world.cluster.json(f"SELECT * FROM {table} WHERE {where}")}
@@ -320,25 +335,138 @@ def expired(world: World) -> None:
         error = until("the position's expiry", gone, 90)
         assert error["reason"] == "POSITION_EXPIRED" and "/" in error["metadata"]["earliest"], error
         fresh = world.runner(hub=hub, start="snapshot", tables=["public.old"])
-        fresh.send(f"until {filled}")
-        if fresh.wait("done", "error")["event"] == "error":
-            refused = fresh.others[-1]
-            assert refused["reason"] == "UNSUPPORTED", refused
-            fresh = world.runner(hub=hub, start="earliest", tables=["public.old"])
-            fresh.ask(f"until {filled}")
-            assert sum(len(tx["changes"]) for tx in fresh.transactions) < 16001
-            one_each(fresh.transactions)
-        else:
-            # Progress speaks of changes; the rows that were there come between them.
-            def whole() -> bool:
-                fresh.ask(f"until {world.lsn()}")
-                return len(Replica().apply(fresh.transactions).tables.get("public.old", {})) >= 16001
-
-            until("every row of the snapshot", whole)
-            Replica().apply(fresh.transactions).equals(world, "old")
+        whole(world, fresh)
+        Replica().apply(fresh.lines).equals(world, "old")
         fresh.close()
     finally:
         hub.close()
+
+
+def whole(world: World, runner: Runner) -> dict[str, Any]:
+    """Waits until a snapshot is complete, and then for everything behind it. The end, as told."""
+
+    def ended() -> dict[str, Any] | None:
+        runner.ask(f"until {world.commit()}")
+        return next((line for line in runner.told("snapshot") if line["step"] == "end"), None)
+
+    end = until("the end of the snapshot", ended)
+    runner.ask(f"until {world.commit()}")
+    return end
+
+
+def snapshot(world: World) -> None:
+    """The rows that are there and the changes that follow, in both modes; a lost connection starts over, or goes on."""
+    world.cluster.sql("CREATE TABLE snap (id int PRIMARY KEY, v text)")
+    world.published(world.hub, "public.snap")
+    changes = (
+        "UPDATE snap SET v = v || '!' WHERE id % 100 = 0; DELETE FROM snap WHERE id % 1000 = 1; INSERT INTO snap"
+        " SELECT coalesce(max(id), 0) + 1, 'new' FROM snap; UPDATE snap SET id = -id WHERE id = 77;"
+    )
+    for mode in ("consistent", "incremental"):
+        world.cluster.sql("TRUNCATE snap; INSERT INTO snap SELECT i, repeat('x', 100) FROM generate_series(1, 8000) i")
+        proxy = Proxy(world.hub.port)
+        try:
+            proxy.limit_next(300_000, stall=False)
+            request = {"start": "snapshot", "snapshot_mode": mode, "tables": ["public.snap"], "window_events": 1000}
+            runner = world.runner(address=proxy.address, **request)
+            rows = runner.ask("next 1")
+            assert rows[0]["snapshot"] and rows[0]["changes"][0]["operation"] == "read", rows[0]
+            world.cluster.sql(changes)
+            end = whole(world, runner)
+            begins = [line for line in runner.told("snapshot") if line["step"] == "begin"]
+            assert proxy.reached.is_set() and runner.told("reconnect"), "the connection was not lost"
+            assert begins[0]["tables"] == ["public.snap"] and not begins[0]["restarted"], begins
+            assert any(begin["restarted"] for begin in begins) == (mode == "consistent"), begins
+            assert end["snapshot"] == begins[-1]["snapshot"] and end["rows"] > 0, end
+            replica = Replica(upserts=mode == "incremental").apply(runner.lines)
+            replica.equals(world, "snap")
+            runner.close()
+            # A position inside of a snapshot says by itself what else is needed.
+            first = world.runner(**request)
+            at = first.ask("next 3")[-1]["position"]
+            first.kill()
+            world.cluster.sql(changes)
+            second = world.runner(start=at, tables=["public.snap"])
+            whole(world, second)
+            both = Replica(upserts=mode == "incremental").apply(first.lines[:-1]).apply(second.lines)
+            both.equals(world, "snap")
+            second.close()
+        finally:
+            proxy.close()
+
+
+def backfill(world: World) -> None:
+    """The rows of one more table into the open stream of a subscriber, which is killed in the middle of it and goes on."""
+    world.cluster.sql(
+        "CREATE TABLE live (id int PRIMARY KEY, v text); CREATE TABLE more (id int PRIMARY KEY, v text);"
+        "INSERT INTO more SELECT i, repeat('y', 100) FROM generate_series(1, 8000) i"
+    )
+    world.published(world.hub, "public.live", "public.more")
+    request = {"subscriber": "backfill", "start": "latest", "tables": ["public.live", "public.more"]}
+    changes = "UPDATE more SET v = v || '!' WHERE id % 100 = 0; DELETE FROM more WHERE id % 1000 = 1; INSERT INTO live"
+    first = world.runner(**request, window_events=1000)
+    first.ask(f"until {world.commit()}")
+    assert first.transactions == [], "what was there before latest does not come by itself"
+    first.ask("backfill public.more")
+    (started,) = first.told("backfill")
+    world.cluster.sql(f"{changes} VALUES (1, 'a')")
+    while not any(tx["snapshot"] == started["snapshot"] for tx in first.transactions):
+        first.ask("next 1")
+    world.cluster.sql(f"{changes} VALUES (2, 'b')")
+    first.ask("next 2")
+    first.ask("flush")
+    first.kill()
+    world.cluster.sql(f"{changes} VALUES (3, 'c')")
+    second = world.runner(**request)
+    end = whole(world, second)
+    assert end["snapshot"] == started["snapshot"], "it is the same snapshot that goes on"
+    replica = Replica(upserts=True).apply(first.lines).apply(second.lines)
+    replica.equals(world, "live")
+    replica.equals(world, "more")
+    second.close()
+
+
+def failover(world: World) -> None:
+    """A promoted standby lacks transactions that came: the user is told which, and of the gap by policy, and can read them."""
+    directory = world.directory / "failover"
+    with contextlib.ExitStack() as stack:
+        primary = stack.enter_context(contextlib.closing(Cluster(directory / "primary")))
+        primary.sql("CREATE TABLE t (id int PRIMARY KEY, v text); CREATE PUBLICATION walcast FOR ALL TABLES")
+        standby = stack.enter_context(contextlib.closing(Cluster(directory / "standby", primary)))
+        hub = Hub(primary, directory / "hub", "--set", "source.on_slot_lost=continue", standby=standby)
+        stack.callback(hub.close)
+        runner = world.runner(hub=hub, start="latest", tables=["public.t"])
+        runner.ask("until 0/0")
+        primary.sql("INSERT INTO t VALUES (1, 'common'); INSERT INTO t VALUES (2, 'common')")
+        common = runner.ask("next 2")
+        end = primary.sql("SELECT pg_current_wal_insert_lsn()")
+        until("the standby's replay", lambda: standby.sql(f"SELECT pg_last_wal_replay_lsn() >= '{end}'") == "t")
+        standby.stop()
+        primary.sql("INSERT INTO t VALUES (3, 'lost'); INSERT INTO t SELECT i, 'lost' FROM generate_series(4, 6) i")
+        lost = runner.ask("next 2")
+        primary.kill()
+        standby.start()
+        standby.promote()
+        until("the end of recovery", lambda: standby.sql("SELECT pg_is_in_recovery()") == "f")
+        until("the new slot", lambda: standby.sql("SELECT active FROM pg_replication_slots") == "t")
+        standby.sql("INSERT INTO t VALUES (7, 'new')")
+        while not any(change["after"]["id"] == ["int", "7"] for tx in runner.transactions for change in tx["changes"]):
+            runner.ask(f"until {standby.sql('SELECT pg_current_wal_insert_lsn()')}")
+        (told,) = runner.told("timeline_changed")
+        assert [entry["position"] for entry in told["retracted"]] == [tx["position"] for tx in lost], told
+        assert [entry["changes"] for entry in told["retracted"]] == [1, 3], told
+        assert len(runner.told("gap")) == 1, "the new slot begins behind a gap"
+        kinds = [line["event"] for line in runner.lines if line["event"] in ("transaction", "timeline_changed", "gap")]
+        assert kinds == ["transaction"] * 4 + ["timeline_changed", "gap", "transaction"], kinds
+        lineages = {tx["position"].split(":")[0] for tx in common + lost}
+        assert lineages == {told["old_lineage"]}, "the positions that were taken back are of the old lineage"
+        again = runner.ask(f"retracted {told['old_lineage']}")
+        assert [tx["changes"] for tx in again] == [tx["changes"] for tx in lost], again
+        runner.close()
+        diverged = world.runner(hub=hub, start=lost[-1]["position"], tables=["public.t"]).error("next 1")
+        assert diverged["reason"] == "POSITION_DIVERGED" and "/" in diverged["metadata"]["common"], diverged
+        unknown = world.runner(hub=hub, start="latest").error("retracted 0123456789abcdef")
+        assert unknown["reason"] == "LINEAGE_UNKNOWN", unknown
 
 
 def schema(world: World) -> None:
@@ -443,6 +571,9 @@ STEPS: list[Callable[[World], None]] = [
     torn,
     twin,
     expired,
+    snapshot,
+    backfill,
+    failover,
     schema,
     large,
     slow,

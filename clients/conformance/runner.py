@@ -24,6 +24,8 @@ class Runner:
         self._lines: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self.transactions: list[dict[str, Any]] = []
         self.others: list[dict[str, Any]] = []
+        #: Both, in order.
+        self.lines: list[dict[str, Any]] = []
         threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self) -> None:
@@ -49,10 +51,15 @@ class Runner:
                 raise AssertionError(f"the runner ended (exit {self._process.wait()}) before {' or '.join(events)}")
             kept = self.transactions if line["event"] == "transaction" else self.others
             kept.append(line)
+            self.lines.append(line)
             if line["event"] in events:
                 return line
             if line["event"] == "error":
                 raise AssertionError(f"{line}")
+
+    def told(self, event: str) -> list[dict[str, Any]]:
+        """The lines of this kind so far, transactions aside."""
+        return [line for line in self.others if line["event"] == event]
 
     def ask(self, command: str, seconds: float = 120.0) -> list[dict[str, Any]]:
         """Sends a command and waits until it is done; the transactions that it handed out."""

@@ -26,6 +26,9 @@ from typing import Any, TypeVar
 ROOT = Path(__file__).resolve().parents[2]
 T = TypeVar("T")
 
+#: The origin of the web pages that hubs let in.
+PAGE = "http://localhost:5173"
+
 
 def until(what: str, probe: Callable[[], T | None], seconds: float = 60.0) -> T:
     """Waits until ``probe`` gives something true."""
@@ -94,7 +97,8 @@ def _stop(process: subprocess.Popen[Any], how: int, seconds: float = 30.0) -> No
 class Cluster:
     """A PostgreSQL server in a directory of its own, gone after ``close``."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, primary: Cluster | None = None) -> None:
+        """A new one, or a standby of another."""
         self.bin = postgres_bin()
         self.account = _account()
         self.directory = directory / "postgres"
@@ -103,8 +107,13 @@ class Cluster:
             shutil.chown(self.directory, self.account.pw_uid, self.account.pw_gid)
         self.port = free_port()
         self.log = directory / "postgres.log"
-        self._run("initdb", "-D", str(self.directory / "data"), "-U", "postgres", "-A", "trust", "-E", "UTF8",
-                  "--no-locale", "--no-sync", "--no-instructions")  # fmt: skip
+        data = str(self.directory / "data")
+        if primary is None:
+            self._run("initdb", "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-locale", "--no-sync",
+                      "--no-instructions")  # fmt: skip
+        else:
+            self._run("pg_basebackup", "-D", data, "-R", "-X", "stream", "-c", "fast", "--no-sync", "-h", "127.0.0.1",
+                      "-p", str(primary.port), "-U", "postgres")  # fmt: skip
         self.process: subprocess.Popen[Any] | None = None
         self.start()
 
@@ -162,16 +171,31 @@ class Cluster:
         """The rows of a query, as JSON."""
         return json.loads(self.sql(f"SELECT coalesce(json_agg(r), '[]') FROM ({query}) r"))
 
-    def close(self) -> None:
+    def stop(self) -> None:
+        """A fast shutdown; ``start`` goes on."""
+        if self.process is not None:
+            _stop(self.process, signal.SIGINT)
+
+    def kill(self) -> None:
+        """An end without a farewell."""
         if self.process is not None:
             _stop(self.process, signal.SIGQUIT)
+
+    def promote(self) -> None:
+        """Makes a standby the primary."""
+        self.sql("SELECT pg_promote()")
+
+    def close(self) -> None:
+        self.kill()
 
 
 class Hub:
     """A hub on ports of its own. Its journal stays across ``kill`` and ``start``."""
 
-    def __init__(self, cluster: Cluster, directory: Path, *arguments: str) -> None:
-        self.cluster = cluster
+    def __init__(self, cluster: Cluster, directory: Path, *arguments: str, standby: Cluster | None = None) -> None:
+        self.dsn = cluster.dsn
+        if standby is not None:
+            self.dsn = f"host=127.0.0.1,127.0.0.1 port={cluster.port},{standby.port} user=postgres dbname=postgres"
         self.directory = directory
         self.directory.mkdir(parents=True, exist_ok=True)
         self.port = free_port()
@@ -189,9 +213,9 @@ class Hub:
         """Starts the hub and waits until it serves streams."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith("WALCAST_")}
         command = [
-            str(hub_binary()), "serve", "--dsn", self.cluster.dsn, "--create-publication",
+            str(hub_binary()), "serve", "--dsn", self.dsn, "--create-publication",
             "--data-dir", str(self.directory / "data"), "--listen", self.address, "--http", f"127.0.0.1:{self.http}",
-            "--log-format", "compact", *self.arguments,
+            "--log-format", "compact", "--web-origin", PAGE, *self.arguments,
         ]  # fmt: skip
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
@@ -268,6 +292,8 @@ class Proxy:
             except OSError:
                 near.close()
                 continue
+            for end in (near, far):
+                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self.connections += 1
             self._pairs.append((near, far))
             threading.Thread(target=self._pump, args=(near, far, False), daemon=True).start()

@@ -88,6 +88,9 @@ pub struct ServeArgs {
     /// How long data and silent subscribers are kept [env: WALCAST_RETAIN_AGE=] [default: 7d]
     #[arg(long, value_name = "DURATION")]
     pub retain_age: Option<String>,
+    /// Deliver before fsync: less latency, weaker promise after a power failure [env: WALCAST_EAGER=]
+    #[arg(long)]
+    pub eager: bool,
     /// gRPC address [env: WALCAST_LISTEN=] [default: 127.0.0.1:50051]
     #[arg(long, value_name = "HOST:PORT")]
     pub listen: Option<String>,
@@ -106,6 +109,9 @@ pub struct ServeArgs {
     /// Bearer tokens and what each may read [env: WALCAST_TOKENS_FILE=]
     #[arg(long, value_name = "FILE")]
     pub tokens_file: Option<String>,
+    /// Serve gRPC-web to web pages of this origin, or "*"; repeatable [env: WALCAST_WEB_ORIGINS=]
+    #[arg(long = "web-origin", value_name = "ORIGIN")]
+    pub web_origins: Vec<String>,
     /// Let other machines in without authentication [env: WALCAST_INSECURE=]
     #[arg(long)]
     pub insecure: bool,

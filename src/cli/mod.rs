@@ -11,6 +11,7 @@ mod health;
 mod journal;
 mod logtables;
 pub mod output;
+mod parquet;
 mod rebase;
 pub mod rows;
 mod serve;

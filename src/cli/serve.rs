@@ -21,6 +21,7 @@ pub async fn run(args: &ServeArgs) -> Result<(), Error> {
 fn overrides(args: &ServeArgs) -> Result<Vec<Override>, Error> {
     let on = |given: bool| given.then(|| "true".to_owned());
     let schemas = (!args.schemas.is_empty()).then(|| args.schemas.join(","));
+    let web_origins = (!args.web_origins.is_empty()).then(|| args.web_origins.join(","));
     let named = [
         ("source.dsn", "--dsn", args.dsn.clone()),
         ("source.slot", "--slot", args.slot.clone()),
@@ -35,6 +36,8 @@ fn overrides(args: &ServeArgs) -> Result<Vec<Override>, Error> {
         ("grpc.tls_key", "--tls-key", args.tls_key.clone()),
         ("grpc.tls_client_ca", "--tls-client-ca", args.tls_client_ca.clone()),
         ("grpc.tokens_file", "--tokens-file", args.tokens_file.clone()),
+        ("journal.eager", "--eager", on(args.eager)),
+        ("grpc.web_origins", "--web-origin", web_origins),
         ("grpc.insecure", "--insecure", on(args.insecure)),
         ("http.listen", "--http", args.http.clone()),
         ("log.format", "--log-format", args.log_format.clone()),
@@ -142,6 +145,9 @@ mod tests {
             "--tls-client-ca",
             "x",
             "--tokens-file",
+            "x",
+            "--eager",
+            "--web-origin",
             "x",
             "--insecure",
             "--log-format",

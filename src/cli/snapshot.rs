@@ -15,6 +15,7 @@ use super::{
     client::{Hub, MAX_MESSAGE_BYTES},
     error::Error,
     output::Output,
+    parquet::ParquetFile,
     rows::{RowView, table_name, to_json, to_text},
     text::{grouped, plural},
 };
@@ -31,6 +32,7 @@ const LINE: Duration = Duration::from_secs(10);
 enum Format {
     JsonLines,
     Csv,
+    Parquet,
 }
 
 impl Format {
@@ -38,10 +40,25 @@ impl Format {
         match path.extension().and_then(|extension| extension.to_str()) {
             Some("jsonl" | "ndjson") => Ok(Format::JsonLines),
             Some("csv") => Ok(Format::Csv),
-            Some("parquet") => Err(Error::Usage("this version writes .jsonl and .csv, not .parquet".to_owned())),
-            _ => Err(Error::Usage(format!("{}: the name must end in .jsonl or .csv", path.display()))),
+            Some("parquet") => Ok(Format::Parquet),
+            _ => Err(Error::Usage(format!("{}: the name must end in .jsonl, .csv or .parquet", path.display()))),
         }
     }
+
+    /// Files of this format have columns, and so hold one table.
+    fn has_columns(self) -> bool {
+        self != Format::JsonLines
+    }
+}
+
+/// Where rows go.
+enum Sink {
+    JsonLines(BufWriter<fs::File>),
+    /// With its columns once they are known.
+    Csv(BufWriter<fs::File>, Option<Vec<String>>),
+    /// Before its columns are known.
+    Parquet(fs::File),
+    Columns(Box<ParquetFile>),
 }
 
 pub async fn run(args: &SnapshotArgs) -> Result<(), Error> {
@@ -81,16 +98,15 @@ pub async fn run(args: &SnapshotArgs) -> Result<(), Error> {
 struct Copy {
     to: PathBuf,
     part: PathBuf,
-    file: Option<BufWriter<fs::File>>,
+    sink: Option<Sink>,
     format: Format,
     relations: HashMap<u32, pb::Relation>,
     tables: Vec<String>,
-    /// The one whose header the CSV file has.
-    header: Option<Vec<String>>,
     rows: u64,
     started: Instant,
     told: Instant,
     bar: ProgressBar,
+    complete: bool,
 }
 
 impl Copy {
@@ -99,19 +115,25 @@ impl Copy {
         part.push(".part");
         let part = PathBuf::from(part);
         let file = fs::File::create(&part).map_err(Error::io(part.display().to_string()))?;
+        let buffered = |file| BufWriter::with_capacity(1 << 20, file);
+        let sink = match format {
+            Format::JsonLines => Sink::JsonLines(buffered(file)),
+            Format::Csv => Sink::Csv(buffered(file), None),
+            Format::Parquet => Sink::Parquet(file),
+        };
         let now = Instant::now();
         Ok(Copy {
             to: to.to_owned(),
             part,
-            file: Some(BufWriter::with_capacity(1 << 20, file)),
+            sink: Some(sink),
             format,
             relations: HashMap::new(),
             tables: Vec::new(),
-            header: None,
             rows: 0,
             started: now,
             told: now,
             bar: ProgressBar::hidden(),
+            complete: false,
         })
     }
 
@@ -123,19 +145,48 @@ impl Copy {
                 if self.tables.is_empty() {
                     return Err(Error::Failed("no published table matches".to_owned()));
                 }
-                if self.format == Format::Csv && self.tables.len() > 1 {
+                if self.format.has_columns() && self.tables.len() > 1 {
                     let found = self.tables.join(", ");
-                    return Err(Error::Usage(format!("a .csv file holds one table, and these match: {found}")));
+                    return Err(Error::Usage(format!("such a file holds one table, and these match: {found}")));
                 }
                 let rows: i64 = begin.tables.iter().map(|table| table.estimated_rows.max(0)).sum();
                 self.bar = bar(rows.unsigned_abs());
             }
-            Kind::Relation(relation) => drop(self.relations.insert(relation.relation_id, relation)),
+            Kind::Relation(relation) => {
+                self.describe(&relation)?;
+                self.relations.insert(relation.relation_id, relation);
+            }
             Kind::Change(change) if change.operation() == pb::Operation::Read => self.row(&change)?,
             Kind::SnapshotEnd(_) => return Ok(true),
             _ => {}
         }
         Ok(false)
+    }
+
+    /// The columns of the file, before its first row.
+    fn describe(&mut self, relation: &pb::Relation) -> Result<(), Error> {
+        let changed = || Error::Failed("the table's columns changed while it was copied".to_owned());
+        if !self.tables.contains(&table_name(relation)) {
+            return Ok(());
+        }
+        self.sink = match self.sink.take() {
+            Some(Sink::Parquet(file)) => Some(Sink::Columns(Box::new(ParquetFile::create(file, relation)?))),
+            Some(Sink::Columns(file)) if !file.fits(relation) => return Err(changed()),
+            Some(Sink::Csv(mut file, known)) => {
+                let names: Vec<String> = relation.columns.iter().map(|column| column.name.clone()).collect();
+                match &known {
+                    Some(known) if *known != names => return Err(changed()),
+                    Some(_) => {}
+                    None => {
+                        let line: Vec<String> = names.iter().map(|name| quoted(name)).collect();
+                        writeln!(file, "{}", line.join(",")).map_err(Error::io(self.part.display().to_string()))?;
+                    }
+                }
+                Some(Sink::Csv(file, Some(names)))
+            }
+            sink => sink,
+        };
+        Ok(())
     }
 
     fn row(&mut self, change: &pb::Change) -> Result<(), Error> {
@@ -145,9 +196,8 @@ impl Copy {
         let row = change.after_row.as_ref().ok_or_else(|| wrong("a row without values".to_owned()))?;
         let row = RowView::new(relation, row).map_err(|error| wrong(error.to_string()))?;
         let failed = Error::io(self.part.display().to_string());
-        let Some(file) = &mut self.file else { return Ok(()) };
-        match self.format {
-            Format::JsonLines => {
+        match &mut self.sink {
+            Some(Sink::JsonLines(file)) => {
                 let cell = |(column, value): (&pb::Column, _)| Some((column.name.clone(), to_json(column, value)?));
                 let values: serde_json::Map<_, _> = row.iter().filter_map(cell).collect();
                 let line = match self.tables.len() {
@@ -156,21 +206,15 @@ impl Copy {
                 };
                 writeln!(file, "{line}").map_err(failed)?;
             }
-            Format::Csv => {
-                let names: Vec<String> = relation.columns.iter().map(|column| column.name.clone()).collect();
-                if self.header.is_none() {
-                    let line: Vec<String> = names.iter().map(|name| quoted(name)).collect();
-                    writeln!(file, "{}", line.join(",")).map_err(Error::io(self.part.display().to_string()))?;
-                    self.header = Some(names);
-                } else if self.header.as_ref() != Some(&names) {
-                    return Err(Error::Failed("the table's columns changed while it was copied".to_owned()));
-                }
+            Some(Sink::Csv(file, _)) => {
                 let cells = row.iter().map(|(column, value)| match value {
                     Value::Null | Value::Absent | Value::Unchanged => String::new(),
                     value => quoted(&to_text(column, value)),
                 });
                 writeln!(file, "{}", cells.collect::<Vec<_>>().join(",")).map_err(failed)?;
             }
+            Some(Sink::Columns(file)) => file.add(row)?,
+            Some(Sink::Parquet(_)) | None => {}
         }
         self.rows += 1;
         if self.rows.is_multiple_of(1024) {
@@ -196,11 +240,16 @@ impl Copy {
 
     fn finish(&mut self) -> Result<String, Error> {
         let failed = || Error::io(self.part.display().to_string());
-        if let Some(mut file) = self.file.take() {
-            file.flush().map_err(failed())?;
-            file.get_ref().sync_all().map_err(failed())?;
-        }
+        let file = match self.sink.take() {
+            Some(Sink::JsonLines(file) | Sink::Csv(file, _)) => {
+                file.into_inner().map_err(|error| failed()(error.into_error()))?
+            }
+            Some(Sink::Columns(file)) => file.finish()?,
+            Some(Sink::Parquet(_)) | None => return Err(Error::Protocol("a table that was not described".to_owned())),
+        };
+        file.sync_all().map_err(failed())?;
         fs::rename(&self.part, &self.to).map_err(Error::io(self.to.display().to_string()))?;
+        self.complete = true;
         self.bar.finish_and_clear();
         let took = self.started.elapsed();
         let rate = self.rows as f64 / took.as_secs_f64().max(0.001);
@@ -218,7 +267,7 @@ impl Copy {
 impl Drop for Copy {
     /// What did not become complete leaves nothing.
     fn drop(&mut self) {
-        if self.file.take().is_some() {
+        if !self.complete {
             let _ = fs::remove_file(&self.part);
         }
     }
@@ -262,7 +311,8 @@ mod tests {
     fn the_name_says_the_format() {
         assert_eq!(Format::of(Path::new("x/t.jsonl")).ok(), Some(Format::JsonLines));
         assert_eq!(Format::of(Path::new("t.csv")).ok(), Some(Format::Csv));
-        for name in ["t.parquet", "t", "t.txt"] {
+        assert_eq!(Format::of(Path::new("t.parquet")).ok(), Some(Format::Parquet));
+        for name in ["parquet", "t", "t.txt"] {
             assert_eq!(Format::of(Path::new(name)).err().map(|error| error.exit_code()), Some(2), "{name}");
         }
     }

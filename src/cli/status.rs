@@ -46,6 +46,9 @@ fn pretty(status: &pb::GetStatusResponse) -> String {
         ("  earliest", format!("{}{since}", lsn(journal.earliest.as_ref()))),
         ("  tail", lsn(journal.tail.as_ref())),
     ]);
+    if journal.eager {
+        text += &pairs(&[("  durable", format!("{}  (eager: delivered before)", lsn(journal.durable.as_ref())))]);
+    }
     for standby in &source.standbys {
         let state = if standby.ready { "ready to take over" } else { &standby.detail };
         text += &pairs(&[("standby", format!("{}  {state}", standby.server))]);
@@ -85,6 +88,8 @@ fn to_json(status: &pb::GetStatusResponse) -> Value {
             "earliest": position(journal.earliest.as_ref()),
             "tail": position(journal.tail.as_ref()),
             "bytes": journal.bytes,
+            "eager": journal.eager,
+            "durable": position(journal.durable.as_ref()),
             "earliest_commit_time":
                 journal.earliest_commit_time.as_ref().and_then(timestamp).map(|time| time.to_string()),
             "retracted": journal.retracted.iter().map(|range| {

@@ -68,6 +68,8 @@ pub struct Journal {
     pub cache_bytes: u64,
     /// Bytes that are left free on the file system; intake waits below.
     pub reserve_bytes: u64,
+    /// Whether changes are delivered before they are durable.
+    pub eager: bool,
 }
 
 /// `[grpc]`
@@ -83,6 +85,8 @@ pub struct Grpc {
     pub insecure: bool,
     /// Server reflection, v1 and v1alpha.
     pub reflection: bool,
+    /// Origins of the web pages that may subscribe; empty: gRPC-web is off.
+    pub web_origins: Vec<String>,
     /// How long streams may take to end when the hub stops.
     pub drain_timeout: Duration,
 }

@@ -98,6 +98,7 @@ impl Reader<'_> {
             ring_bytes: self.bytes("journal.ring_bytes"),
             cache_bytes: self.bytes("journal.cache_bytes"),
             reserve_bytes: self.bytes("journal.reserve_bytes"),
+            eager: self.switch("journal.eager"),
         };
         if journal.data_dir.as_os_str().is_empty() {
             self.wrong("journal.data_dir", "must not be empty");
@@ -121,6 +122,7 @@ impl Reader<'_> {
             tokens_file: self.path("grpc.tokens_file"),
             insecure: self.switch("grpc.insecure"),
             reflection: self.switch("grpc.reflection"),
+            web_origins: self.list("grpc.web_origins"),
             drain_timeout: self.duration("grpc.drain_timeout"),
         };
         let authenticated = grpc.tokens_file.is_some() || grpc.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
@@ -129,6 +131,18 @@ impl Reader<'_> {
                 "grpc.listen",
                 "other machines could read every table without a token: set grpc.tokens_file or grpc.tls_client_ca, \
                  or allow it with grpc.insecure = true",
+            );
+        }
+        for origin in &grpc.web_origins {
+            if let Err(problem) = web_origin(origin) {
+                self.wrong("grpc.web_origins", &format!("{origin:?} {problem}"));
+            }
+        }
+        if grpc.web_origins.iter().any(|origin| origin == "*") && grpc.tokens_file.is_none() && !grpc.insecure {
+            self.wrong(
+                "grpc.web_origins",
+                "\"*\" without tokens: any page that somebody looks at who reaches the hub could read every table. Name the \
+                 origins, set grpc.tokens_file, or allow it with grpc.insecure = true",
             );
         }
         grpc
@@ -311,4 +325,26 @@ impl Reader<'_> {
         }
         address
     }
+}
+
+/// `*`, or exactly what browsers send as `Origin`
+/// ([RFC 6454, 6.2](https://www.rfc-editor.org/rfc/rfc6454#section-6.2)): nothing behind the host and a port that is not the
+/// scheme's own. Anything else would never match.
+fn web_origin(origin: &str) -> Result<(), &'static str> {
+    if origin == "*" {
+        return Ok(());
+    }
+    let Some((scheme, host)) = origin.split_once("://").filter(|(scheme, _)| !scheme.is_empty()) else {
+        return Err("is not an origin: expected scheme://host[:port], such as https://app.example.com, or *");
+    };
+    if host.is_empty() || host.contains(['/', '?', '#', '@']) || host.contains(char::is_whitespace) {
+        return Err("is not an origin: nothing may follow the host and its port, no slash either");
+    }
+    if origin.contains(|c: char| c.is_uppercase() || !c.is_ascii()) {
+        return Err("would match nothing: browsers send origins in lower case, and names as xn--");
+    }
+    if (scheme == "https" && host.ends_with(":443")) || (scheme == "http" && host.ends_with(":80")) {
+        return Err("would match nothing: browsers leave out the scheme's own port");
+    }
+    Ok(())
 }

@@ -139,3 +139,30 @@ fn defaults_are_valid_but_for_the_connection() {
     load(EXAMPLE, &[], &[DSN]).expect("valid");
     assert_eq!(Layers::defaults().get("grpc.insecure").map(|(_, origin)| origin.clone()), Some(Origin::Default));
 }
+
+#[test]
+fn an_origin_that_no_browser_would_send_is_refused() {
+    let valid = "https://app.example.com, http://localhost:5173,http://[::1]:8000";
+    let config = load("", &[("WALCAST_WEB_ORIGINS", valid)], &[DSN]).expect("valid");
+    assert_eq!(config.grpc.web_origins.len(), 3);
+    assert!(load("", &[], &[DSN]).expect("valid").grpc.web_origins.is_empty(), "off unless asked for");
+    for (wrong, why) in [
+        ("app.example.com", "scheme://"),
+        ("https://app.example.com/", "no slash"),
+        ("https://App.example.com", "lower case"),
+        ("https://app.example.com:443", "own port"),
+        ("https://", "nothing may follow"),
+    ] {
+        let told = problems(load("", &[], &[DSN, ("grpc.web_origins", wrong)]));
+        assert!(told[0].starts_with("grpc.web_origins: ") && told[0].contains(why), "{wrong}: {told:?}");
+    }
+}
+
+#[test]
+fn pages_of_any_origin_need_a_token() {
+    let told = problems(load("", &[], &[DSN, ("grpc.web_origins", "*")]));
+    assert!(told[0].contains("without tokens"), "{told:?}");
+    for allowed in [("grpc.insecure", "true"), ("grpc.tokens_file", "/etc/walcast/tokens")] {
+        load("", &[], &[DSN, ("grpc.web_origins", "*"), allowed]).expect("allowed");
+    }
+}

@@ -25,12 +25,12 @@ pub use snapshot::{
 /// A future that trait objects can return.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
-/// How far delivery may go. Moves only after fdatasync.
+/// How far delivery may go. Moves only after fdatasync, unless the feed says otherwise by [`Feed::durable`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Marks {
-    /// The durable mark: number of the first block that is not yet durable (exclusive bound of what may be read).
+    /// The durable mark: number of the first block that may not be read yet.
     pub next_block: u64,
-    /// The complete mark: the last durable resume point, keepalives included. What PostgreSQL may be told.
+    /// The complete mark: the last resume point, keepalives included.
     pub tail: Position,
 }
 
@@ -160,6 +160,12 @@ pub enum Fetched {
 pub trait Feed: Send + Sync + 'static {
     /// The marks, and a wake-up whenever they move.
     fn marks(&self) -> watch::Receiver<Marks>;
+
+    /// Where delivery may run ahead of fdatasync: the last durable resume point, and a wake-up whenever it moves. `None`:
+    /// everything up to the marks is durable.
+    fn durable(&self) -> Option<watch::Receiver<Position>> {
+        None
+    }
 
     /// What is retained now.
     fn window(&self) -> Window;

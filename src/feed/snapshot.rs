@@ -67,6 +67,13 @@ pub struct Snapshot {
 pub trait Rows: Send + Sync {
     /// The next piece; `None` after the last. Cancel-safe.
     fn next(&mut self) -> BoxFuture<'_, Result<Option<Piece>, SnapshotError>>;
+
+    /// Goes on from an earlier place, since what came behind it lies on a lineage that was left. The number of the run whose
+    /// marks count from now on; `None`: it cannot be done, and need not be.
+    fn rewind(&mut self, to: Progress) -> Option<u64> {
+        let _ = to;
+        None
+    }
 }
 
 /// A part of a snapshot.
@@ -83,8 +90,8 @@ pub enum Piece {
     },
     /// A table is complete. Consistent mode.
     TableEnd {
-        /// `schema.table`.
-        table: String,
+        /// What its rows were positional against, had there been any.
+        relation: Arc<Relation>,
     },
     /// What belongs right behind the mark with this number. Incremental mode.
     Chunk(Chunk),
@@ -101,8 +108,8 @@ pub struct Chunk {
     pub relation: Option<Arc<Relation>>,
     /// Framed READ changes in compact form.
     pub framed: Vec<Bytes>,
-    /// `schema.table` of tables that are complete with it.
-    pub ended: Vec<String>,
+    /// Tables that are complete with it, as of their last rows.
+    pub ended: Vec<Arc<Relation>>,
     /// What the stream has once it is sent; rows are counted by the stream.
     pub progress: Progress,
     /// Nothing comes after it.

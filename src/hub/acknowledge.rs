@@ -4,8 +4,11 @@
 //! session number is bound by it too. After a restart of the hub nobody knows what had been sent, and the bound is the
 //! feed's tail. One position may be acknowledged without having been sent: the end of a transaction with an event that was
 //! too large for the client, after the stream ended with EVENT_TOO_LARGE and named it.
+//!
+//! A checkpoint never lies beyond what is durable. Where delivery runs ahead of fdatasync, an acknowledgement waits for it;
+//! after a power failure it waits until the slot has brought again what the subscriber had.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use super::{
     Error, StartAt,
@@ -48,6 +51,9 @@ impl Inner {
             _ => return Err(Error::invalid("start", "a reset needs a place outside of a snapshot")),
         };
         let position = self.locate(start).await?.after;
+        if !is_beyond(position, self.tail()) {
+            self.until_durable(key, position, 0).await?;
+        }
         let mut session = None;
         let change = |present: Option<&Checkpoint>| {
             let present = present?;
@@ -69,9 +75,28 @@ impl Inner {
         if existed { Ok(()) } else { Err(Error::subscriber_unknown(&key.name)) }
     }
 
+    /// Returns when the journal cannot lose the position any more. Ends with the hub, and when a newer session takes over.
+    async fn until_durable(&self, key: &SubscriberKey, position: Position, session: u64) -> Result<(), Error> {
+        let Some(mut durable) = self.feed.durable() else { return Ok(()) };
+        loop {
+            let reached = durable.wait_for(|durable| !is_beyond(position, *durable));
+            match tokio::time::timeout(LOOK, reached).await {
+                Ok(Ok(_)) => return Ok(()),
+                Ok(Err(_)) => return Err(Error::draining(position)),
+                Err(_) if self.drain.started() => return Err(Error::draining(position)),
+                Err(_) => {
+                    let present = self.checkpoints.get(key).ok_or_else(|| Error::subscriber_unknown(&key.name))?;
+                    if session != 0 && session != present.session {
+                        return Err(Error::fenced(session));
+                    }
+                }
+            }
+        }
+    }
+
     async fn check_unsent(&self, position: Position) -> Result<(), Error> {
         let tail = self.feed.marks().borrow().tail;
-        if position.lineage == tail.lineage && position.order() > tail.order() {
+        if is_beyond(position, tail) {
             return Err(Error::ack_ahead(position, Some(tail)));
         }
         self.feed.locate(Start::After(position)).await?;
@@ -82,6 +107,14 @@ impl Inner {
 /// Bytes of the filter as it came and of `Position.snapshot` that a checkpoint keeps. A position with more is not kept, and the
 /// checkpoint stays where it was.
 const FILTER_AND_SNAPSHOT: usize = 3800;
+
+/// How often an acknowledgement that waits looks whether it still counts.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// A lineage becomes durable before anything on it is delivered.
+fn is_beyond(position: Position, tail: Position) -> bool {
+    position.lineage == tail.lineage && position.order() > tail.order()
+}
 
 fn is_at_or_before(position: Position, done: Position) -> bool {
     position.lineage == done.lineage && position.order() <= done.order()
@@ -97,6 +130,7 @@ pub(super) async fn store(
     live: Option<&Arc<Shared>>,
 ) -> Result<Resume, Error> {
     let position = resume.position;
+    hub.until_durable(key, position, session).await?;
     let mut refused = false;
     let change = |present: Option<&Checkpoint>| {
         let present = present?;

@@ -6,7 +6,7 @@ use crate::feed::{Fetched, Start};
 impl Session {
     pub(super) async fn relocate(&mut self) -> Result<(), Error> {
         if let Some(skip) = self.skip {
-            self.hub.feed.locate(Start::After(skip)).await?;
+            self.hub.feed.locate(Start::After(skip)).await.map_err(|error| self.stamp.diverged(error))?;
             self.skip = None;
         }
         Ok(())
@@ -23,6 +23,10 @@ impl Session {
     }
 
     pub(super) async fn pass_over(&mut self, bytes: usize) -> Result<(), Error> {
+        if let (false, Some(subject)) = (self.outbox.begun(), self.outbox.subject()) {
+            let known = self.running.as_ref().and_then(|running| running.table(subject.relation));
+            return Err(Error::row_too_large(bytes, self.max_message, known.unwrap_or_default()));
+        }
         let end = match self.outbox.end() {
             End::Later => self.find_end().await?,
             end => end,

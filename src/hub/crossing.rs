@@ -157,7 +157,7 @@ impl Session {
     async fn begin_crossing(&mut self) -> Result<bool, Error> {
         let Some(crossing) = self.leaving.clone() else { return Ok(false) };
         if let Some(skip) = self.skip {
-            self.hub.feed.locate(Start::After(skip)).await?;
+            self.hub.feed.locate(Start::After(skip)).await.map_err(|error| self.stamp.diverged(error))?;
         }
         let cursor = match crossing.same_course {
             true => self.cursor.clone(),
@@ -166,6 +166,9 @@ impl Session {
         self.incoming = None;
         if let Some(reading) = self.reading.take() {
             reading.abort();
+        }
+        if !crossing.same_course {
+            self.rewind_rows(&crossing);
         }
         if self.outbox.begun() {
             let mut message = Message::new();

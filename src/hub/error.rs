@@ -104,6 +104,15 @@ impl Error {
         error
     }
 
+    /// A row of a snapshot, which no position passes over.
+    pub(super) fn row_too_large(bytes: usize, limit: usize, table: String) -> Self {
+        let message = format!(
+            "a row of {table} has {bytes} bytes, and the client can receive {limit}; raise max_message_bytes, or leave the row or \
+             its column out with the filter"
+        );
+        Error::new(Reason::EventTooLarge, message).with("bytes", bytes).with("limit", limit).with("table", table)
+    }
+
     pub(super) fn draining(position: Position) -> Self {
         Error::new(Reason::Draining, format!("the hub is shutting down; resume after {position}"))
             .with("position", position.lsn)

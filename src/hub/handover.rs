@@ -10,6 +10,7 @@ use super::{
     outbox::Item,
 };
 use crate::{
+    feed::{self, Crossing},
     model::{LineageId, Position},
     wire::{
         encode, pb,
@@ -24,12 +25,21 @@ pub(super) struct Stamp {
     encoded: Bytes,
     /// The open transaction is in the rows.
     skipping: bool,
+    /// Where the stream began, if with the rows of a consistent snapshot.
+    rows: Option<Position>,
+}
+
+fn lost() -> Error {
+    Error::snapshot_interrupted(
+        "the source has failed over to a standby that may lack what the rows hold; the snapshot starts over when its stream is \
+         resumed",
+    )
 }
 
 impl Stamp {
     pub fn new(token: Token) -> Self {
         let encoded = token.encode();
-        Stamp { token, encoded, skipping: false }
+        Stamp { token, encoded, skipping: false, rows: None }
     }
 
     /// `Position.snapshot`.
@@ -51,6 +61,23 @@ impl Stamp {
         }
     }
 
+    /// The stream begins with the rows of a consistent snapshot, which hold everything up to here and perhaps more.
+    pub fn begins_with_rows(&mut self, start: Position) {
+        self.rows = Some(start);
+    }
+
+    /// The lineage will be left there. An error if the rows may hold what lies behind.
+    pub fn departs(&self, crossing: &Crossing) -> Result<(), Error> {
+        let Some(start) = self.rows.filter(|start| start.lineage == crossing.departs.lineage) else { return Ok(()) };
+        let until = self.token.handover.as_ref().map_or(start.lsn, |handover| handover.until.max(start.lsn));
+        if crossing.holds_lsn(until) { Ok(()) } else { Err(lost()) }
+    }
+
+    /// Why the position at which the stream began is not there any more.
+    pub fn diverged(&self, error: feed::Error) -> Error {
+        if self.rows.is_some() { lost() } else { error.into() }
+    }
+
     /// The stream goes on on this lineage. An error if the rows may hold what this lineage does not.
     pub fn crosses(&mut self, lineage: LineageId) -> Result<(), Error> {
         let Some(handover) = &self.token.handover else { return Ok(()) };
@@ -61,7 +88,7 @@ impl Stamp {
             self.update(|token| token.handover = None);
             return Ok(());
         }
-        Err(Error::snapshot_interrupted("the source has failed over to a standby that may lack what the rows hold"))
+        Err(lost())
     }
 
     /// What the stream is to send of an item.

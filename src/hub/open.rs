@@ -271,6 +271,10 @@ impl Inner {
                             true => None,
                             false => Some(backfill::selection(principal, &progress.tables, &progress.predicate)?),
                         };
+                        // Rows that were sent behind a crossing, or of a place that the stream is not at yet.
+                        let again = progress.at > cursor.after.lsn;
+                        let progress = if again { progress.from_the_beginning() } else { progress };
+                        token.progress = Some(progress.clone());
                         let mut request = request(None, 0, Some(progress));
                         request.selection = only.clone().unwrap_or(request.selection);
                         let snapshot = self.snapshot(request).await?;

@@ -187,6 +187,9 @@ impl Session {
         let running =
             snapshot.map(|(snapshot, only, paused)| Running::new(snapshot, group.selection.clone(), only, paused));
         let (running, begin) = running.unzip();
+        if running.as_ref().is_some_and(Running::is_consistent) {
+            stamp.begins_with_rows(cursor.after);
+        }
         let mut session = Session {
             passed: cursor.after,
             lineage: cursor.after.lineage,

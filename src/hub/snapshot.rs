@@ -15,7 +15,9 @@ use super::{
     session::{For, Step},
 };
 use crate::{
-    feed::{self, Chunk, MARK_PREFIX, Piece, Resume, Rows, Snapshot, SnapshotError, SnapshotMode, resume_to_pb},
+    feed::{
+        self, Chunk, Crossing, MARK_PREFIX, Piece, Resume, Rows, Snapshot, SnapshotError, SnapshotMode, resume_to_pb,
+    },
     lsn::Lsn,
     model::{Operation, Relation, RelationId},
     selection::Selection,
@@ -25,6 +27,9 @@ use crate::{
         token::Progress,
     },
 };
+
+/// Places along the way of an incremental snapshot that are remembered.
+const TRAIL: usize = 256;
 
 /// A snapshot in a stream.
 pub(super) struct Running {
@@ -47,6 +52,8 @@ pub(super) struct Running {
     total: u64,
     /// What positions say once the outbox is empty.
     reached: Option<Option<Progress>>,
+    /// Incremental: where the rows stood along the stream, oldest first.
+    trail: Vec<Progress>,
 }
 
 /// What a snapshot makes the session do.
@@ -120,6 +127,7 @@ impl Running {
             sent,
             total: progress.rows,
             reached: None,
+            trail: vec![progress],
         };
         (running, begin)
     }
@@ -133,9 +141,45 @@ impl Running {
         self.only.as_ref().map(|only| plan(&mut self.only_plans, relation, only)).transpose()
     }
 
+    /// A chunk was sent. Of a long way every second step is forgotten.
+    fn remember(&mut self, progress: &Progress) {
+        if self.trail.len() == TRAIL {
+            let mut number = 0;
+            self.trail.retain(|_| {
+                number += 1;
+                number % 2 == 1
+            });
+        }
+        self.trail.push(progress.clone());
+    }
+
+    /// Goes back to where the rows stood at the crossing: what chunks behind it hold may never have happened, and what they
+    /// do not hold may be there again.
+    fn rewind(&mut self, crossing: &Crossing) -> Option<Progress> {
+        let kept = self.trail.iter().rposition(|progress| crossing.holds_lsn(progress.at)).unwrap_or(0);
+        self.trail.truncate(kept + 1);
+        let progress = self.trail.last()?.clone();
+        let run = self.rows.rewind(progress.clone())?;
+        self.run = format!("{run:016x}");
+        (self.piece, self.at_mark, self.reached) = (None, None, None);
+        self.total = progress.rows;
+        self.sent = HashMap::from([(progress.table.clone(), progress.table_rows)]);
+        Some(progress)
+    }
+
     /// Whether nothing more is to be read.
     pub fn pause(&mut self, paused: bool) {
         self.paused.send_replace(paused);
+    }
+
+    /// `schema.table` of a relation version of which rows were sent.
+    pub fn table(&self, relation: RelationId) -> Option<String> {
+        self.plans.get(&relation).map(|plan| plan.relation.qualified_name())
+    }
+
+    /// Whether all rows come in front of all changes.
+    pub fn is_consistent(&self) -> bool {
+        self.mode == SnapshotMode::Consistent
     }
 
     /// Whether a piece would be of use now.
@@ -180,9 +224,13 @@ impl Session {
             return Ok(Turn::Again);
         }
         let Some(running) = &mut self.running else { return Ok(Turn::Pass) };
-        if let Some(progress) = running.reached.take() {
+        if let Some(mut progress) = running.reached.take() {
             let ended = progress.is_none();
             let (id, total) = (running.id.clone(), running.total);
+            if let Some(progress) = &mut progress {
+                progress.at = self.passed.lsn;
+                running.remember(progress);
+            }
             self.stamp.update(|token| token.progress = progress);
             self.pace.at_once();
             if ended {
@@ -193,6 +241,9 @@ impl Session {
                 self.say(pb::event::Kind::SnapshotEnd(pb::SnapshotEnd { snapshot_id: id, position, rows: total }));
             }
             return Ok(Turn::Again);
+        }
+        if let Some(leaving) = self.leaving.as_ref().filter(|_| running.mode == SnapshotMode::Consistent) {
+            self.stamp.departs(leaving)?;
         }
         match running.mode {
             SnapshotMode::Consistent => match running.piece.take() {
@@ -215,10 +266,7 @@ impl Session {
     fn consistent(&mut self, piece: Option<Piece>) -> Result<(), Error> {
         match piece {
             Some(Piece::Rows { relation, framed, .. }) => self.send_rows(&relation, framed),
-            Some(Piece::TableEnd { table }) => {
-                self.end_table(table);
-                Ok(())
-            }
+            Some(Piece::TableEnd { relation }) => self.end_table(&relation),
             Some(Piece::Chunk(_) | Piece::Void(_)) => Err(Error::internal("a chunk in a consistent snapshot")),
             None => {
                 if let Some(running) = &mut self.running {
@@ -272,19 +320,33 @@ impl Session {
         let Some(running) = &mut self.running else { return Ok(()) };
         let mut progress = chunk.progress;
         progress.rows = running.total;
-        progress.table_rows = running.sent.get(&progress.table).copied().unwrap_or(0);
+        let unfinished = chunk.ended.is_empty();
+        progress.table_rows = running.sent.get(&progress.table).copied().filter(|_| unfinished).unwrap_or(0);
         running.reached = Some((!chunk.last).then_some(progress));
-        for table in chunk.ended {
-            self.end_table(table);
-        }
-        Ok(())
+        chunk.ended.iter().try_for_each(|relation| self.end_table(relation))
     }
 
-    fn end_table(&mut self, table: String) {
-        let Some(running) = &mut self.running else { return };
+    /// A table without rows is described too: whoever writes a file of it needs its columns.
+    fn end_table(&mut self, relation: &Arc<Relation>) -> Result<(), Error> {
+        self.describe(relation)?;
+        let Some(running) = &mut self.running else { return Ok(()) };
+        let table = relation.qualified_name();
         let rows = running.sent.remove(&table).unwrap_or(0);
         let snapshot_id = running.id.clone();
         self.say(pb::event::Kind::SnapshotTableEnd(pb::SnapshotTableEnd { snapshot_id, table, rows }));
+        Ok(())
+    }
+
+    /// Sends the relation version that rows are positional against, once.
+    fn describe(&mut self, relation: &Arc<Relation>) -> Result<(), Error> {
+        let Some(running) = &mut self.running else { return Ok(()) };
+        let plan = running.plan(relation)?;
+        if self.relations_sent.insert(relation.id) {
+            let mut told = Message::new();
+            told.0.extend_from_slice(&plan.event);
+            self.outbox.push(Item { message: told.finish(), events: 1, counted: 0, begun: None, reached: None });
+        }
+        Ok(())
     }
 
     /// Puts rows into the outbox as filter and format want them.
@@ -322,11 +384,7 @@ impl Session {
         }
         *running.sent.entry(relation.qualified_name()).or_default() += u64::from(events);
         running.total += u64::from(events);
-        if self.relations_sent.insert(relation.id) {
-            let mut told = Message::new();
-            told.0.extend_from_slice(&plan.event);
-            self.outbox.push(Item { message: told.finish(), events: 1, counted: 0, begun: None, reached: None });
-        }
+        self.describe(relation)?;
         let message = message.finish();
         self.outbox.push(Item { message, events, counted: events.into(), begun: None, reached: None });
         Ok(())
@@ -345,6 +403,20 @@ impl Session {
             running.at_mark = running.mark(block)?.or(running.at_mark);
         }
         Ok(())
+    }
+
+    /// The lineage is left, and with it the marks and what was read behind the crossing.
+    pub(super) fn rewind_rows(&mut self, crossing: &Crossing) {
+        let Some(running) = &mut self.running else { return };
+        if let Some(progress) = running.rewind(crossing) {
+            tracing::info!(
+                id = running.id,
+                table = progress.table,
+                rows = progress.rows,
+                "rows are read again from here"
+            );
+            self.stamp.update(|token| token.progress = Some(progress));
+        }
     }
 
     /// Where the stream stands, with what else is needed to go on from there.

@@ -6,7 +6,7 @@
 //! nothing more is to be had at once and the journal's writer is idle: while one fsync runs, the next block fills, which
 //! is all the batching there is.
 //!
-//! What PostgreSQL is told is the *complete* mark, never a position inside a transaction. Keepalives move it over WAL
+//! What PostgreSQL is told is the *complete* mark, never a position inside a transaction, and never one that is not durable. Keepalives move it over WAL
 //! that held nothing for us ([the documentation](https://www.postgresql.org/docs/current/protocol-replication.html)
 //! calls their position the current end of WAL; for a logical walsender it is how far it has decoded): a keepalive's
 //! position may be acknowledged once everything received before it is durable and the position itself is journaled.
@@ -33,7 +33,7 @@ use parking_lot::Mutex;
 use tokio::{sync::Notify, time::Instant};
 
 use crate::{
-    feed::{self, Feed},
+    feed,
     journal::{self, Appender, Horizon, Journal, OpenTransaction, Record, Recovered},
     lsn::Lsn,
     metrics,
@@ -246,7 +246,7 @@ impl Ingest {
 
     /// The complete mark: where the next connection starts.
     pub fn complete(&self) -> Position {
-        self.journal.marks().borrow().tail
+        *self.journal.complete().borrow()
     }
 
     /// Declares the lineage and the resume point that a new journal begins with.
@@ -309,7 +309,7 @@ impl Ingest {
         nudge: &Notify,
         drain: &Drain,
     ) -> Result<(), Error> {
-        let mut marks = self.journal.marks();
+        let mut complete = self.journal.complete();
         let mut told = None;
         let mut status_due = Instant::now();
         let mut next_news = status_due;
@@ -320,7 +320,7 @@ impl Ingest {
             if self.appender.is_idle() && !self.held() && !stream.crowded() {
                 self.append().await?;
             }
-            let durable = restart_lsn(marks.borrow_and_update().tail);
+            let durable = restart_lsn(*complete.borrow_and_update());
             self.take_horizons()?;
             let now = Instant::now();
             let news = told < Some(durable) && (!stream.crowded() || now >= next_news);
@@ -347,13 +347,14 @@ impl Ingest {
                 filled = stream.fill() => filled?,
                 () = self.appender.idle(), if unsettled => {}
                 () = gate, if waits => {}
-                _ = marks.changed(), if !crowded => {}
+                _ = complete.changed(), if !crowded => {}
                 () = nudge.notified() => stream.send_status(durable, durable, durable, true).await?,
                 () = tokio::time::sleep_until(status_due) => {}
             }
         }
         self.append_or_forget().await?;
-        let durable = restart_lsn(self.appender.flush().await?.tail);
+        self.appender.flush().await?;
+        let durable = restart_lsn(self.complete());
         stream.send_status(durable, durable, durable, false).await?;
         Ok(())
     }
@@ -405,7 +406,7 @@ impl Ingest {
         drain: &Drain,
     ) -> Result<bool, Error> {
         while self.held() {
-            let durable = restart_lsn(self.journal.marks().borrow().tail);
+            let durable = restart_lsn(self.complete());
             let Some(gate) = &mut self.gate else { break };
             tokio::select! {
                 () = drain.wait() => return Ok(false),
@@ -422,7 +423,7 @@ impl Ingest {
         stream: &mut ReplicationStream,
         status_interval: Duration,
     ) -> Result<(), Error> {
-        let durable = restart_lsn(self.journal.marks().borrow().tail);
+        let durable = restart_lsn(self.complete());
         let append = self.append();
         tokio::pin!(append);
         loop {

@@ -50,6 +50,8 @@ struct State {
     entries: Vec<Entry>,
     bytes: usize,
     writing: bool,
+    /// Groups that are written and not durable yet: eager mode only.
+    unsynced: usize,
     stop: bool,
     failed: Option<Arc<str>>,
 }
@@ -72,9 +74,22 @@ impl Queue {
         true
     }
 
-    /// What was taken is durable.
+    /// What was taken is durable, or in eager mode written.
     pub fn done(&self) {
         self.state.lock().writing = false;
+        self.moved.notify_waiters();
+    }
+
+    /// A group is written; it will be durable later.
+    pub fn written(&self) {
+        self.state.lock().unsynced += 1;
+    }
+
+    /// So many groups that were written are durable.
+    pub fn synced(&self, groups: usize) {
+        let mut state = self.state.lock();
+        state.unsynced = state.unsynced.saturating_sub(groups);
+        drop(state);
         self.moved.notify_waiters();
     }
 
@@ -147,20 +162,20 @@ impl Appender {
         self.until(|state| state.bytes <= self.queue_bytes).await
     }
 
-    /// Whether nothing is queued and no sync runs: what is appended now is written at once.
+    /// Whether nothing is queued and the writer waits: what is appended now is written at once.
     pub fn is_idle(&self) -> bool {
         let state = self.queue.state.lock();
         state.entries.is_empty() && !state.writing
     }
 
-    /// Returns when nothing is queued and no sync runs, or the journal has failed. Cancel-safe.
+    /// Returns when nothing is queued and the writer waits, or the journal has failed. Cancel-safe.
     pub async fn idle(&self) {
         self.until(|state| state.entries.is_empty() && !state.writing).await.ok();
     }
 
     /// Returns when everything appended so far is durable; the marks then. Cancel-safe.
     pub async fn flush(&mut self) -> Result<Marks, Error> {
-        self.until(|state| state.entries.is_empty() && !state.writing).await?;
+        self.until(|state| state.entries.is_empty() && !state.writing && state.unsynced == 0).await?;
         Ok(*self.inner.shared().marks.borrow())
     }
 

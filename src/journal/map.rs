@@ -34,7 +34,7 @@ pub(super) struct Segment {
     pub salt: u64,
     /// Where the records that it begins with end.
     pub preamble: u64,
-    /// Durable bytes. Of the active segment: behind the last synced record.
+    /// Of the active segment: behind the last record that may be read.
     pub len: u64,
     /// Why none of it can be read.
     pub unreadable: Option<Arc<str>>,

@@ -9,7 +9,9 @@
 //!                            └─▶ keeper thread: catalogue rows, checkpoints, retention
 //! ```
 //!
-//! - Nothing is visible before it is synced: ring, map and marks move after fdatasync returned.
+//! - Nothing is visible before it is synced: ring, map and marks move after fdatasync returned. In eager mode they move after
+//!   the write, so that `kill -9` takes nothing back and a power failure may; what PostgreSQL hears, checkpoints and the
+//!   catalogue wait for the sync all the same ([`syncer`]).
 //! - A failed fsync ends the process ([`Disk::fatal`]). A full disk only stops the writer until there is room.
 //! - Damage below what was known synced is reported with its range and never hides what lies beside it.
 //! - Positions compare inside one lineage. Blocks behind a LINEAGE record belong to that lineage; positions on the part
@@ -25,6 +27,7 @@ pub mod inspect;
 mod keeper;
 mod map;
 mod open;
+mod output;
 mod read;
 mod recovery;
 mod replay;
@@ -33,6 +36,7 @@ mod ring;
 mod rows;
 pub mod segment;
 mod store;
+mod syncer;
 mod tail;
 mod writer;
 mod xids;
@@ -98,6 +102,8 @@ pub struct Options {
     pub queue_bytes: usize,
     /// Bytes that new segments leave free on the file system.
     pub reserve_bytes: u64,
+    /// Show what is written before it is durable.
+    pub eager: bool,
     /// Distance of the places where reading can start. 1 MiB; smaller for tests.
     pub index_bytes: u64,
     /// The operating system, or a broken one.
@@ -116,6 +122,7 @@ impl Options {
             retain_age: Duration::from_secs(7 * 24 * 3600),
             queue_bytes: 8 << 20,
             reserve_bytes: 64 << 20,
+            eager: false,
             index_bytes: 1 << 20,
             disk: Arc::new(Os),
         }
@@ -244,6 +251,8 @@ struct Shared {
     ring: Ring,
     chunks: ChunkCache,
     marks: watch::Sender<Marks>,
+    /// The last durable resume point: the tail of the marks, or in eager mode behind it.
+    complete: watch::Sender<Position>,
     /// How many lineages there are; counted before the marks move to one.
     lineages: AtomicUsize,
     disk_full: watch::Sender<bool>,
@@ -296,6 +305,11 @@ impl Journal {
     /// Whether the writer waits for disk space, and a wake-up whenever that changes.
     pub fn disk_full(&self) -> watch::Receiver<bool> {
         self.shared().disk_full.subscribe()
+    }
+
+    /// The complete mark, which is all that PostgreSQL may be told, and a wake-up whenever it moves.
+    pub fn complete(&self) -> watch::Receiver<Position> {
+        self.shared().complete.subscribe()
     }
 
     /// Every transaction that is journaled now has an id below `next`; [`Feed::before_xid`](crate::feed::Feed::before_xid)

@@ -21,6 +21,7 @@ use super::{
     ring::Ring,
     segment::FileHeader,
     store::Store,
+    syncer::Syncer,
     tail::{Tail, read_begin},
     writer::{Batch, Stop, Writer},
     xids::Xids,
@@ -56,6 +57,7 @@ impl Journal {
             ring: Ring::new(options.ring_bytes, found.tail.next_block),
             chunks: ChunkCache::new(options.cache_bytes),
             marks: watch::Sender::new(found.map.marks),
+            complete: watch::Sender::new(found.map.marks.tail),
             lineages: AtomicUsize::new(found.map.history.len()),
             disk_full: watch::Sender::new(false),
             expiry: Expiry::new(),
@@ -90,6 +92,11 @@ impl Journal {
         let thread_error = |error| Error::io(&shared.options.dir)(error);
         let keeper = Keeper::start(desk.clone(), store, shared.clone()).map_err(thread_error)?;
         let inner = Arc::new(Inner { shared: shared.clone(), desk, _keeper: keeper });
+        if shared.options.eager {
+            let syncer = Syncer::start(shared.clone(), inner.desk.clone(), queue.clone());
+            writer.syncer = Some(syncer.map_err(thread_error)?);
+        }
+        metrics::set(metrics::JOURNAL_EAGER, f64::from(u8::from(shared.options.eager)));
         let builder = std::thread::Builder::new().name("walcast-journal".into());
         let thread = builder.spawn(move || writer.run()).map_err(thread_error)?;
         let appender = Appender::new(queue, inner.clone(), thread);
@@ -127,14 +134,16 @@ fn writer(
         desk: desk.clone(),
         queue: queue.clone(),
         tail,
-        file: file.map_err(Error::io(&path))?,
+        file: Arc::new(file.map_err(Error::io(&path))?),
         header: next,
         offset: 0,
+        written: 0,
         synced: 0,
         preallocated: false,
         place: 0,
         has_blocks: false,
         held_rows: Vec::new(),
+        syncer: None,
         batch: Batch::default(),
     };
     match (last, resume) {
@@ -148,7 +157,8 @@ fn writer(
                 preamble: last.preamble,
                 replay: false, // complete, or it would have been cut
             };
-            (writer.offset, writer.synced, writer.place, writer.has_blocks) = (offset, offset, place, has_blocks);
+            (writer.offset, writer.written, writer.synced) = (offset, offset, offset);
+            (writer.place, writer.has_blocks) = (place, has_blocks);
             writer.file.set_len(offset).map_err(Error::io(&path))?;
             writer.preallocated = preallocate(&writer.file, shared.options.segment_bytes).unwrap_or(false);
             writer.file.sync_all().map_err(Error::io(&path))?;

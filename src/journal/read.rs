@@ -27,6 +27,10 @@ impl Feed for super::Journal {
         self.shared().marks.subscribe()
     }
 
+    fn durable(&self) -> Option<watch::Receiver<Position>> {
+        self.shared().options.eager.then(|| self.complete())
+    }
+
     fn window(&self) -> Window {
         let map = self.shared().map.read();
         Window {

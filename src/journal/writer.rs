@@ -1,12 +1,12 @@
 //! The commit path: a thread that takes everything queued, writes it with one vectored write, syncs, and then moves the
-//! marks. The next sync starts when the last one ended; there is no timer. Payloads are never copied.
+//! marks. The next sync starts when the last one ended; there is no timer. Payloads are never copied. In eager mode the marks
+//! move after the write, and [`Syncer`] follows with the sync.
 
 use std::{
     fs::File,
-    io::{self, IoSlice},
+    io,
     ops::Range,
     sync::{Arc, atomic::Ordering},
-    time::Duration,
 };
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -14,13 +14,14 @@ use bytes::{BufMut, Bytes, BytesMut};
 use super::{
     Horizon, Shared,
     appender::Queue,
-    disk::{is_full, now, preallocate, segment_path, sync_dir},
+    disk::{now, preallocate, segment_path, sync_dir},
     horizon::{self, put_horizon},
     keeper::Desk,
     map::{Place, RelationEntry, Segment},
     rows::{self, Covered, Pointer},
     segment::{FileHeader, Kind, RECORD_LEN, RECORDS, RecordHeader},
     store::Write,
+    syncer::{Syncer, Written},
     tail::{Tail, put_lineage, put_relation, put_state},
 };
 use crate::{
@@ -64,10 +65,12 @@ pub(super) struct Writer {
     pub desk: Arc<Desk>,
     pub queue: Arc<Queue>,
     pub tail: Tail,
-    pub file: File,
+    pub file: Arc<File>,
     pub header: FileHeader,
     /// Where the next record goes.
     pub offset: u64,
+    /// Everything in front is written.
+    pub written: u64,
     /// Everything in front is durable.
     pub synced: u64,
     pub preallocated: bool,
@@ -77,23 +80,27 @@ pub(super) struct Writer {
     pub has_blocks: bool,
     /// Catalogue rows of a replay that does not count yet.
     pub held_rows: Vec<Write>,
+    /// In eager mode.
+    pub syncer: Option<Syncer>,
     pub batch: Batch,
 }
 
 /// Encoded records that are not written yet, and what they will change once they are durable.
 #[derive(Default)]
 pub(super) struct Batch {
-    scratch: BytesMut,
-    parts: Vec<Part>,
+    pub scratch: BytesMut,
+    pub parts: Vec<Part>,
     /// Where the part of `scratch` begins that no entry of `parts` covers yet.
     from: usize,
     blocks: Vec<Arc<Block>>,
     places: Vec<Place>,
     relations: Vec<(Arc<Relation>, Pointer)>,
     lineages: Vec<(LineageStart, u32, Pointer)>,
+    /// Nobody may see it before it is durable, in eager mode either.
+    strict: bool,
 }
 
-enum Part {
+pub(super) enum Part {
     Scratch(Range<usize>),
     Message(Bytes),
 }
@@ -107,6 +114,7 @@ impl Batch {
         self.places.clear();
         self.relations.clear();
         self.lineages.clear();
+        self.strict = false;
     }
 
     fn close_part(&mut self) {
@@ -133,6 +141,7 @@ impl Writer {
                 }
             }
         }
+        self.syncer = None; // syncs what it has
         // Spares the next open the search for records behind the last one. Reserved space is reserved again then.
         self.file.set_len(self.offset).ok();
     }
@@ -153,6 +162,7 @@ impl Writer {
             Entry::Block(block) => block.footprint() as u64 + RECORD_LEN as u64,
             _ => RECORD_LEN as u64,
         };
+        self.note_synced();
         let full = self.offset + incoming > self.shared.options.segment_bytes;
         if self.has_blocks && (full || matches!(entry, Entry::Lineage(_))) {
             self.commit()?;
@@ -170,6 +180,7 @@ impl Writer {
             Entry::Lineage(start) => {
                 let first = self.tail.position;
                 self.tail.lineage(start.clone());
+                self.batch.strict = true;
                 self.add_lineage(&start, self.tail.lineages.len() as u32 - 1, first, false);
                 self.add_state();
             }
@@ -189,6 +200,7 @@ impl Writer {
                 self.record(Kind::Recovered, false, (first, position), |out| out.put_slice(slot.as_bytes()));
                 failpoint::hit("recovery_before_recovered");
                 self.header.replay = false;
+                self.batch.strict = true;
                 self.commit()?;
                 failpoint::hit("recovery_recovered");
                 self.roll(false)?;
@@ -282,108 +294,65 @@ impl Writer {
         self.offset += header.size();
     }
 
-    /// Writes and syncs the batch, then lets everybody see it.
+    /// Writes and syncs the batch, then lets everybody see it; in eager mode the sync comes last.
     fn commit(&mut self) -> Result<(), Stop> {
         self.batch.close_part();
         if self.batch.parts.is_empty() {
             return Ok(());
         }
-        let written = self.write_batch()?;
-        self.sync()?;
-        self.synced = self.offset;
-        metrics::add(metrics::JOURNAL_BYTES_WRITTEN, written);
-        metrics::add(metrics::JOURNAL_FSYNCS, 1);
-        self.publish();
+        let bytes = self.write_batch()?;
+        self.written = self.offset;
+        metrics::add(metrics::JOURNAL_BYTES_WRITTEN, bytes);
+        if self.syncer.is_some() && !self.batch.strict && !self.header.replay {
+            let rows = self.show();
+            self.sync_later(rows)?;
+        } else {
+            self.settled()?;
+            self.sync()?;
+            self.synced = self.offset;
+            metrics::add(metrics::JOURNAL_FSYNCS, 1);
+            self.publish();
+        }
         self.batch.clear();
         Ok(())
     }
 
-    fn sync(&self) -> Result<(), Stop> {
-        self.shared.options.disk.sync(&self.file).map_err(|error| Stop::Fatal(format!("fdatasync: {error}")))
-    }
-
-    fn write_batch(&self) -> Result<u64, Stop> {
-        let start = self.synced;
-        self.until_room(|| {
-            if !self.preallocated {
-                self.check_reserve(self.offset - start)?;
-            }
-            let result = self.try_write(start);
-            if result.is_err() {
-                self.file.set_len(start)?;
-            }
-            result
+    fn sync_later(&self, rows: Vec<Write>) -> Result<(), Stop> {
+        let Some(syncer) = &self.syncer else { return Ok(()) };
+        syncer.hand(Written {
+            segment: self.header.number,
+            file: self.file.clone(),
+            offset: self.written,
+            complete: self.tail.position,
+            rows,
         })
     }
 
-    fn try_write(&self, start: u64) -> io::Result<u64> {
-        const MAX_PARTS: usize = 1024; // IOV_MAX
-        let mut at = start;
-        for parts in self.batch.parts.chunks(MAX_PARTS) {
-            let mut slices: Vec<IoSlice<'_>> = parts
-                .iter()
-                .map(|part| match part {
-                    Part::Scratch(range) => IoSlice::new(&self.batch.scratch[range.clone()]),
-                    Part::Message(message) => IoSlice::new(message),
-                })
-                .collect();
-            let mut rest = slices.as_mut_slice();
-            while !rest.is_empty() {
-                match self.shared.options.disk.write(&self.file, rest, at) {
-                    Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                    Ok(n) => {
-                        at += n as u64;
-                        IoSlice::advance_slices(&mut rest, n);
-                    }
-                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                    Err(error) => return Err(error),
-                }
-            }
-        }
-        Ok(at - start)
+    /// Waits until what is written is durable.
+    fn settled(&self) -> Result<(), Stop> {
+        self.syncer.as_ref().map_or(Ok(()), Syncer::settled)
     }
 
-    /// Tries until it works, as long as the only trouble is a full disk.
-    fn until_room<T>(&self, mut run: impl FnMut() -> io::Result<T>) -> Result<T, Stop> {
-        loop {
-            match run() {
-                Ok(done) => {
-                    self.set_disk_full(false);
-                    return Ok(done);
-                }
-                Err(error) if is_full(&error) => {
-                    self.set_disk_full(true);
-                    if self.queue.wait_for_stop(Duration::from_millis(250)) {
-                        return Err(Stop::Asked);
-                    }
-                }
-                Err(error) => return Err(Stop::Fatal(format!("write: {error}"))),
-            }
-        }
+    /// Notes how far the syncer has come, for the records to come.
+    fn note_synced(&mut self) {
+        let synced = self.syncer.as_ref().and_then(|syncer| syncer.synced(self.header.number));
+        self.synced = self.synced.max(synced.unwrap_or(0));
     }
 
-    fn set_disk_full(&self, full: bool) {
-        let changed = self.shared.disk_full.send_if_modified(|now| std::mem::replace(now, full) != full);
-        if changed && full {
-            tracing::error!(dir = %self.shared.options.dir.display(), "no room on disk, the journal waits");
-        } else if changed {
-            tracing::info!("there is room on disk again");
-        }
-        if changed {
-            metrics::set(metrics::JOURNAL_DISK_FULL, f64::from(u8::from(full)));
-        }
-    }
-
-    fn check_reserve(&self, wanted: u64) -> io::Result<()> {
-        let options = &self.shared.options;
-        if options.disk.available(&options.dir)? < wanted.saturating_add(options.reserve_bytes) {
-            return Err(io::ErrorKind::StorageFull.into());
-        }
-        Ok(())
-    }
-
-    /// Of a replay that does not count yet only the places and definitions move.
+    /// Lets everybody see what is durable.
     fn publish(&mut self) {
+        let rows = self.show();
+        if !rows.is_empty() {
+            self.desk.catalogue(rows);
+        }
+        if !self.header.replay {
+            self.shared.complete.send_replace(self.tail.position);
+        }
+    }
+
+    /// Lets everybody see the batch; rows for the catalogue, to be written once it is durable. Of a replay that does not count
+    /// yet only the places and definitions move.
+    fn show(&mut self) -> Vec<Write> {
         let held = self.header.replay;
         let marks = Marks { next_block: self.tail.next_block, tail: self.tail.position };
         let mut rows: Vec<Write> = Vec::new();
@@ -437,15 +406,13 @@ impl Writer {
         if held {
             self.held_rows.append(&mut rows);
             metrics::set(metrics::JOURNAL_BYTES, bytes as f64);
-            return;
+            return Vec::new();
         }
         rows.splice(0..0, self.held_rows.drain(..));
         self.shared.ring.push(self.batch.blocks.drain(..));
         self.shared.marks.send_if_modified(|now| std::mem::replace(now, marks) != marks);
         metrics::set(metrics::JOURNAL_BYTES, bytes as f64);
-        if !rows.is_empty() {
-            self.desk.catalogue(rows);
-        }
+        rows
     }
 
     /// Adds the batch's places and commit times to the active segment. A place's row is final once the next one exists.
@@ -483,6 +450,7 @@ impl Writer {
             preamble: 0,
             replay,
         };
+        self.settled()?;
         failpoint::hit("segment_roll");
         self.file.set_len(self.offset)?;
         self.file.sync_all().map_err(|error| Stop::Fatal(format!("fsync: {error}")))?;
@@ -505,8 +473,9 @@ impl Writer {
             }
             Ok((file, preallocated?))
         })?;
-        (self.file, self.header, self.preallocated) = (file, header, preallocated);
+        (self.file, self.header, self.preallocated) = (Arc::new(file), header, preallocated);
         (self.offset, self.synced, self.has_blocks) = (RECORDS, 0, false);
+        self.written = 0;
         self.batch.clear();
         self.batch.scratch.put_bytes(0, RECORDS as usize);
         for (rank, start) in self.tail.lineages.clone().into_iter().enumerate() {
@@ -524,7 +493,7 @@ impl Writer {
         self.file.sync_all().map_err(|error| Stop::Fatal(format!("fsync: {error}")))?;
         std::fs::rename(&partial, &path)?;
         sync_dir(&dir).map_err(|error| Stop::Fatal(format!("fsync of the directory: {error}")))?;
-        self.synced = self.offset;
+        (self.written, self.synced) = (self.offset, self.offset);
         let mut map = self.shared.map.write();
         if header.replay {
             map.held_from.get_or_insert(header.number);

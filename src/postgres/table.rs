@@ -6,7 +6,7 @@ use std::fmt::Write;
 use tokio_postgres::types::Type;
 
 use super::{
-    error::Result,
+    error::{Error, Result},
     publication::{self, OWN_SCHEMA},
     replication::{identifier, literal},
     server,
@@ -32,6 +32,10 @@ pub struct Table {
     pub bytes: i64,
     /// The publication's row filter, as an SQL condition.
     pub row_filter: Option<String>,
+    /// A condition that holds for every row that is wanted. Those for which it does not are not read.
+    pub wanted: Option<String>,
+    /// The database's encoding is UTF8.
+    pub utf8: bool,
     /// Columns that identify a row in the changes too: of the replica identity's index or the primary key. Empty if there
     /// are none.
     pub key: Vec<String>,
@@ -60,7 +64,8 @@ impl Table {
             None if self.partitioned => write!(query, "{}", self.quoted()),
             None => write!(query, "ONLY {}", self.quoted()),
         };
-        let all = self.row_filter.iter().chain(conditions).map(|condition| format!("({condition})"));
+        let filters = self.row_filter.iter().chain(&self.wanted);
+        let all = filters.chain(conditions).map(|condition| format!("({condition})"));
         let all: Vec<String> = all.collect();
         if !all.is_empty() {
             let _ = write!(query, " WHERE {}", all.join(" AND "));
@@ -68,16 +73,40 @@ impl Table {
         query
     }
 
+    /// Whether rows are left out when it is read. Then a number of rows that come says nothing of how many are looked at.
+    pub fn filtered(&self) -> bool {
+        self.row_filter.is_some() || self.wanted.is_some()
+    }
+
     /// At most `limit` rows behind the key `after` (empty: from the beginning), in key order.
     pub fn select_chunk(&self, after: &[String], limit: usize) -> String {
+        let conditions: Vec<String> = self.behind(after, ">").into_iter().collect();
+        format!("{} ORDER BY {} LIMIT {limit}", self.select(None, &conditions), self.key_list())
+    }
+
+    /// The key at which a chunk of `limit` rows behind `after` ends, rows counted that are left out; no row if the table ends
+    /// before it.
+    pub fn select_boundary(&self, after: &[String], limit: usize) -> String {
+        let (key, only) = (self.key_list(), if self.partitioned { "" } else { "ONLY " });
+        let condition = self.behind(after, ">").map_or_else(String::new, |condition| format!(" WHERE {condition}"));
+        let offset = limit.saturating_sub(1);
+        format!("SELECT {key} FROM {only}{}{condition} ORDER BY {key} OFFSET {offset} LIMIT 1", self.quoted())
+    }
+
+    /// The rows behind the key `after` (empty: from the beginning) up to and including `to` (empty: to the end), in key order.
+    pub fn select_between(&self, after: &[String], to: &[String]) -> String {
+        let conditions: Vec<String> = self.behind(after, ">").into_iter().chain(self.behind(to, "<=")).collect();
+        format!("{} ORDER BY {}", self.select(None, &conditions), self.key_list())
+    }
+
+    fn key_list(&self) -> String {
         let key: Vec<String> = self.key.iter().map(|column| identifier(column)).collect();
-        let key = key.join(", ");
-        let mut conditions = Vec::new();
-        if !after.is_empty() {
-            let values: Vec<String> = after.iter().map(|value| literal(value)).collect();
-            conditions.push(format!("({key}) > ({})", values.join(", ")));
-        }
-        format!("{} ORDER BY {key} LIMIT {limit}", self.select(None, &conditions))
+        key.join(", ")
+    }
+
+    fn behind(&self, key: &[String], operator: &str) -> Option<String> {
+        let values: Vec<String> = key.iter().map(|value| literal(value)).collect();
+        (!key.is_empty()).then(|| format!("({}) {operator} ({})", self.key_list(), values.join(", ")))
     }
 }
 
@@ -98,7 +127,7 @@ pub async fn tables(sql: &Sql, publication: &str, names: &[(String, String)]) ->
                  JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
                  WHERE i.indrelid = c.oid AND i.indisvalid AND k.place <= i.indnkeyatts
                    AND CASE c.relreplident WHEN 'i' THEN i.indisreplident ELSE i.indisprimary END),
-                p.names, p.pages, p.bytes, p.tuples
+                p.names, p.pages, p.bytes, p.tuples, pg_catalog.current_setting('server_encoding') = 'UTF8'
          FROM pg_catalog.pg_publication_tables t
          JOIN pg_catalog.pg_namespace n ON n.nspname = t.schemaname
          JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = t.tablename
@@ -136,6 +165,8 @@ pub async fn tables(sql: &Sql, publication: &str, names: &[(String, String)]) ->
             partitioned: get(row, 1)?,
             readable: get::<Option<bool>>(row, 2)?.unwrap_or(false),
             row_filter: get(row, 3)?,
+            wanted: None,
+            utf8: get(row, 9)?,
             key,
             unread: Vec::new(),
             parts: parts.into_iter().zip(pages).collect(),
@@ -210,8 +241,38 @@ pub async fn emit_mark(sql: &Sql, prefix: &str, content: &str) -> Result<()> {
     sql.batch(&statement).await
 }
 
-/// `pg_control_system().system_identifier`.
-pub async fn system_identifier(sql: &Sql) -> Result<u64> {
-    let row = sql.one("SELECT system_identifier FROM pg_catalog.pg_control_system()", &[]).await?;
-    Ok(get::<i64>(&row, 0)? as u64)
+/// `pg_control_system().system_identifier`, and the timeline to which a primary writes. On a standby the server refuses (55000).
+pub async fn identity(sql: &Sql) -> Result<(u64, u32)> {
+    let statement = "SELECT system_identifier, pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn())
+                     FROM pg_catalog.pg_control_system()";
+    let row = sql.one(statement, &[]).await?;
+    let file: &str = get(&row, 1)?;
+    let timeline = file.get(..8).and_then(|digits| u32::from_str_radix(digits, 16).ok());
+    let timeline = timeline.ok_or_else(|| Error::Protocol(format!("{file:?} as the name of a WAL file")))?;
+    Ok((get::<i64>(&row, 0)? as u64, timeline))
+}
+
+/// A commit that waits for a synchronous standby, or a session of which that cannot be told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WaitingCommit {
+    /// Of its process.
+    pub pid: i32,
+    /// Its transaction, without the epoch; `None` of a COMMIT PREPARED.
+    pub xid: Option<u32>,
+    /// The role may not see what the session does.
+    pub hidden: bool,
+}
+
+/// Commits that wait for a synchronous standby at this time.
+pub async fn waiting_commits(sql: &Sql) -> Result<Vec<WaitingCommit>> {
+    let statement = "SELECT a.pid, a.backend_xid::text, a.query = '<insufficient privilege>'
+                     FROM pg_catalog.pg_stat_activity a
+                     WHERE pg_catalog.current_setting('synchronous_standby_names') <> '' AND a.pid <> pg_catalog.pg_backend_pid()
+                       AND (a.wait_event = 'SyncRep' OR a.query = '<insufficient privilege>')";
+    let rows = sql.query(statement, &[]).await?;
+    let commit = |row: &tokio_postgres::Row| {
+        let xid = get::<Option<&str>>(row, 1)?.and_then(|xid| xid.parse().ok());
+        Ok(WaitingCommit { pid: get(row, 0)?, xid, hidden: get::<Option<bool>>(row, 2)?.unwrap_or(false) })
+    };
+    rows.iter().map(commit).collect()
 }

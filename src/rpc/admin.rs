@@ -38,6 +38,7 @@ impl<B: Backend> pb::admin_service_server::AdminService for Admin<B> {
     async fn get_status(&self, _: Request<pb::GetStatusRequest>) -> Result<Response<pb::GetStatusResponse>, Status> {
         let source = self.source.status();
         let window = self.feed.window();
+        let durable = self.feed.durable().map(|durable| *durable.borrow());
         let known = self.feed.lineage();
         Ok(Response::new(pb::GetStatusResponse {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -65,6 +66,8 @@ impl<B: Backend> pb::admin_service_server::AdminService for Admin<B> {
                 bytes: window.bytes,
                 earliest_commit_time: window.earliest_commit_time.map(timestamp),
                 retracted: self.feed.history().retracted().map(retracted_to_pb).collect(),
+                eager: durable.is_some(),
+                durable: durable.filter(|_| known.is_some()).map(position_to_pb),
             }),
             streams: u32::try_from(self.backend.streams()).unwrap_or(u32::MAX),
         }))

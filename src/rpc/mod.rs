@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! accept, TLS, HTTP/2 limits        server, tls, preface
+//!   browsers, if configured         web
 //!   count, complete errors          observe, status
 //!     who calls                     auth, tokens
 //!       Subscribe, Consume          streams, request, body
@@ -25,13 +26,15 @@ pub mod streams;
 mod throttle;
 pub mod tls;
 pub mod tokens;
+pub mod web;
 
 use std::{fmt, net::SocketAddr};
 
 pub use health::Health;
 pub use server::{Options, Services, bind, refuse_plaintext, serve};
-pub use tls::{Tls, TlsFiles};
+pub use tls::{Offer, Tls, TlsFiles};
 pub use tokens::Tokens;
+pub use web::Origins;
 
 /// Remote address of a connection; in the extensions of each of its requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

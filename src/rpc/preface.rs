@@ -1,5 +1,6 @@
-//! Whether the peer has begun to speak HTTP/2. hyper waits for a client's preface without a limit, in a graceful
-//! shutdown too ([hyper#4170](https://github.com/hyperium/hyper/issues/4170)), and its keepalive begins only behind it.
+//! Whether the peer has begun to speak. hyper waits for a client's preface without a limit, in a graceful
+//! shutdown too ([hyper#4170](https://github.com/hyperium/hyper/issues/4170)), and its keepalive begins only behind it. A request of HTTP/1.1 is longer than
+//! the preface too, and from there on hyper limits the time for its headers.
 
 use std::{
     io,

@@ -10,8 +10,11 @@ use std::{convert::Infallible, io, net::SocketAddr, pin::pin, sync::Arc, time::D
 
 use futures_util::{StreamExt, future::poll_fn};
 use http::{Request, Response};
-use hyper::{body::Incoming, server::conn::http2};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper::body::Incoming;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto,
+};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
@@ -21,11 +24,19 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tonic::{body::Body, codec::CompressionEncoding, service::Routes, transport::server::TcpIncoming};
-use tower::Service;
+use tower::{Service, util::Either};
 
 use super::{
-    Health, Peer, Tls, Tokens, admin::Admin, auth::Auth, backend::Backend, observe::Observe, preface::Counted,
-    service::ChangeStreams, streams::StreamServer, throttle::Throttle,
+    Health, Peer, Tls, Tokens,
+    admin::Admin,
+    auth::Auth,
+    backend::Backend,
+    observe::Observe,
+    preface::Counted,
+    service::ChangeStreams,
+    streams::StreamServer,
+    throttle::Throttle,
+    web::{Origins, Web},
 };
 use crate::{
     feed::{Feed, Source},
@@ -41,6 +52,9 @@ const TCP_KEEPALIVE: Duration = Duration::from_secs(60);
 
 /// Bytes per stream that wait in hyper for the peer's window, beyond the one message that is being sent.
 const SEND_BUFFER: usize = 128 * 1024;
+
+/// hyper refuses to read HTTP/1.1 headers through a smaller buffer. The same number bounds what waits to be written.
+const LEAST_BUFFER: usize = 8 * 1024;
 
 /// Bytes of request that a client may send ahead, per stream and per connection. Requests are small.
 const STREAM_WINDOW: u32 = 256 * 1024;
@@ -70,11 +84,14 @@ pub struct Options {
     pub reflection: bool,
     /// Answer health and reflection without a token.
     pub open_paths: bool,
+    /// Serve gRPC-web, over HTTP/1.1 too, to pages of these origins. `None`: native gRPC and HTTP/2 only.
+    pub web: Option<Arc<Origins>>,
     /// Connections at the same time; further ones are closed at once.
     pub connections: usize,
     /// Streams at the same time on one connection.
     pub streams_per_connection: u32,
-    /// From accepting a connection to the end of TLS, and again from there to its HTTP/2 preface.
+    /// From accepting a connection to the end of TLS, and again from there to its HTTP/2 preface, or to the end of an
+    /// HTTP/1.1 request's headers.
     pub handshake_limit: Duration,
     /// An HTTP/2 ping after this much silence finds half-open connections.
     pub ping_interval: Duration,
@@ -97,6 +114,7 @@ impl Default for Options {
             tokens: None,
             reflection: true,
             open_paths: true,
+            web: None,
             connections: 10_000,
             streams_per_connection: 256,
             handshake_limit: Duration::from_secs(10),
@@ -175,6 +193,10 @@ pub async fn serve<B: Backend>(
     let closing = CancellationToken::new();
     let routes = routes(services, &options, &closing)?;
     let service = Observe::new(Auth::new(routes, options.tokens.clone(), options.open_paths), closing.clone());
+    let service = match &options.web {
+        Some(origins) => Either::Left(Web::new(service, Arc::clone(origins))),
+        None => Either::Right(service),
+    };
     let server = Arc::new(Connections {
         service,
         protocol: protocol(&options),
@@ -229,9 +251,10 @@ fn routes<B: Backend>(services: Services<B>, options: &Options, closing: &Cancel
     Ok(routes.prepare())
 }
 
-fn protocol(options: &Options) -> http2::Builder<TokioExecutor> {
-    let mut protocol = http2::Builder::new(TokioExecutor::new());
+fn protocol(options: &Options) -> auto::Builder<TokioExecutor> {
+    let mut protocol = auto::Builder::new(TokioExecutor::new());
     protocol
+        .http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(options.streams_per_connection)
         .max_send_buf_size(SEND_BUFFER)
@@ -244,6 +267,11 @@ fn protocol(options: &Options) -> http2::Builder<TokioExecutor> {
         .keep_alive_interval(options.ping_interval)
         .keep_alive_timeout(options.ping_limit);
     protocol
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(options.handshake_limit)
+        .max_buf_size((options.header_bytes as usize).max(LEAST_BUFFER));
+    if options.web.is_some() { protocol } else { protocol.http2_only() }
 }
 
 fn watch_files(options: &Options) -> Vec<AbortOnDropHandle<()>> {
@@ -317,7 +345,7 @@ fn concerns_one_connection(error: &io::Error) -> bool {
 /// What all connections share.
 struct Connections<S> {
     service: S,
-    protocol: http2::Builder<TokioExecutor>,
+    protocol: auto::Builder<TokioExecutor>,
     tls: Option<Arc<Tls>>,
     handshake_limit: Duration,
     closing: CancellationToken,
@@ -373,7 +401,7 @@ where
                 }
                 () = &mut handshake, if !speaking => {
                     if !preface.complete() {
-                        tracing::debug!(%peer, "the peer does not speak HTTP/2");
+                        tracing::debug!(%peer, "the peer does not speak HTTP");
                         return;
                     }
                     speaking = true;

@@ -33,6 +33,7 @@ use super::{
     service::ChangeStreams,
     status,
     tokens::Caller,
+    web::OneWay,
 };
 use crate::{
     hub::Subscription,
@@ -141,6 +142,11 @@ impl<B: Backend> StreamServer<B> {
 
     async fn consume(&self, request: Request<Body>) -> Result<StreamBody, Status> {
         let (parts, body) = request.into_parts();
+        if parts.extensions.get::<OneWay>().is_some() {
+            let text =
+                "Consume goes both ways, which gRPC-web cannot: open the stream with Subscribe, and call Acknowledge";
+            return Err(status::refuse(Reason::Unsupported, text));
+        }
         let mut messages = self.decode::<pb::ConsumeRequest>(&parts.headers, body)?;
         let first =
             in_time(async { messages.message().await?.ok_or_else(|| Status::internal("the request stream is empty")) })

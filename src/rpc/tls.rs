@@ -60,9 +60,19 @@ pub enum Error {
     ClientCa(#[from] VerifierBuilderError),
 }
 
+/// Which HTTP is offered in the handshake (ALPN).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Offer {
+    /// HTTP/2.
+    Http2,
+    /// HTTP/2, and HTTP/1.1 for browsers behind proxies and for scripts that know no better.
+    Http2AndHttp1,
+}
+
 /// The server's side of TLS.
 pub struct Tls {
     files: TlsFiles,
+    offer: Offer,
     current: ArcSwap<Loaded>,
     read: Mutex<Contents>,
 }
@@ -81,10 +91,10 @@ struct Contents {
 
 impl Tls {
     /// Reads the files. An expired certificate is an error.
-    pub fn load(files: TlsFiles) -> Result<Self, Error> {
+    pub fn load(files: TlsFiles, offer: Offer) -> Result<Self, Error> {
         let contents = Contents::read(&files)?;
-        let loaded = contents.load(&files)?;
-        let tls = Tls { current: ArcSwap::from_pointee(loaded), read: Mutex::new(contents), files };
+        let loaded = contents.load(&files, offer)?;
+        let tls = Tls { offer, current: ArcSwap::from_pointee(loaded), read: Mutex::new(contents), files };
         tls.report();
         Ok(tls)
     }
@@ -105,7 +115,7 @@ impl Tls {
         if *self.read.lock() == contents {
             return Ok(false);
         }
-        let loaded = contents.load(&self.files);
+        let loaded = contents.load(&self.files, self.offer);
         *self.read.lock() = contents;
         self.current.store(Arc::new(loaded?));
         Ok(true)
@@ -151,7 +161,7 @@ impl Contents {
         })
     }
 
-    fn load(&self, files: &TlsFiles) -> Result<Loaded, Error> {
+    fn load(&self, files: &TlsFiles, offer: Offer) -> Result<Loaded, Error> {
         let chain = certificates(&files.certificate, &self.certificate)?;
         let key = PrivateKeyDer::from_pem_slice(&self.key).map_err(|error| content(&files.key, error))?;
         let expires = not_after(&files.certificate, &chain)?;
@@ -173,7 +183,10 @@ impl Contents {
             _ => config.with_no_client_auth(),
         };
         let mut config = config.with_single_cert(chain, key)?;
-        config.alpn_protocols = vec![b"h2".to_vec()];
+        config.alpn_protocols = match offer {
+            Offer::Http2 => vec![b"h2".to_vec()],
+            Offer::Http2AndHttp1 => vec![b"h2".to_vec(), b"http/1.1".to_vec()],
+        };
         Ok(Loaded { config: Arc::new(config), expires })
     }
 }

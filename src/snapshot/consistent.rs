@@ -16,9 +16,10 @@ use crate::{
     feed::{BoxFuture, Piece, Reservation, Rows, SnapshotError},
     model::Relation,
     postgres::{
-        copy::{self, CopyRows},
+        copy::CopyRows,
         table::{self, Table},
     },
+    reason::Reason,
 };
 
 /// Pages of one range: 32 MiB of the usual 8 KiB.
@@ -50,8 +51,8 @@ type Jobs = Arc<Mutex<VecDeque<Job>>>;
 /// A snapshot that is being read.
 pub(super) struct Consistent {
     messages: mpsc::Receiver<Result<Message, SnapshotError>>,
-    /// Names of the tables with the jobs that are left of each.
-    left: Vec<(String, usize)>,
+    /// The tables with the jobs that are left of each.
+    left: Vec<(Arc<Relation>, usize)>,
     /// Tables that ended and were not told of yet.
     ended: VecDeque<usize>,
     unfinished: usize,
@@ -78,7 +79,7 @@ pub(super) async fn start(
                 jobs.push_back(Job { table: number, relation: relation.clone(), query });
             }
         }
-        left.push((found.relation.qualified_name(), jobs.len() - before));
+        left.push((relation, jobs.len() - before));
     }
     let ended = left.iter().enumerate().filter(|(_, (_, jobs))| *jobs == 0).map(|(number, _)| number).collect();
     let unfinished = left.len();
@@ -86,7 +87,7 @@ pub(super) async fn start(
     let names: Vec<String> = locked.tables.iter().map(Table::quoted).collect();
     let mut sessions = Vec::new();
     for _ in 0..others {
-        let session = Session(copy::connect(&exporter.connect).await.map_err(refused)?);
+        let session = exporter.session().await?;
         table::begin_with(&session.0, &exported).await.map_err(refused)?;
         match table::lock_at_once(&session.0, &names).await {
             Ok(()) => sessions.push(session),
@@ -121,10 +122,20 @@ async fn read(session: Session, jobs: Jobs, messages: mpsc::Sender<Result<Messag
             Ok(true) => {}
             Ok(false) => return,
             Err(error) => {
-                messages.send(Err(error)).await.ok();
+                messages.send(Err(starts_over(error))).await.ok();
                 return;
             }
         }
+    }
+}
+
+/// The rows are those of one moment, which goes with the connections that hold it.
+fn starts_over(error: SnapshotError) -> SnapshotError {
+    match error.reason {
+        Reason::SourceUnavailable | Reason::SnapshotInterrupted => interrupted(format!(
+            "{error}; a consistent snapshot that was interrupted starts over when its stream is resumed"
+        )),
+        _ => error,
     }
 }
 
@@ -157,7 +168,7 @@ impl Consistent {
         loop {
             if let Some(number) = self.ended.pop_front() {
                 self.unfinished -= 1;
-                return Ok(Some(Piece::TableEnd { table: self.left[number].0.clone() }));
+                return Ok(Some(Piece::TableEnd { relation: self.left[number].0.clone() }));
             }
             if self.unfinished == 0 {
                 return Ok(None);

@@ -28,6 +28,7 @@ use crate::{
     model::{Position, Relation, Visibility},
     postgres::{
         copy::CopyRows,
+        sql::Sql,
         table::{self, Table},
     },
     reason::Reason,
@@ -39,8 +40,10 @@ use crate::{
 const CHUNK_TIME: Duration = Duration::from_millis(200);
 const FIRST_LIMIT: usize = 1024;
 const MAX_LIMIT: usize = 64 * 1024;
-/// Bytes of encoded rows at which the next chunk is made smaller.
+/// Bytes of encoded rows at which the next chunk is made smaller; at twice as many the chunk ends where it is.
 const CHUNK_BYTES: usize = 4 << 20;
+/// When a chunk ends where it is, whatever it has.
+const LONGEST_CHUNK: Duration = Duration::from_millis(700);
 /// How long a mark may take to arrive.
 const MARK_LAG: Duration = Duration::from_secs(20);
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -50,7 +53,7 @@ const FAILURES: u32 = 20;
 
 /// What [`start`] goes on with.
 pub(super) struct Begun {
-    pub marker: Session,
+    pub marker: Option<Session>,
     pub request: Arc<Selection>,
     pub pause: watch::Receiver<bool>,
     pub run: u64,
@@ -61,30 +64,44 @@ pub(super) struct Begun {
 pub(super) struct Incremental {
     pieces: mpsc::Receiver<Result<Piece, SnapshotError>>,
     _reader: AbortOnDropHandle<()>,
+    exporter: Exporter,
+    request: Arc<Selection>,
+    pause: watch::Receiver<bool>,
 }
 
-pub(super) fn start(exporter: Exporter, begun: Begun, reservation: Reservation, pacer: Pacer) -> Incremental {
+pub(super) fn start(exporter: Exporter, begun: Begun, reservation: Reservation) -> Incremental {
+    let Begun { marker, request, pause, run, progress } = begun;
     let (sender, pieces) = mpsc::channel(1);
     let reader = Reader {
-        exporter,
-        selection: begun.request,
-        pause: begun.pause,
-        run: begun.run,
-        session: Some(begun.marker),
+        exporter: exporter.clone(),
+        selection: request.clone(),
+        pause: pause.clone(),
+        run,
+        session: marker,
         tables: None,
         mark: 0,
         limit: FIRST_LIMIT,
         seen: Seen::default(),
-        progress: begun.progress,
-        pacer,
+        pacer: Pacer::new(progress.max_rows_per_second),
+        progress,
         reservation,
     };
-    Incremental { pieces, _reader: AbortOnDropHandle::new(tokio::spawn(reader.run(sender))) }
+    let reader = AbortOnDropHandle::new(tokio::spawn(reader.run(sender)));
+    Incremental { pieces, _reader: reader, exporter, request, pause }
 }
 
 impl Rows for Incremental {
     fn next(&mut self) -> BoxFuture<'_, Result<Option<Piece>, SnapshotError>> {
         Box::pin(async { self.pieces.recv().await.transpose() })
+    }
+
+    fn rewind(&mut self, progress: Progress) -> Option<u64> {
+        let run = fastrand::u64(1..);
+        let begun = Begun { marker: None, request: self.request.clone(), pause: self.pause.clone(), run, progress };
+        let feed = &self.exporter.feed;
+        let reservation = feed.reserve(feed.marks().borrow().tail);
+        *self = start(self.exporter.clone(), begun, reservation);
+        Some(run)
     }
 }
 
@@ -116,7 +133,12 @@ struct Read {
     rows: Vec<std::ops::Range<usize>>,
     /// The same as they came.
     lines: Vec<Bytes>,
+    /// The table has no row behind them.
     ends: bool,
+    /// The key up to which rows were looked at; `None`: that of the last row.
+    boundary: Option<Vec<String>>,
+    /// COPY was left in the middle, and with it the session.
+    hung_up: bool,
 }
 
 impl Read {
@@ -176,16 +198,16 @@ impl Reader {
             None => self.exporter.selected(&session.0, &self.selection).await?,
         };
         let mut ended = Vec::new();
-        let behind = selected.iter().find(|table| table.relation.qualified_name() >= self.progress.table);
-        let table = behind.cloned();
+        let behind = selected.iter().filter(|table| table.relation.oid >= self.progress.oid);
+        let table = behind.min_by_key(|table| table.relation.oid).cloned();
         let read = match &table {
             Some(table) => {
-                let name = table.relation.qualified_name();
-                if name != self.progress.table {
+                if table.relation.oid != self.progress.oid {
                     self.progress.key.clear();
                     self.progress.table_rows = 0;
-                    self.progress.table = name;
+                    self.progress.oid = table.relation.oid;
                 }
+                self.progress.table = table.relation.qualified_name();
                 Some(self.read(&session, table).await?)
             }
             None => None,
@@ -193,6 +215,10 @@ impl Reader {
         let floor = match &read {
             Some(read) => Some(self.seen.before(&*self.exporter.feed, &read.seen).await?),
             None => None,
+        };
+        let session = match &read {
+            Some(read) if read.hung_up => self.exporter.session().await?,
+            _ => session,
         };
         self.mark += 1;
         let content = content(self.run, self.mark);
@@ -210,16 +236,15 @@ impl Reader {
         let mut progress = self.progress.clone();
         let mut last = false;
         if read.ends {
-            ended.push(std::mem::take(&mut progress.table));
+            ended.push(read.relation.clone());
             progress.key.clear();
-            match selected.iter().find(|table| table.relation.qualified_name() > self.progress.table) {
-                Some(next) => progress.table = next.relation.qualified_name(),
-                None => last = true,
-            }
-        } else {
-            if let Some(line) = read.lines.last() {
-                progress.key = key_texts(line, &read.places())?;
-            }
+            progress.table_rows = 0;
+            progress.oid = progress.oid.saturating_add(1);
+            last = selected.iter().all(|table| table.relation.oid < progress.oid);
+        } else if let Some(boundary) = read.boundary {
+            progress.key = boundary;
+        } else if let Some(line) = read.lines.last() {
+            progress.key = key_texts(line, &read.places())?;
         }
         if !read.ends {
             self.tables = Some(selected);
@@ -246,25 +271,58 @@ impl Reader {
         if table.key.is_empty() {
             return Err(no_key(&table));
         }
+        if table.key != self.progress.key_columns {
+            self.progress.key.clear();
+            self.progress.key_columns = table.key.clone();
+        }
         let relation = self.exporter.numbered(&table.relation);
         let mut encoder = Encoder::new(relation.clone());
         let mut rows = Vec::new();
         let mut lines = Vec::new();
-        let mut copied =
-            CopyRows::start(sql, &table.select_chunk(&self.progress.key, self.limit)).await.map_err(refused)?;
+        let (query, boundary) = self.query(sql, &table).await?;
+        let mut copied = CopyRows::start(sql, &query).await.map_err(refused)?;
+        let mut hung_up = false;
         while let Some(line) = copied.next().await.map_err(refused)? {
             rows.push(encoder.add(&line)?);
             lines.push(line);
+            if encoder.len() >= 2 * CHUNK_BYTES || began.elapsed() >= LONGEST_CHUNK {
+                hung_up = true;
+                sql.hang_up();
+                break;
+            }
         }
-        sql.batch("COMMIT").await.map_err(refused)?;
-        let ends = rows.len() < self.limit;
+        let (ends, boundary) = match hung_up {
+            true => (false, None),
+            false => {
+                sql.batch("COMMIT").await.map_err(refused)?;
+                let ends = if table.filtered() { boundary.is_none() } else { rows.len() < self.limit };
+                (ends, boundary)
+            }
+        };
         let took = began.elapsed();
-        if took > CHUNK_TIME || encoder.len() > CHUNK_BYTES {
-            self.limit = (self.limit / 2).max(16);
+        if hung_up {
+            self.limit = (rows.len() / 2).max(1);
+        } else if took > CHUNK_TIME || encoder.len() > CHUNK_BYTES {
+            self.limit = (self.limit / 2).max(1);
         } else if took < CHUNK_TIME / 2 && encoder.len() < CHUNK_BYTES / 2 {
             self.limit = (self.limit * 2).min(MAX_LIMIT);
         }
-        Ok(Read { seen, relation, key: table.key, encoder, rows, lines, ends })
+        Ok(Read { seen, relation, key: table.key, encoder, rows, lines, ends, boundary, hung_up })
+    }
+
+    /// How the next chunk is read, and the key at which it ends if rows are left out: then its time is that of the rows that
+    /// are looked at, however few of them come.
+    async fn query(&self, sql: &Sql, table: &Table) -> Result<(String, Option<Vec<String>>), SnapshotError> {
+        let after = &self.progress.key;
+        if !table.filtered() {
+            return Ok((table.select_chunk(after, self.limit), None));
+        }
+        let mut found = CopyRows::start(sql, &table.select_boundary(after, self.limit)).await.map_err(refused)?;
+        let mut boundary = None;
+        while let Some(line) = found.next().await.map_err(refused)? {
+            boundary = Some(key_texts(&line, &(0..table.key.len()).collect::<Vec<_>>())?);
+        }
+        Ok((table.select_between(after, boundary.as_deref().unwrap_or_default()), boundary))
     }
 
     /// The rows that no transaction touched which the chunk's snapshot does not see, of those up to the mark.
@@ -287,6 +345,7 @@ impl Reader {
             read.rows.truncate(again);
             read.lines.truncate(again);
             read.ends = false;
+            read.boundary = None;
         }
         let mut keep = vec![false; read.lines.len().max(read.rows.len())];
         left.rows.into_values().filter(|number| *number < read.rows.len()).for_each(|number| keep[number] = true);

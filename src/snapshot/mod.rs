@@ -13,6 +13,7 @@ mod consistent;
 mod encoder;
 mod incremental;
 mod scan;
+mod stuck;
 mod touched;
 
 use std::{
@@ -64,17 +65,36 @@ impl Exporter {
         Exporter { connect, publication: publication.to_owned(), feed }
     }
 
-    /// A session on the primary whose changes are in the journal.
+    /// A session on the primary whose changes are in the journal. After a failover the old one may still answer, and be the
+    /// first in the list.
     async fn session(&self) -> Result<Session, SnapshotError> {
-        let sql = Session(copy::connect(&self.connect).await.map_err(refused)?);
+        let mut failed = away("the connection string names no server");
+        for host in &self.connect.hosts {
+            match self.session_at(&self.connect.only(host)).await {
+                Err(error) if error.reason == Reason::SourceUnavailable => failed = error,
+                outcome => return outcome,
+            }
+        }
+        Err(failed)
+    }
+
+    async fn session_at(&self, connect: &ConnectOptions) -> Result<Session, SnapshotError> {
+        let session = Session(copy::connect(connect).await.map_err(refused)?);
+        let sql = &session.0;
         let lineage = self.feed.lineage().ok_or_else(|| away("the hub has never been connected to its source"))?;
-        if server::in_recovery(&sql.0).await.map_err(refused)? {
+        if server::in_recovery(sql).await.map_err(refused)? {
             return Err(away("the server is a standby, whose snapshots do not list what runs on the primary"));
         }
-        if table::system_identifier(&sql.0).await.map_err(refused)? != lineage.system_identifier {
+        let (system_identifier, timeline) = table::identity(sql).await.map_err(refused)?;
+        if system_identifier != lineage.system_identifier {
             return Err(away("the server is another cluster than the journal's"));
         }
-        Ok(sql)
+        if timeline != lineage.timeline {
+            let journal = lineage.timeline;
+            return Err(away(&format!("the server is on timeline {timeline}, and the journal on timeline {journal}")));
+        }
+        self.settled(sql).await?;
+        Ok(session)
     }
 
     /// The published tables of which the selection wants rows, by name, as the session sees them now.
@@ -165,8 +185,11 @@ impl Exporter {
         if start.lineage != lineage {
             return Err(interrupted("the source has failed over while the snapshot began"));
         }
-        let tables =
-            locked.tables.iter().map(|table| (table.relation.qualified_name(), table.estimated_rows)).collect();
+        let mut tables: Vec<&Table> = locked.tables.iter().collect();
+        if mode == SnapshotMode::Incremental {
+            tables.sort_unstable_by_key(|table| table.relation.oid);
+        }
+        let tables = tables.iter().map(|table| (table.relation.qualified_name(), table.estimated_rows)).collect();
         let handover = Handover { lineage, until: locked.until, seen: locked.seen.clone() };
         let mut progress = request.resume.clone().unwrap_or_default();
         let restarted = request.resume.as_ref().is_some_and(|progress| progress.id != 0) && !resumed;
@@ -181,24 +204,26 @@ impl Exporter {
                 ..Default::default()
             };
         }
-        let pacer = Pacer::new(progress.max_rows_per_second);
         let run = fastrand::u64(1..);
         tracing::info!(
             id = format!("{:016x}", progress.id), ?mode, tables = locked.tables.len(), resumed, restarted,
             seen = %locked.seen, until = %locked.until, start = %start, "snapshot begins"
         );
         let rows: Box<dyn crate::feed::Rows> = match mode {
-            SnapshotMode::Consistent => Box::new(consistent::start(self, locked, reservation, pacer).await?),
+            SnapshotMode::Consistent => {
+                let pacer = Pacer::new(progress.max_rows_per_second);
+                Box::new(consistent::start(self, locked, reservation, pacer).await?)
+            }
             SnapshotMode::Incremental => {
                 let state = incremental::Begun {
-                    marker,
+                    marker: Some(marker),
                     request: request.selection,
                     pause: request.pause,
                     run,
                     progress: progress.clone(),
                 };
                 drop(locked);
-                Box::new(incremental::start(self.clone(), state, reservation, pacer))
+                Box::new(incremental::start(self.clone(), state, reservation))
             }
         };
         Ok(Snapshot { id: progress.id, mode, tables, restarted, start, handover, progress, run, rows })
@@ -240,7 +265,8 @@ struct Locked {
     until: Lsn,
 }
 
-/// The table as the selection wants it, if it wants rows of it: without the values that nobody looks at.
+/// The table as the selection wants it, if it wants rows of it: without the values that nobody looks at, and without the
+/// rows of which PostgreSQL can tell that nobody wants them.
 fn wanted(mut table: Table, selection: &Selection) -> Result<Option<Table>, SnapshotError> {
     let plan = selection.relation(&table.relation).map_err(|error| SnapshotError {
         reason: error.reason(),
@@ -258,6 +284,7 @@ fn wanted(mut table: Table, selection: &Selection) -> Result<Option<Table>, Snap
         let unread = table.relation.columns.iter().enumerate().filter(unread).map(|(number, _)| number);
         table.unread = unread.collect();
     }
+    table.wanted = plan.predicate.as_ref().and_then(|predicate| predicate.compiled().to_sql(table.utf8));
     Ok(Some(table))
 }
 

@@ -7,7 +7,6 @@ use tokio::time::Instant;
 use super::{Error, Options, SourceState};
 use crate::{
     failover::Marker,
-    feed::Feed,
     ingest::Desk,
     journal::Journal,
     model::Position,
@@ -60,7 +59,7 @@ impl Guard {
         if !logtables::installed(sql).await? {
             return Ok(());
         }
-        let tail = self.journal.marks().borrow().tail;
+        let tail = *self.journal.complete().borrow();
         if self.last != Some(tail) {
             self.last = Some(tail);
             if let Some(horizon) = self.marker.take(sql, tail.lineage).await? {

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use super::{Error, Options, SourceState, guard::Guard, refused};
 use crate::{
-    feed::Feed,
     ingest::restart_lsn,
     journal::Journal,
     lsn::Lsn,
@@ -67,7 +66,7 @@ impl Watch<'_> {
     }
 
     async fn look(&self) -> Result<(), Error> {
-        let tail = restart_lsn(self.journal.marks().borrow().tail);
+        let tail = restart_lsn(*self.journal.complete().borrow());
         if self.stuck.is_some_and(|stuck| tail > stuck) {
             metrics::set(metrics::SOURCE_UNDECODABLE, 0.0);
         }

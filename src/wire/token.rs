@@ -40,10 +40,14 @@ pub struct Progress {
     pub id: u64,
     /// Incremental; otherwise consistent, which starts over.
     pub incremental: bool,
-    /// Incremental: tables whose name sorts before this `schema.table` are done.
+    /// Incremental: tables whose OID is less are done; a renamed table keeps its place.
+    pub oid: u32,
+    /// Incremental: the name of that table, `schema.table`.
     pub table: String,
     /// Incremental: the last key of that table that was sent, as text, column by column; empty at its beginning.
     pub key: Vec<String>,
+    /// Incremental: the names of the key's columns.
+    pub key_columns: Vec<String>,
     /// Rows sent so far.
     pub rows: u64,
     /// Rows of the current table sent so far.
@@ -54,6 +58,16 @@ pub struct Progress {
     pub tables: Vec<String>,
     /// The `where` of a backfill.
     pub predicate: String,
+    /// Incremental: the mark of the last chunk in these rows. On a stream that stands before it they hold what came later.
+    pub at: Lsn,
+}
+
+impl Progress {
+    /// The same snapshot with no row sent.
+    pub fn from_the_beginning(self) -> Progress {
+        let Progress { id, incremental, max_rows_per_second, tables, predicate, .. } = self;
+        Progress { id, incremental, max_rows_per_second, tables, predicate, ..Progress::default() }
+    }
 }
 
 /// The bytes are not a token of this version.
@@ -108,6 +122,12 @@ struct RawProgress {
     tables: Vec<String>,
     #[prost(string, tag = "9")]
     predicate: String,
+    #[prost(uint64, tag = "10")]
+    at: u64,
+    #[prost(uint32, tag = "11")]
+    oid: u32,
+    #[prost(string, repeated, tag = "12")]
+    key_columns: Vec<String>,
 }
 
 impl Token {
@@ -138,6 +158,9 @@ impl Token {
             max_rows_per_second: progress.max_rows_per_second,
             tables: progress.tables,
             predicate: progress.predicate,
+            at: progress.at.0,
+            oid: progress.oid,
+            key_columns: progress.key_columns,
         });
         Raw { version: VERSION, handover, progress }.encode_to_vec().into()
     }
@@ -167,6 +190,9 @@ impl Token {
             max_rows_per_second: raw.max_rows_per_second,
             tables: raw.tables,
             predicate: raw.predicate,
+            at: Lsn(raw.at),
+            oid: raw.oid,
+            key_columns: raw.key_columns,
         });
         Ok(Token { handover, progress })
     }
@@ -186,13 +212,16 @@ mod tests {
         let progress = Progress {
             id: 9,
             incremental: true,
+            oid: 16_384,
             table: "public.t".into(),
             key: vec!["5".into(), "ä\t".into()],
+            key_columns: vec!["id".into(), "name".into()],
             rows: 12,
             table_rows: 5,
             max_rows_per_second: 100,
             tables: vec!["public.t".into()],
             predicate: "id > 5".into(),
+            at: Lsn(99),
         };
         for token in [
             Token::default(),

@@ -133,7 +133,7 @@ async fn journal_reaches(stage: &Stage, told: &[Lsn]) {
     validators::server_was_told_less_than_journaled(told, tail).unwrap_or_else(|violation| panic!("{violation}"));
 }
 
-async fn finish(stage: &Stage, followers: Vec<Follower>, goal: Lsn, seed: u64) {
+pub async fn finish(stage: &Stage, followers: Vec<Follower>, goal: Lsn, seed: u64) {
     let truth = stage.truth().await;
     let whole = stage.collect(Request::new().earliest()).await;
     let journal = held(&whole, validators::all(&whole, &truth));

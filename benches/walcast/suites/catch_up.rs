@@ -102,7 +102,7 @@ impl Suites {
                             }
                         }
                     });
-                    let sample = self.hub_latency(hub, 1, LIVE_RATE, changes);
+                    let sample = self.latency_through(hub, 1, LIVE_RATE, changes);
                     over.store(true, Ordering::Relaxed);
                     sample
                 });

@@ -84,6 +84,7 @@ def say_transaction(tx: walcast.Transaction) -> None:
         position=str(tx.position),
         commit_lsn=tx.commit_lsn,
         xid=tx.xid,
+        snapshot=tx.snapshot_id or None,
         commit_time=tx.commit_time.isoformat().replace("+00:00", "Z") if tx.commit_time else None,
         changes=[
             {
@@ -111,6 +112,45 @@ def say_error(error: errors.WalcastError) -> None:
     )
 
 
+def say_snapshot(event: Any) -> None:
+    if isinstance(event, walcast.SnapshotBegin):
+        say(
+            "snapshot",
+            step="begin",
+            snapshot=event.snapshot_id,
+            restarted=event.restarted,
+            tables=list(event.tables),
+        )
+    elif isinstance(event, walcast.SnapshotTableEnd):
+        say("snapshot", step="table_end", snapshot=event.snapshot_id, table=event.table, rows=event.rows)
+    else:
+        say(
+            "snapshot",
+            step="end",
+            snapshot=event.snapshot_id,
+            rows=event.rows,
+            position=str(event.position),
+        )
+
+
+def say_loss(loss: errors.TimelineChangedError | errors.GapError) -> None:
+    event = loss.event
+    if isinstance(event, walcast.Gap):
+        say("gap", after=str(event.after), up_to=str(event.up_to))
+    else:
+        say(
+            "timeline_changed",
+            old_lineage=event.old_lineage,
+            new_lineage=event.new_lineage,
+            switch_lsn=event.switch_lsn,
+            position=str(event.position),
+            retracted=[
+                {"position": str(entry.position), "xid": entry.transaction.xid, "changes": entry.changes}
+                for entry in event.retracted
+            ],
+        )
+
+
 class Reached(Exception):
     """Raised out of on_progress when the asked-for LSN has been reached."""
 
@@ -123,12 +163,15 @@ def prepare(request: dict[str, Any], goal: list[int]) -> tuple[dict[str, Any], d
         "tls": walcast.TLS(**tls) if tls else None,
     }
     give_up = request.pop("give_up_after", None)
+    if (mode := request.pop("snapshot_mode", None)) is not None:
+        request["start"] = walcast.Snapshot(incremental=mode == "incremental")
 
     def progressed(progress: walcast.Progress) -> None:
         if goal and lsn_to_int(progress.position.lsn) >= goal[0]:
             raise Reached
 
     request["on_progress"] = progressed
+    request["on_snapshot"] = say_snapshot
     request["on_reconnect"] = lambda error, _: say("reconnect", reason=error.reason)
     request["retry"] = walcast.Retry(give_up_after=give_up)
     request["progress_interval"] = dt.timedelta(milliseconds=200)
@@ -138,6 +181,7 @@ def prepare(request: dict[str, Any], goal: list[int]) -> tuple[dict[str, Any], d
 def main() -> int:
     goal: list[int] = []
     client_arguments, request = prepare(json.loads(sys.argv[1]), goal)
+    name = request.get("subscriber", "")
     with walcast.Client(**client_arguments) as client:
         stream = client.subscribe(**request)
         try:
@@ -150,15 +194,23 @@ def main() -> int:
                         say_transaction(next(stream))
                 elif command == "until":
                     goal[:] = [lsn_to_int(argument)]
-                    try:
-                        for tx in stream:
-                            say_transaction(tx)
-                    except Reached:
-                        goal.clear()
+                    while goal:
+                        try:
+                            for tx in stream:
+                                say_transaction(tx)
+                        except Reached:
+                            goal.clear()
+                        except (errors.TimelineChangedError, errors.GapError) as loss:
+                            say_loss(loss)
                 elif command == "ack":
                     stream.ack()
                 elif command == "flush":
                     say("flushed", checkpoint=str(stream.flush()))
+                elif command == "backfill":
+                    say("backfill", snapshot=client.backfill(name, tables=argument))
+                elif command == "retracted":
+                    for tx in client.read_retracted(argument):
+                        say_transaction(tx)
                 else:
                     raise ValueError(command)
                 say("done")
@@ -172,6 +224,7 @@ def main() -> int:
 async def main_async() -> int:
     goal: list[int] = []
     client_arguments, request = prepare(json.loads(sys.argv[2]), goal)
+    name = request.get("subscriber", "")
     async with walcast.AsyncClient(**client_arguments) as client:
         stream = client.subscribe(**request)
         try:
@@ -184,15 +237,23 @@ async def main_async() -> int:
                         say_transaction(await stream.__anext__())
                 elif command == "until":
                     goal[:] = [lsn_to_int(argument)]
-                    try:
-                        async for tx in stream:
-                            say_transaction(tx)
-                    except Reached:
-                        goal.clear()
+                    while goal:
+                        try:
+                            async for tx in stream:
+                                say_transaction(tx)
+                        except Reached:
+                            goal.clear()
+                        except (errors.TimelineChangedError, errors.GapError) as loss:
+                            say_loss(loss)
                 elif command == "ack":
                     stream.ack()
                 elif command == "flush":
                     say("flushed", checkpoint=str(await stream.flush()))
+                elif command == "backfill":
+                    say("backfill", snapshot=await client.backfill(name, tables=argument))
+                elif command == "retracted":
+                    async for tx in client.read_retracted(argument):
+                        say_transaction(tx)
                 else:
                     raise ValueError(command)
                 say("done")

@@ -3,6 +3,7 @@
 mod crash;
 mod damage;
 mod disk;
+mod eager;
 mod feed;
 mod retention;
 

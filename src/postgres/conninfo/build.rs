@@ -51,6 +51,11 @@ const RESTRICTING: &[&str] =
     &["require_auth", "sslcrl", "sslcrldir", "requirepeer", "ssl_max_protocol_version", "sslpassword", "requiressl"];
 
 impl ConnectOptions {
+    /// The same with one server only.
+    pub fn only(&self, host: &HostSpec) -> ConnectOptions {
+        ConnectOptions { hosts: vec![host.clone()], ..self.clone() }
+    }
+
     /// Reads a connection string in either form; `None` takes everything from the environment and the defaults.
     /// Files are read here (service file) or at each connection (password file, certificates), so rotated secrets
     /// are picked up.

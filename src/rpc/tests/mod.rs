@@ -8,6 +8,7 @@ mod hostile;
 mod services;
 mod streams;
 mod tls;
+mod web;
 
 use std::{future::Future, time::Duration};
 

@@ -11,7 +11,7 @@ use tonic::transport::{Certificate, Channel, ClientTlsConfig, Identity};
 use super::{
     super::{
         Options,
-        tls::{Error, Tls, TlsFiles},
+        tls::{Error, Offer, Tls, TlsFiles},
     },
     fake::{Running, start},
     within,
@@ -54,7 +54,7 @@ fn install(directory: &Path, (certificate, key): &(String, String)) {
 }
 
 async fn serve(directory: &Path, client_ca: bool) -> (Arc<Tls>, Running) {
-    let tls = Arc::new(Tls::load(files(directory, client_ca)).unwrap());
+    let tls = Arc::new(Tls::load(files(directory, client_ca), Offer::Http2).unwrap());
     let server = start(Options { tls: Some(Arc::clone(&tls)), ..Options::default() }).await;
     (tls, server)
 }
@@ -134,7 +134,9 @@ async fn a_new_certificate_holds_without_a_restart_and_a_bad_one_never() {
 #[test]
 fn a_server_does_not_start_with_files_that_cannot_work() {
     let (directory, ours) = (tempfile::tempdir().unwrap(), authority("ours"));
-    let load = || Tls::load(files(directory.path(), false)).err().map(|error| error.to_string()).unwrap_or_default();
+    let load = || {
+        Tls::load(files(directory.path(), false), Offer::Http2).err().map(|error| error.to_string()).unwrap_or_default()
+    };
     assert!(load().contains("tls.crt cannot be read"), "{}", load());
     install(directory.path(), &issue(&ours, SystemTime::now() - Duration::from_secs(60)));
     assert!(load().contains("expired"), "{}", load());
@@ -143,4 +145,38 @@ fn a_server_does_not_start_with_files_that_cannot_work() {
     let (certificate, _) = issue(&ours, in_days(1));
     install(directory.path(), &(certificate, KeyPair::generate().unwrap().serialize_pem()));
     assert!(load().contains("cannot be used"), "{}", load());
+}
+
+/// What the server settles on where the client would like these.
+async fn settled(directory: &Path, offer: Offer, ours: &Authority, wanted: &[&str]) -> Result<Option<Vec<u8>>, String> {
+    let tls = Arc::new(Tls::load(files(directory, false), offer).unwrap());
+    let server = start(Options { tls: Some(tls), ..Options::default() }).await;
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(ours.der().clone()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let mut config = builder.with_root_certificates(roots).with_no_client_auth();
+    config.alpn_protocols = wanted.iter().map(|name| name.as_bytes().to_vec()).collect();
+    let stream = tokio::net::TcpStream::connect(server.address).await.unwrap();
+    let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+    let stream = within(connector.connect("localhost".try_into().unwrap(), stream)).await;
+    stream.map(|stream| stream.get_ref().1.alpn_protocol().map(<[u8]>::to_vec)).map_err(|error| error.to_string())
+}
+
+#[tokio::test]
+async fn http1_is_offered_to_browsers_only() {
+    let (directory, ours) = (tempfile::tempdir().unwrap(), authority("ours"));
+    install(directory.path(), &issue(&ours, in_days(30)));
+    for (offer, wanted, got) in [
+        (Offer::Http2, &["h2", "http/1.1"][..], Some("h2")),
+        (Offer::Http2, &["http/1.1"], None),
+        (Offer::Http2AndHttp1, &["http/1.1", "h2"], Some("h2")),
+        (Offer::Http2AndHttp1, &["http/1.1"], Some("http/1.1")),
+    ] {
+        let settled = settled(directory.path(), offer, &ours, wanted).await;
+        match got {
+            Some(protocol) => assert_eq!(settled, Ok(Some(protocol.as_bytes().to_vec())), "{offer:?} {wanted:?}"),
+            None => assert!(settled.is_err(), "{offer:?} {wanted:?}: {settled:?}"),
+        }
+    }
 }

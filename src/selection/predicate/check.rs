@@ -12,6 +12,9 @@ use super::{
 };
 use crate::model::{Column, Relation};
 
+/// `"char"`'s OID in pg_type.
+const CHAR: u32 = 18;
+
 /// Compiles `expr` for one relation version.
 pub(super) struct Checker<'a> {
     pub relation: &'a Relation,
@@ -73,7 +76,9 @@ impl<'a> Checker<'a> {
         };
         let column = &relation.columns[index];
         let class = Class::of(column);
-        let source = Source { column: index as u32, side: reference.side, in_identity: column.in_identity, class };
+        let collates = class.is_text() && column.type_oid != CHAR;
+        let source =
+            Source { column: index as u32, side: reference.side, in_identity: column.in_identity, class, collates };
         self.seen.push((source, reference.offset));
         Ok((source, column))
     }

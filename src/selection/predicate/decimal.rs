@@ -126,6 +126,20 @@ impl<'a> Decimal<'a> {
         })
     }
 
+    /// As a literal, if it is short enough for PostgreSQL to take it whatever its sign and scale.
+    pub fn to_text(&self) -> Option<String> {
+        const DIGITS: i64 = 4000;
+        let digits: String = self.significant().map(char::from).collect();
+        let fits = |exponent: i64| exponent.abs() + digits.len() as i64 <= DIGITS;
+        let sign = if self.negative { "-" } else { "" };
+        match self.kind {
+            Kind::Zero => Some("0".to_owned()),
+            Kind::NaN => Some("NaN".to_owned()),
+            Kind::Infinite => Some(format!("{sign}Infinity")),
+            Kind::Finite => fits(self.exponent).then(|| format!("{sign}0.{digits}e{}", self.exponent)),
+        }
+    }
+
     /// Appends bytes that are equal exactly when the numbers are.
     pub fn write_key(&self, key: &mut impl Extend<u8>) {
         let kind = match self.kind {

@@ -64,6 +64,32 @@ impl Pattern {
         })
     }
 
+    /// A LIKE pattern that matches the same; `None` for ILIKE.
+    pub fn to_text(&self) -> Option<String> {
+        let mut text = String::new();
+        match self {
+            Pattern::Exact(only) => escape(&mut text, only)?,
+            Pattern::Pieces { first, middle, last } => {
+                escape(&mut text, first)?;
+                for piece in middle.iter().map(Finder::needle).chain([&**last]) {
+                    text.push('%');
+                    escape(&mut text, piece)?;
+                }
+            }
+            Pattern::General { fold: true, .. } => return None,
+            Pattern::General { tokens, .. } => {
+                for token in tokens {
+                    match token {
+                        Token::Any => text.push('%'),
+                        Token::One => text.push('_'),
+                        Token::Char(c) => escape(&mut text, c.encode_utf8(&mut [0; 4]).as_bytes())?,
+                    }
+                }
+            }
+        }
+        Some(text)
+    }
+
     pub fn matches(&self, text: &str) -> bool {
         match self {
             Pattern::General { tokens, fold } => general(tokens, text, *fold),
@@ -90,6 +116,17 @@ impl Pattern {
             Pattern::General { tokens, fold } => general(tokens, &String::from_utf8_lossy(text), *fold),
         }
     }
+}
+
+/// Appends what a pattern takes as it is.
+fn escape(pattern: &mut String, piece: &[u8]) -> Option<()> {
+    for c in std::str::from_utf8(piece).ok()?.chars() {
+        if matches!(c, '%' | '_' | '\\') {
+            pattern.push('\\');
+        }
+        pattern.push(c);
+    }
+    Some(())
 }
 
 /// Backtracks to the last `%` only, which is enough: what an earlier one could still give, the later one can too.

@@ -56,7 +56,8 @@ mod literal;
 mod node;
 mod parse;
 mod route;
-mod temporal;
+mod sql;
+pub mod temporal;
 #[cfg(test)]
 mod tests;
 

@@ -94,6 +94,8 @@ pub(super) struct Source {
     /// Part of the replica identity: an UPDATE without the old value has left it as it is.
     pub in_identity: bool,
     pub class: Class,
+    /// The type takes a collation in PostgreSQL: all text but `"char"`.
+    pub collates: bool,
 }
 
 #[derive(Clone, Debug)]

@@ -6,8 +6,8 @@
 const INFINITY: i64 = i64::MAX;
 const DAY: i64 = 86_400_000_000;
 
-/// Days since 2000-01-01.
-pub(super) fn date(text: &[u8]) -> Option<i64> {
+/// Days since 2000-01-01; `i64::MAX` and `i64::MIN` for the infinite ones, here and below.
+pub fn date(text: &[u8]) -> Option<i64> {
     if let Some(infinite) = infinity(text) {
         return Some(infinite);
     }
@@ -17,7 +17,7 @@ pub(super) fn date(text: &[u8]) -> Option<i64> {
 }
 
 /// Microseconds since 2000-01-01; `None` where there is a zone.
-pub(super) fn timestamp(text: &[u8]) -> Option<i64> {
+pub fn timestamp(text: &[u8]) -> Option<i64> {
     match instant(text)? {
         (micros, None) => Some(micros),
         _ => None,
@@ -25,7 +25,7 @@ pub(super) fn timestamp(text: &[u8]) -> Option<i64> {
 }
 
 /// Microseconds since 2000-01-01 UTC; without a zone the text is in UTC.
-pub(super) fn timestamptz(text: &[u8]) -> Option<i64> {
+pub fn timestamptz(text: &[u8]) -> Option<i64> {
     match instant(text)? {
         (INFINITY, _) => Some(INFINITY),
         (i64::MIN, _) => Some(i64::MIN),
@@ -254,6 +254,48 @@ impl Reader<'_> {
     }
 }
 
+/// The text of a date from the years 1 to 9999, or of an infinite one.
+pub(super) fn date_text(days: i64) -> Option<String> {
+    const DAYS: std::ops::Range<i64> = -730_119..2_921_940;
+    match days {
+        INFINITY => Some("infinity".to_owned()),
+        i64::MIN => Some("-infinity".to_owned()),
+        days if DAYS.contains(&days) => {
+            let (year, month, day) = civil(days);
+            Some(format!("{year:04}-{month:02}-{day:02}"))
+        }
+        _ => None,
+    }
+}
+
+/// The text of a time of day.
+pub(super) fn time_text(micros: i64) -> String {
+    let seconds = micros / 1_000_000;
+    format!("{:02}:{:02}:{:02}.{:06}", seconds / 3600, seconds / 60 % 60, seconds % 60, micros % 1_000_000)
+}
+
+/// The text of a timestamp from the years 1 to 9999 with this zone, or of an infinite one.
+pub(super) fn timestamp_text(micros: i64, zone: &str) -> Option<String> {
+    if micros == INFINITY || micros == i64::MIN {
+        return date_text(micros);
+    }
+    let date = date_text(micros.div_euclid(DAY))?;
+    Some(format!("{date} {}{zone}", time_text(micros.rem_euclid(DAY))))
+}
+
+/// The inverse of [`days`].
+fn civil(days: i64) -> (i64, i64, i64) {
+    let days = days + 730_425;
+    let era = days.div_euclid(146_097);
+    let day_of_era = days.rem_euclid(146_097);
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted = (5 * day_of_year + 2) / 153;
+    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
+    let year = era * 400 + year_of_era + i64::from(month <= 2);
+    (year, month, day_of_year - (153 * shifted + 2) / 5 + 1)
+}
+
 /// Days since 2000-01-01 in the proleptic Gregorian calendar, year 0 being 1 BC
 /// ([days_from_civil](https://howardhinnant.github.io/date_algorithms.html)).
 fn days(year: i64, month: i64, day: i64) -> i64 {
@@ -332,6 +374,22 @@ mod tests {
         {
             assert_eq!(instant(bad.as_bytes()), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn texts_are_read_back() {
+        for micros in [0, 1, -1, DAY - 1, -DAY, 700_000_000_000_000_123, -60_000_000_000_000_000, INFINITY, i64::MIN] {
+            let text = timestamp_text(micros, "+00").unwrap();
+            assert_eq!(timestamptz(text.as_bytes()), Some(micros), "{text}");
+        }
+        for days in (-730_119..2_921_940).step_by(97).chain([INFINITY, i64::MIN, -730_119, 2_921_939]) {
+            let text = date_text(days).unwrap();
+            assert_eq!(date(text.as_bytes()), Some(days), "{text}");
+        }
+        assert_eq!((date_text(-730_120), date_text(2_921_940)), (None, None));
+        assert_eq!(date_text(-730_119).as_deref(), Some("0001-01-01"));
+        assert_eq!(date_text(2_921_939).as_deref(), Some("9999-12-31"));
+        assert_eq!(time_text(DAY), "24:00:00.000000");
     }
 
     #[test]

@@ -13,7 +13,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from . import _events, _position, filters
+from . import _events, _position, _retracted, filters
 from . import _model as model
 from ._connect import CONSUME, TLS, UNARY_DEADLINE, Target, Token, log
 from ._core import Core
@@ -388,6 +388,42 @@ class AsyncClient:
         self._subscriptions.add(subscription)
         return subscription
 
+    async def read_retracted(
+        self,
+        lineage: str,
+        tables: str | Iterable[str] = (),
+        *,
+        exclude_tables: str | Iterable[str] = (),
+        operations: Operations = (),
+        columns: str | Iterable[str] = (),
+        where: str = "",
+        messages: str | Iterable[str] = (),
+        origins: Iterable[str] = (),
+        rules: Iterable[Rule] = (),
+        json: str = "parsed",
+        types: Mapping[str, Decoder] | None = None,
+    ) -> AsyncIterator[Transaction]:
+        """As ``Client.read_retracted``."""
+        if self._closed:
+            raise Closed("the client is closed")
+        selected = filters.to_pb(tables, exclude_tables, operations, columns, where, messages, origins, rules)
+        reader = _retracted.Reader(json, types, self._target.max_message_bytes)
+        channel = _channel(self._target)
+        try:
+            method = channel.unary_stream(
+                _retracted.READ_RETRACTED,
+                request_serializer=api.ReadRetractedRequest.SerializeToString,
+                response_deserializer=_identity,
+            )
+            async for raw in method(_retracted.request(lineage, selected), metadata=self._target.metadata()):
+                for transaction in reader.transactions(raw):
+                    yield transaction
+            reader.ended()
+        except grpc.aio.AioRpcError as failure:
+            raise _error(failure) from None
+        finally:
+            await channel.close()
+
     # -- unary calls
 
     async def _call(self, method: Callable[[grpc.aio.Channel], Any], request: Any, timeout: float) -> Any:
@@ -450,16 +486,17 @@ class AsyncClient:
         action: str = "start",
         *,
         tables: str | Iterable[str] = (),
+        where: str = "",
         snapshot_id: str = "",
-        incremental: bool = True,
         max_rows_per_second: int = 0,
         timeout: float = UNARY_DEADLINE,
     ) -> str:
-        """Starts a snapshot of tables into a running subscription, or pauses, resumes or cancels one. Its identifier."""
+        """Starts a snapshot of tables, or of what ``where`` selects of them, into the open stream of a subscriber, in
+        incremental mode; or pauses, resumes or cancels one. Its identifier."""
         response = await self._call(
             lambda channel: rpc.ChangeStreamServiceStub(channel).Backfill,
             _position.backfill_to_pb(
-                subscriber, action, filters.to_pb(tables), snapshot_id, incremental, max_rows_per_second
+                subscriber, action, filters.to_pb(tables, where=where), snapshot_id, max_rows_per_second
             ),
             timeout,
         )

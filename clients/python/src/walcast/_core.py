@@ -90,6 +90,11 @@ class Core:
     # -- opening and failing
 
     @property
+    def within_transaction(self) -> bool:
+        """Whether a transaction has begun that is not complete."""
+        return self._open is not None
+
+    @property
     def position(self) -> Position | None:
         """Everything up to here has been handed to the user: what an anonymous subscriber resumes after."""
         return self._handed_position

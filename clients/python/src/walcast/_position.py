@@ -83,7 +83,8 @@ class Since:
 class Snapshot:
     """Start with the rows that are there, then the changes that follow them without a gap."""
 
-    incremental: bool = False
+    #: In chunks between changes (true), or all tables as of one point (false). ``None``: the hub chooses by size.
+    incremental: bool | None = None
     max_rows_per_second: int = 0
 
 
@@ -128,6 +129,8 @@ def start_to_pb(start: Start | str | Position | datetime) -> api.Start:
 
 
 def _snapshot_mode(start: Snapshot) -> pb.SnapshotMode:
+    if start.incremental is None:
+        return pb.SNAPSHOT_MODE_UNSPECIFIED
     return pb.SNAPSHOT_MODE_INCREMENTAL if start.incremental else pb.SNAPSHOT_MODE_CONSISTENT
 
 
@@ -144,7 +147,6 @@ def backfill_to_pb(
     action: str,
     selected: api.Filter | None,
     snapshot_id: str,
-    incremental: bool,
     max_rows_per_second: int,
 ) -> api.BackfillRequest:
     """A request to start or control a snapshot into a running subscription."""
@@ -154,6 +156,5 @@ def backfill_to_pb(
     if action == "start":
         if selected is not None:
             request.filter.CopyFrom(selected)
-        request.options.mode = _snapshot_mode(Snapshot(incremental))
         request.options.max_rows_per_second = max_rows_per_second
     return request

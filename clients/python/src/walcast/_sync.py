@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import grpc
 from google.protobuf.message import Message as ProtoMessage
 
-from . import _events, _position, filters
+from . import _events, _position, _retracted, filters
 from . import _model as model
 from ._connect import CONSUME, TLS, UNARY_DEADLINE, Target, Token, log
 from ._core import Core
@@ -389,6 +389,43 @@ class Client:
         self._subscriptions.add(subscription)
         return subscription
 
+    def read_retracted(
+        self,
+        lineage: str,
+        tables: str | Iterable[str] = (),
+        *,
+        exclude_tables: str | Iterable[str] = (),
+        operations: Operations = (),
+        columns: str | Iterable[str] = (),
+        where: str = "",
+        messages: str | Iterable[str] = (),
+        origins: Iterable[str] = (),
+        rules: Iterable[Rule] = (),
+        json: str = "parsed",
+        types: Mapping[str, Decoder] | None = None,
+    ) -> Iterator[Transaction]:
+        """The transactions that a failover took back: the end of a lineage that never happened on the next one, for as long
+        as the journal retains it. ``lineage`` is ``TimelineChanged.old_lineage``, or that of a position which the hub
+        refuses with PositionDiverged. Ends by itself; is not resumed when the connection breaks."""
+        if self._closed:
+            raise Closed("the client is closed")
+        selected = filters.to_pb(tables, exclude_tables, operations, columns, where, messages, origins, rules)
+        reader = _retracted.Reader(json, types, self._target.max_message_bytes)
+        channel = _channel(self._target)
+        try:
+            method = channel.unary_stream(
+                _retracted.READ_RETRACTED,
+                request_serializer=api.ReadRetractedRequest.SerializeToString,
+                response_deserializer=_identity,
+            )
+            for raw in method(_retracted.request(lineage, selected), metadata=self._target.metadata()):
+                yield from reader.transactions(raw)
+            reader.ended()
+        except grpc.RpcError as failure:
+            raise _error(failure) from None
+        finally:
+            channel.close()
+
     # -- unary calls
 
     def _call(self, method: Callable[[grpc.Channel], Any], request: Any, timeout: float) -> Any:
@@ -453,16 +490,17 @@ class Client:
         action: str = "start",
         *,
         tables: str | Iterable[str] = (),
+        where: str = "",
         snapshot_id: str = "",
-        incremental: bool = True,
         max_rows_per_second: int = 0,
         timeout: float = UNARY_DEADLINE,
     ) -> str:
-        """Starts a snapshot of tables into a running subscription, or pauses, resumes or cancels one. Its identifier."""
+        """Starts a snapshot of tables, or of what ``where`` selects of them, into the open stream of a subscriber, in
+        incremental mode; or pauses, resumes or cancels one. Its identifier."""
         response = self._call(
             lambda channel: rpc.ChangeStreamServiceStub(channel).Backfill,
             _position.backfill_to_pb(
-                subscriber, action, filters.to_pb(tables), snapshot_id, incremental, max_rows_per_second
+                subscriber, action, filters.to_pb(tables, where=where), snapshot_id, max_rows_per_second
             ),
             timeout,
         )
