@@ -111,8 +111,7 @@ mod tests {
         for task in tasks {
             task.await.expect("served");
         }
-        let served = served.lock().clone();
-        served
+        Arc::into_inner(served).expect("everybody was served").into_inner()
     }
 
     #[tokio::test]

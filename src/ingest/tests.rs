@@ -144,3 +144,61 @@ fn the_hubs_own_schema_is_left_out_and_takes_no_ordinal() {
     data(&mut state, 0x1110, &insert(1, "shown")).expect("insert");
     assert_eq!(state.builder.open_transaction().map(|(_, ordinals)| ordinals), Some(1));
 }
+
+fn update(oid: u32, old: &str, new: &str) -> Vec<u8> {
+    let tuple = |mark: &[u8], value: &str| {
+        [mark, &1u16.to_be_bytes(), b"t", &(value.len() as u32).to_be_bytes(), value.as_bytes()].concat()
+    };
+    [b"U".to_vec(), oid.to_be_bytes().to_vec(), tuple(b"O", old), tuple(b"N", new)].concat()
+}
+
+fn delete(oid: u32, old: &str) -> Vec<u8> {
+    let mut message = insert(oid, old);
+    (message[0], message[5]) = (b'D', b'O');
+    message
+}
+
+/// Allocations while these transactions of so many changes each are taken in, and the blocks that they fill.
+fn allocations(state: &mut State, lsn: &mut u64, transactions: usize, changes: usize) -> (u64, u64) {
+    let value = "v".repeat(120);
+    let rows = [insert(1, &value), update(1, &value, "new"), delete(1, &value), message(true, 0x10, &value)];
+    let mut blocks = 0;
+    let counted = allocation_counter::measure(|| {
+        for _ in 0..transactions {
+            *lsn += 0x100;
+            // Written here, since what the test needs must not count.
+            let mut begin = *b"B\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x02\xbc";
+            begin[1..9].copy_from_slice(&lsn.to_be_bytes());
+            let mut commit = [0; 26];
+            commit[0] = b'C';
+            commit[2..10].copy_from_slice(&lsn.to_be_bytes());
+            commit[10..18].copy_from_slice(&(*lsn + 0x30).to_be_bytes());
+            data(state, *lsn, &begin).expect("begin");
+            for n in 0..changes {
+                data(state, *lsn, &rows[n % rows.len()]).expect("a change");
+                if state.builder.len() >= BLOCK_BYTES {
+                    drop(state.builder.seal());
+                    blocks += 1;
+                }
+            }
+            data(state, *lsn, &commit).expect("commit");
+        }
+    });
+    (counted.count_total, blocks)
+}
+
+#[test]
+fn nothing_is_allocated_per_change_or_transaction() {
+    let mut state = state();
+    let mut lsn = 0x10_000;
+    data(&mut state, 0, &relation(1, "t", "v")).expect("relation");
+    state.described.clear();
+    allocations(&mut state, &mut lsn, 20, 500);
+    drop(state.builder.seal());
+    assert_eq!(allocations(&mut state, &mut lsn, 1, 200), (0, 0), "within a block");
+    drop(state.builder.seal());
+    assert_eq!(allocations(&mut state, &mut lsn, 50, 2), (0, 0), "small transactions");
+    let (allocated, blocks) = allocations(&mut state, &mut lsn, 40, 1000);
+    assert!(blocks > 50, "{blocks} blocks");
+    assert!(allocated <= 8 * blocks, "{allocated} allocations for {blocks} blocks of 40,000 changes");
+}

@@ -62,7 +62,7 @@ fn furthest(followers: &[Follower]) -> Lsn {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_delivered_and_lost_comes_again_the_same() {
-    let mut stage = stage().sql(workload::SCHEMA).env("WALCAST_SEGMENT_BYTES", "1MiB").args(&["--eager"]).start().await;
+    let mut stage = stage().sql(workload::SCHEMA).args(&["--eager"]).start().await;
     let plan = Plan { large_rows: 1000, clients: 2, ..Plan::random() };
     let mut random = fastrand::Rng::with_seed(plan.seed);
     let by_checkpoint = Resume::Checkpoint { one_in: 4, seed: plan.seed };
