@@ -176,7 +176,12 @@ impl Recovery<'_> {
         let created = self.create_slot(horizon, &mut so_far, replication, sink).await?;
         failpoint::hit("recovery_slot_created");
         let (point, snapshot) = (created.consistent_point, created.snapshot.unwrap_or_default());
-        let reader = Reader::open(self.connect, &snapshot).await?;
+        let reader = if failpoint::planted("ignore_snapshot") {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            Reader::open_now(self.connect).await?
+        } else {
+            Reader::open(self.connect, &snapshot).await?
+        };
         unfinished::wait(self.sql, &reader.snapshot().await?).await?;
         self.still_covered(horizon).await?;
         self.let_pass(point).await?;

@@ -92,7 +92,12 @@ pub(super) async fn prepare(
     if ingest.replaying() && !matches!(step, Step::Stay) {
         return Err(ingest::Error::HalfReplayed.into());
     }
+    let mut left = Lsn::ZERO;
     if let Step::Follow(lineage) = step {
+        left = restart_lsn(ingest.complete());
+        if failpoint::planted("skip_cut") {
+            lineage.switch_lsn = left;
+        }
         let (from, switch) = (ingest.complete(), lineage.switch_lsn);
         failpoint::hit("before_lineage");
         let to = lineage.id();
@@ -177,6 +182,7 @@ pub(super) async fn prepare(
     {
         tracing::warn!(file = %options.rebase.display(), %error, "the rebase was done, its file cannot be removed");
     }
+    let start = if failpoint::planted("start_past_switch") { start.max(left) } else { start };
     journal.bound_xids(server::assign_xid(sql).await?);
     let end = server::wal_positions(sql).await?.insert;
     if start > end {

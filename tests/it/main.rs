@@ -3,6 +3,8 @@
 
 mod harness;
 
+mod chaos;
+mod chaos_seeds;
 mod checkpoints;
 mod connecting;
 mod crash;
@@ -10,7 +12,6 @@ mod demo;
 mod eager;
 mod errors;
 mod failover;
-mod failover_chaos;
 mod failover_histories;
 mod failover_trust;
 mod filters;
@@ -25,6 +26,7 @@ mod logtables_live;
 mod operating;
 mod outages;
 mod predicates;
+mod reconnecting;
 mod schema;
 mod security;
 mod snapshot;

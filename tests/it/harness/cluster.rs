@@ -362,7 +362,7 @@ impl Permit {
     fn take() -> Permit {
         let cpus = std::thread::available_parallelism().map_or(2, |n| n.get());
         let limit = std::env::var("WALCAST_TEST_CLUSTERS").ok().and_then(|text| text.parse().ok());
-        let limit = limit.unwrap_or(cpus.clamp(2, 8));
+        let limit = limit.unwrap_or((cpus * 2).clamp(3, 8));
         let mut running = RUNNING.0.lock().expect("permits");
         while *running >= limit {
             running = RUNNING.1.wait(running).expect("permits");

@@ -11,6 +11,7 @@ use super::{
     history::{self, History, StreamLog},
     hub::{Hub, READY},
     parsed::{Identity, Parsed, Unit},
+    replays::Replays,
     stage::held,
     truth::{self, Truth},
     validators::{self, Broken},
@@ -70,9 +71,13 @@ impl Pair {
     /// Waits until the slots are on the standby and usable there. The oracle's is copied in any case: a slot that never
     /// advances is never synchronized.
     pub async fn carry(&mut self) {
-        if self.slots == Slots::Lost {
-            return;
+        if self.slots != Slots::Lost {
+            self.carry_with_oracle().await;
         }
+    }
+
+    /// The same, and the oracle's slot also where the hub's is to be lost.
+    pub async fn carry_with_oracle(&mut self) {
         self.primary.connect().await.run("CHECKPOINT").await;
         self.caught_up().await;
         self.standby.stop(Shutdown::Fast);
@@ -253,10 +258,17 @@ impl Pair {
 
     /// Holds a history against every guarantee: what was retracted is left out of it first.
     pub async fn check(&self, history: &History) {
-        let truth = self.truth().await;
+        self.check_with(history, &Replays::default()).await;
+    }
+
+    /// The same across replays from log tables.
+    pub async fn check_with(&self, history: &History, replays: &Replays) {
+        let truth = replays.place(self.truth().await);
         held(history, formal(history));
         let kept = kept(history);
-        held(&kept, validators::all(&kept, &truth));
+        held(&kept, validators::ordered(&held(&kept, Parsed::of(&kept))));
+        let placed = replays.place_history(&kept);
+        held(&placed, validators::of_one_course(&placed, &truth));
     }
 }
 
