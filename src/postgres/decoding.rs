@@ -45,7 +45,7 @@ pub fn judge(found: Consistency, start: Lsn, came_along: Option<&SlotState>) -> 
         }
         (Consistency::At { .. }, _) | (Consistency::Unsaid, None) => Ok(()),
         (Consistency::Searching, _) => Err(format!(
-            "waits for transactions of the past, and would leave out what committed since {start}: {}",
+            "waits for a transaction of the past, and would leave out what committed since {start}: {}",
             missing()
         )),
         (Consistency::Unsaid, Some(_)) => {

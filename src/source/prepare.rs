@@ -18,8 +18,10 @@ use crate::{
     journal::Journal,
     lsn::Lsn,
     postgres::{
-        self, decoding, preflight, publication,
-        replication::ReplicationStream,
+        self, decoding,
+        logtables::blockers,
+        preflight, publication,
+        replication::{Consistency, ReplicationStream},
         server,
         slot::{self, SlotState},
         sql::Sql,
@@ -39,8 +41,10 @@ pub(super) struct Prepared {
     pub came_along: Option<SlotState>,
 }
 
-/// How long a stream may wait for transactions of the past before its slot counts as useless.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// How often a stream that is not consistent yet is looked at.
+const LOOK: Duration = Duration::from_secs(1);
+/// How long a server process that was told to end may take.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 impl Prepared {
     /// Takes nothing from a stream that would leave something out. The slot is free again when this fails.
@@ -50,7 +54,13 @@ impl Prepared {
         sql: &Sql,
         slot: &str,
     ) -> Result<ReplicationStream, Error> {
-        let found = stream.consistency(self.start, self.status_interval, PATIENCE).await?;
+        let found = loop {
+            match stream.consistency(self.start, LOOK).await? {
+                // While a transaction is waited for, the consistent point can only lie behind everything written so far.
+                Consistency::Searching if blockers::read(sql, slot).await?.is_empty() => {}
+                found => break found,
+            }
+        };
         match decoding::judge(found, self.start, self.came_along.as_ref()) {
             Ok(()) => Ok(stream),
             Err(why) => {

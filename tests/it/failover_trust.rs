@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use walcast::wire::pb::event::Kind;
+use walcast::wire::pb::{Provenance, event::Kind};
 
 use crate::{
     failover::ids,
@@ -42,7 +42,7 @@ async fn moves_into(pair: &Pair, open: &Db) {
 
 /// The primary dies with a transaction open at the slot's restart_lsn, after commits that the hub has not read; the slot's
 /// state file has come to the standby as it was before them, and nothing else of it.
-async fn with_the_state_file_alone(major: u32, args: &[&str], log_tables: bool) -> Pair {
+async fn with_the_state_file_alone(major: u32, args: &[&str], log_tables: bool, prepared: bool) -> Pair {
     let mut pair = Pair::start(major, Slots::Lost, TABLE, args).await;
     let db = pair.db().await;
     db.run("INSERT INTO t VALUES (1, 'journaled')").await;
@@ -52,6 +52,9 @@ async fn with_the_state_file_alone(major: u32, args: &[&str], log_tables: bool) 
     }
     let open = pair.db().await;
     moves_into(&pair, &open).await;
+    if prepared {
+        open.run("PREPARE TRANSACTION 'left behind'").await;
+    }
     pair.journaled().await;
     pair.hub.kill9();
     pair.caught_up().await;
@@ -82,7 +85,7 @@ async fn kept(pair: &Pair) -> Vec<i64> {
 }
 
 async fn a_state_file_alone(major: u32) {
-    let mut pair = with_the_state_file_alone(major, &[], false).await;
+    let mut pair = with_the_state_file_alone(major, &[], false, false).await;
     let given = given(&pair).await;
     assert!(given < 2, "{given} of five: PostgreSQL has become better than it was");
     pair.hub.start().await;
@@ -119,7 +122,7 @@ async fn a_slot_whose_state_file_came_alone_on_every_version_of_the_matrix() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slot_whose_state_file_came_alone_is_replaced() {
     let go_on = ["--set", "source.on_slot_lost=continue"];
-    let mut pair = with_the_state_file_alone(versions::default_major(), &go_on, false).await;
+    let mut pair = with_the_state_file_alone(versions::default_major(), &go_on, false, false).await;
     pair.hub.start().await;
     // A slot that is being made is active too.
     pair.hub.metric_becomes("walcast_source_connected", PATIENCE, |connected| connected == 1.0).await;
@@ -137,8 +140,25 @@ async fn a_slot_whose_state_file_came_alone_is_replaced() {
     assert!(matches!(gaps[..], [reason] if reason.contains(".snap")), "{gaps:?}");
     assert_eq!(kept(&pair).await, [1, 7]);
 
-    let mut pair = with_the_state_file_alone(versions::default_major(), &[], true).await;
+    let mut pair = with_the_state_file_alone(versions::default_major(), &[], true, false).await;
     pair.hub.start().await;
+    recoveries(&pair, 1).await;
+    pair::streaming(&pair.primary).await;
+    pair.db().await.run("INSERT INTO t VALUES (7, 'by the new slot')").await;
+    pair.journaled().await;
+    assert_eq!(kept(&pair).await, [1, 2, 3, 4, 5, 6, 7]);
+}
+
+/// The transaction that was open is prepared and outlives the primary: the slot would wait for it, and so does a new one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_prepared_transaction_that_was_left_behind_does_not_stop_the_stream() {
+    let mut pair = with_the_state_file_alone(versions::default_major(), &[], true, true).await;
+    pair.hub.start().await;
+    let mut live = pair.client().subscribe(&Request::new().earliest()).await;
+    let polled = |kind: &&Kind| matches!(kind, Kind::Begin(begin) if begin.provenance() == Provenance::LogPoll);
+    live.until("both sides of the failover", |log| log.kinds().filter(polled).count() == 5).await;
+    assert_eq!(pair.hub.log().matches("recovered from the log tables").count(), 0);
+    pair.db().await.run("ROLLBACK PREPARED 'left behind'").await;
     recoveries(&pair, 1).await;
     pair::streaming(&pair.primary).await;
     pair.db().await.run("INSERT INTO t VALUES (7, 'by the new slot')").await;

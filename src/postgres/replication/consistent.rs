@@ -22,19 +22,18 @@ pub enum Consistency {
         /// From a snapshot that was serialized there before.
         restored: bool,
     },
-    /// Still waiting for transactions that ran where decoding began.
+    /// Not yet: WAL is being read, or transactions that ran where decoding began are waited for.
     Searching,
     /// Nothing: changes came at once.
     Unsaid,
 }
 
 impl ReplicationStream {
-    /// Waits until the server says where decoding is consistent, at most for `patience` once it has said that it waits for
-    /// transactions. Takes no changes, and asks for none to be forgotten: meanwhile the server is told `held`, every
-    /// `interval`.
-    pub async fn consistency(&mut self, held: Lsn, interval: Duration, patience: Duration) -> Result<Consistency> {
-        let mut status_due = Instant::now() + interval;
-        let mut deadline: Option<Instant> = None;
+    /// Waits until the server says where decoding is consistent, for `patience`: [`Consistency::Searching`] when it has not
+    /// said so by then. Can be called again. Takes no changes, and asks for none to be forgotten: a server that asks is told
+    /// `held`, and so it is once per call.
+    pub async fn consistency(&mut self, held: Lsn, patience: Duration) -> Result<Consistency> {
+        let deadline = Instant::now() + patience;
         loop {
             let mut asked = false;
             while self.channel.has_frame()? {
@@ -43,10 +42,7 @@ impl ReplicationStream {
                 }
                 match self.next_frame()? {
                     Some(Frame::Notice(notice)) => match read(&notice) {
-                        Some(Consistency::Searching) => {
-                            tracing::info!("source: {notice}");
-                            deadline.get_or_insert(Instant::now() + patience);
-                        }
+                        Some(Consistency::Searching) => tracing::info!("source: {notice}"),
                         Some(found) => return Ok(found),
                         None => tracing::debug!("source: {notice}"),
                     },
@@ -55,16 +51,14 @@ impl ReplicationStream {
                     Some(Frame::XLogData { .. }) | None => {}
                 }
             }
-            let now = Instant::now();
-            if deadline.is_some_and(|deadline| now >= deadline) {
+            let over = Instant::now() >= deadline;
+            if asked || over {
+                self.send_status(held, held, held, false).await?;
+            }
+            if over {
                 return Ok(Consistency::Searching);
             }
-            if asked || now >= status_due {
-                self.send_status(held, held, held, false).await?;
-                status_due = now + interval;
-            }
-            let wake = deadline.map_or(status_due, |deadline| deadline.min(status_due));
-            if let Ok(filled) = timeout_at(wake, self.fill()).await {
+            if let Ok(filled) = timeout_at(deadline, self.fill()).await {
                 filled?;
             }
         }
