@@ -25,6 +25,7 @@ mod logtables_failover;
 mod logtables_live;
 mod operating;
 mod outages;
+mod planted;
 mod predicates;
 mod schema;
 mod security;

@@ -7,6 +7,7 @@ mod drain;
 mod fanout;
 mod filters;
 mod latency;
+mod logtables;
 mod memory;
 mod restart;
 mod snapshot;
@@ -36,6 +37,8 @@ const NAMES: &[&str] = &[
     "isolation",
     "snapshot",
     "clients",
+    "logtables",
+    "recovery",
 ];
 
 impl Suites {
@@ -68,6 +71,8 @@ impl Suites {
                 "bytes" => self.bytes().await,
                 "snapshot" => self.snapshot().await,
                 "clients" => self.clients().await,
+                "logtables" => self.logtables().await,
+                "recovery" => self.recovery().await,
                 "catch-up" => self.catch_up().await,
                 _ => self.isolation().await,
             };
