@@ -75,6 +75,7 @@ pub async fn run(command: LogtablesCommand) -> Result<(), Error> {
 async fn not_permitted(sql: &Sql, error: &postgres::Error) -> Error {
     let names =
         "SELECT pg_catalog.format('GRANT CREATE ON DATABASE %I TO %I', pg_catalog.current_database(), current_user)";
+    let _ = sql.batch("ROLLBACK").await; // the transaction of the installation, where it was that far
     let grant = match sql.one(names, &[]).await.map(|row| row.try_get::<_, String>(0)) {
         Ok(Ok(grant)) => grant,
         _ => "GRANT CREATE ON DATABASE ... TO the installing role".to_owned(),

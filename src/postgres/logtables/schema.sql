@@ -140,10 +140,12 @@ END $note$;
 
 -- Begins to capture one table. Triggers fire in the order of their names; these come first.
 CREATE OR REPLACE FUNCTION walcast.protect(relation oid, created bool DEFAULT false) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET walcast.protecting = 'on' AS $protect$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $protect$
 DECLARE
     quoted text;
 BEGIN
+    -- Not in the function's own settings: only a superuser may put a parameter there that no module defines.
+    PERFORM set_config('walcast.protecting', 'on', true);
     SELECT format('%I.%I', n.nspname, c.relname) INTO quoted
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = relation;
     EXECUTE format('LOCK TABLE ONLY %s IN SHARE ROW EXCLUSIVE MODE', quoted);
@@ -156,6 +158,7 @@ BEGIN
                     FOR EACH STATEMENT EXECUTE FUNCTION walcast.capture()', quoted);
     EXECUTE format('ALTER TABLE ONLY %s ENABLE ALWAYS TRIGGER "!walcast_truncate"', quoted);
     PERFORM walcast.note(relation, created);
+    PERFORM set_config('walcast.protecting', 'off', true);
 END $protect$;
 
 -- Logs the rows of a table that was created with them.
