@@ -157,14 +157,19 @@ impl Session {
     async fn begin_crossing(&mut self) -> Result<bool, Error> {
         let Some(crossing) = self.leaving.clone() else { return Ok(false) };
         if let Some(skip) = self.skip {
-            match self.hub.feed.locate(Start::After(skip)).await {
+            match self.hub.place(Start::After(skip)).await {
                 Err(feed::Error::Diverged { .. }) if self.claim == Claim::Checkpoint => self.skip = None,
-                located => drop(located.map_err(|error| self.stamp.diverged(error))?),
+                located => {
+                    located.map_err(|error| self.stamp.diverged(error))?;
+                }
             }
         }
         let cursor = match crossing.same_course {
             true => self.cursor.clone(),
-            false => self.hub.feed.locate_dead(&crossing).await?,
+            false => {
+                let _turn = self.hub.turn(crossing.departs.lsn).await;
+                self.hub.feed.locate_dead(&crossing).await?
+            }
         };
         self.incoming = None;
         if let Some(reading) = self.reading.take() {

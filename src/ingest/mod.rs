@@ -90,6 +90,10 @@ pub enum Error {
         /// Events that were equal.
         compared: u64,
     },
+    /// A replay from log tables was begun and cannot be ended: the source has gone on elsewhere, or its log tables have
+    /// gone. The journal drops what was replayed when it is opened anew.
+    #[error("a replay from the log tables was begun and cannot be ended; the hub has to start again, which drops it")]
+    HalfReplayed,
     /// The journal cannot be written.
     #[error(transparent)]
     Journal(#[from] journal::Error),
@@ -104,7 +108,7 @@ impl Classified for Error {
             Error::Replication(error) => error.reason(),
             Error::Undecodable { .. } => Reason::DecodeError,
             Error::PublicationSkipped(_) => Reason::PublicationMissing,
-            Error::Resent { .. } => Reason::SourceUnavailable,
+            Error::Resent { .. } | Error::HalfReplayed => Reason::SourceUnavailable,
             Error::Journal(error) => error.reason(),
             Error::Feed(error) => error.reason(),
         }

@@ -21,6 +21,7 @@ pub mod preflight;
 pub mod publication;
 pub mod replication;
 pub mod server;
+pub mod shadow;
 pub mod slot;
 pub mod sql;
 pub mod standby;

@@ -148,6 +148,10 @@ pub async fn run(
         let keeper = keeper.as_mut();
         let attempt = stream_once(&options, &journal, &mut ingest, keeper, &mut carried, &state, &drain).await;
         let Err(error) = attempt else { continue };
+        if let Error::Ingest(error @ ingest::Error::HalfReplayed) = error {
+            tracing::error!("{error}");
+            return Err(error);
+        }
         let reason = error.reason();
         let told = error.told();
         carried.skipped |= matches!(error, Error::Ingest(_)) && reason == Reason::PublicationMissing;

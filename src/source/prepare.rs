@@ -14,7 +14,7 @@ use super::{
 use crate::{
     failpoint,
     feed::Feed,
-    ingest::{Ingest, restart_lsn},
+    ingest::{self, Ingest, restart_lsn},
     journal::Journal,
     lsn::Lsn,
     postgres::{
@@ -79,6 +79,9 @@ pub(super) async fn prepare(
     // A hub that was killed while it founded its journal has segments and no lineage.
     carried.fresh |= journal.lineage().is_none();
     let sql = &**sql;
+    if ingest.replaying() && !matches!(step, Step::Stay) {
+        return Err(ingest::Error::HalfReplayed.into());
+    }
     let mut left = Lsn::ZERO;
     if let Step::Follow(lineage) = step {
         left = restart_lsn(ingest.complete());

@@ -7,7 +7,7 @@ use super::{
     refused,
 };
 use crate::{
-    ingest::{Ingest, restart_lsn},
+    ingest::{self, Ingest, restart_lsn},
     journal::Journal,
     lsn::Lsn,
     model::Lineage,
@@ -128,6 +128,9 @@ pub(super) async fn mend(mut mending: Mending<'_>, broken: &Broken) -> Result<Ls
             Recovered::Not(why) => why,
         }
     };
+    if mending.ingest.replaying() {
+        return Err(ingest::Error::HalfReplayed.into());
+    }
     if let Broken::Skips(start) = broken {
         tracing::warn!(slot = mending.options.slot, "the slot {broken}; the log tables cannot help: {why}");
         return Ok(*start); // the stream itself says what is wrong

@@ -11,13 +11,15 @@ use crate::{
         Db, Shutdown,
         client::Request,
         eventually,
+        follower::{Follower, Resume},
         history::lsn,
         pair::{self, Pair, Slots},
         parsed::Parsed,
         stage::held,
         versions,
+        workload::{self, Plan, Workload},
     },
-    logtables_failover::{horizon, install, recoveries},
+    logtables_failover::{check, horizon, install, recoveries},
 };
 
 const TABLE: &str = "CREATE TABLE t (id int PRIMARY KEY, v text)";
@@ -142,4 +144,44 @@ async fn a_slot_whose_state_file_came_alone_is_replaced() {
     pair.db().await.run("INSERT INTO t VALUES (7, 'by the new slot')").await;
     pair.journaled().await;
     assert_eq!(kept(&pair).await, [1, 2, 3, 4, 5, 6, 7]);
+}
+
+/// PostgreSQL 16: the hub keeps a slot of its own on the standby. Whether that is worth anything shows under load, with
+/// transactions open when the primary dies, twice in a row.
+async fn a_slot_of_the_hubs_own(major: u32) {
+    let mut pair = Pair::start(major, Slots::Synced, workload::SCHEMA, &[]).await;
+    let follower = Follower::start(pair.client(), Request::new().earliest(), Resume::Position, true);
+    for round in 0..2 {
+        let plan = Plan { ddl: round == 0, clients: 3, large_rows: 500, ..Plan::random() }.renamed(round);
+        let load = Workload::start(pair.primary.config("postgres"), plan);
+        load.commits(60, PATIENCE).await;
+        pair.client_says_ready().await;
+        load.commits(load.report().committed + 60, PATIENCE).await;
+        if round == 0 {
+            pair.cut_off().await;
+            load.commits(load.report().committed + 30, PATIENCE).await;
+        }
+        pair.fail_over().await;
+        println!("round {round}: {:?}", load.stop().await);
+        let load = Workload::start(pair.primary.config("postgres"), plan.renamed(10 + round));
+        load.commits(30, PATIENCE).await;
+        pair::streaming(&pair.primary).await;
+        load.commits(load.report().committed + 30, PATIENCE).await;
+        println!("round {round}: {:?}", load.stop().await);
+        if round == 0 {
+            pair.rebuild().await;
+        }
+    }
+    let goal = pair.flushed().await;
+    follower.reaches(goal, PATIENCE).await;
+    let seen = check(&pair, &follower.stop().await.history).await;
+    assert!(seen.retracted > 0 && seen.replayed == 0, "the slot had everything");
+    check(&pair, &pair.collect(Request::new().earliest()).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slot_of_the_hubs_own_on_a_standby_on_every_version_of_the_matrix() {
+    for major in versions::matrix().into_iter().filter(|major| *major == 16) {
+        a_slot_of_the_hubs_own(major).await;
+    }
 }

@@ -55,13 +55,13 @@ pub async fn recoveries(pair: &Pair, times: usize) {
     .await;
 }
 
-struct Seen {
-    retracted: usize,
-    replayed: usize,
+pub struct Seen {
+    pub retracted: usize,
+    pub replayed: usize,
 }
 
 /// A history across switches: formally right, and without what was taken back it is the survivor's history.
-async fn check(pair: &Pair, history: &History) -> Seen {
+pub async fn check(pair: &Pair, history: &History) -> Seen {
     let parsed = held(history, Parsed::of(history));
     held(history, validators::ordered(&parsed));
     held(history, validators::unique(&parsed));

@@ -28,6 +28,7 @@ mod operating;
 mod outages;
 mod planted;
 mod predicates;
+mod reconnecting;
 mod schema;
 mod security;
 mod snapshot;

@@ -11,6 +11,7 @@ mod logtables;
 mod memory;
 mod restart;
 mod snapshot;
+mod snapshot_effect;
 
 use super::{report::Report, stage::Stage};
 
@@ -36,6 +37,7 @@ const NAMES: &[&str] = &[
     "catch-up",
     "isolation",
     "snapshot",
+    "snapshot-effect",
     "clients",
     "logtables",
     "recovery",
@@ -70,6 +72,7 @@ impl Suites {
                 "memory" => self.memory().await,
                 "bytes" => self.bytes().await,
                 "snapshot" => self.snapshot().await,
+                "snapshot-effect" => self.snapshot_effect().await,
                 "clients" => self.clients().await,
                 "logtables" => self.logtables().await,
                 "recovery" => self.recovery().await,

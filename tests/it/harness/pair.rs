@@ -24,7 +24,7 @@ pub enum Slots {
     Lost,
     /// By copying their files.
     Copied,
-    /// By the servers themselves (17 and later).
+    /// By the servers themselves (17 and later), or by the hub (16).
     Synced,
 }
 
@@ -61,7 +61,10 @@ impl Pair {
         db.run("SELECT pg_create_physical_replication_slot('standby', true)").await;
         let standby = follow(&primary, slots).await;
         truth::watch(&db).await;
-        let hub = Hub::new(&dsn(&[&primary, &standby])).args(args);
+        let mut hub = Hub::new(&dsn(&[&primary, &standby])).args(args);
+        if major == 16 && slots != Slots::Synced {
+            hub = hub.args(&["--set", "source.failover_slot=false"]);
+        }
         Pair { hub, primary, standby, slots }
     }
 
@@ -84,7 +87,7 @@ impl Pair {
         }
         self.standby.resume();
         self.caught_up().await;
-        if self.slots == Slots::Synced {
+        if self.slots == Slots::Synced && self.primary.major() > 16 {
             self.synchronized().await;
         }
     }
@@ -116,6 +119,17 @@ impl Pair {
                 Some("t") => Ok(()),
                 other => Err(format!("ready = {other:?}")),
             }
+        })
+        .await;
+    }
+
+    /// Waits until the hub says that the standby could take over with the slot.
+    pub async fn client_says_ready(&self) {
+        let client = self.client();
+        eventually(Duration::from_secs(60), || async {
+            let status = client.status().await.map_err(|failure| format!("{failure:?}"))?;
+            let standbys = status.source.map(|source| source.standbys).unwrap_or_default();
+            if matches!(&standbys[..], [standby] if standby.ready) { Ok(()) } else { Err(format!("{standbys:?}")) }
         })
         .await;
     }
@@ -290,7 +304,7 @@ async fn follow_at(primary: &Cluster, slots: Slots, port: Option<u16>) -> Cluste
     if let Some(port) = &port {
         settings.push(("port", port));
     }
-    if slots == Slots::Synced {
+    if slots == Slots::Synced && primary.major() > 16 {
         settings.push(("sync_replication_slots", "on"));
     }
     primary.standby(&settings).await
