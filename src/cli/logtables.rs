@@ -12,7 +12,11 @@ use super::{
 use crate::{
     config::units::show_bytes,
     journal::inspect,
-    postgres::logtables::{self, Status},
+    postgres::{
+        self,
+        logtables::{self, Status},
+        sql::Sql,
+    },
 };
 
 pub async fn run(command: LogtablesCommand) -> Result<(), Error> {
@@ -23,7 +27,10 @@ pub async fn run(command: LogtablesCommand) -> Result<(), Error> {
         }
         LogtablesCommand::Install { publication, hub_role, print_sql: false, source } => {
             let sql = source::connect(&source::options(&source)?).await?;
-            let done = logtables::install(&sql, &publication, hub_role.as_deref()).await.map_err(failed)?;
+            let done = match logtables::install(&sql, &publication, hub_role.as_deref()).await {
+                Err(error) if error.sqlstate() == Some("42501") => return Err(not_permitted(&sql, &error).await),
+                done => done.map_err(failed)?,
+            };
             let ddl = if done.follows_ddl { ", later DDL is followed" } else { "" };
             output.print(&format!("logging {} of publication {publication}{ddl}\n", plural(done.tables, "table")))?;
             done.notes.iter().for_each(|note| output.note(&format!("note: {note}")));
@@ -62,6 +69,21 @@ pub async fn run(command: LogtablesCommand) -> Result<(), Error> {
             output.print(&format!("removed the triggers of {} and the log\n", plural(tables, "table")))
         }
     }
+}
+
+/// What the installing role lacks, as far as that can be granted.
+async fn not_permitted(sql: &Sql, error: &postgres::Error) -> Error {
+    let names =
+        "SELECT pg_catalog.format('GRANT CREATE ON DATABASE %I TO %I', pg_catalog.current_database(), current_user)";
+    let _ = sql.batch("ROLLBACK").await; // the transaction of the installation, where it was that far
+    let grant = match sql.one(names, &[]).await.map(|row| row.try_get::<_, String>(0)) {
+        Ok(Ok(grant)) => grant,
+        _ => "GRANT CREATE ON DATABASE ... TO the installing role".to_owned(),
+    };
+    Error::Failed(format!(
+        "{error}\n  hint: the installing role must own every published table and may create schemas: {grant}; or run install \
+         as a superuser"
+    ))
 }
 
 fn confirmed() -> Result<bool, Error> {

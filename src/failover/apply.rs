@@ -159,6 +159,14 @@ impl<'a, S: Sink> Applier<'a, S> {
         let Some(shape) = at.map(|at| of_table[at]) else {
             return Err(unfit(format!("no shape of relation {} is known", row.relid)));
         };
+        let key = (row.relid, shape.id);
+        let version = self.versions.entry(key).or_insert_with(|| {
+            let (relation, taken) = self.published.project(shape);
+            Version { relation: Arc::new(relation), taken }
+        });
+        if row.op == b'T' && version.relation.oid != row.relid {
+            return Ok(()); // of a partition that is published under its root's name: the root is not empty
+        }
         let lsn = match self.open {
             Some((_, lsn)) => lsn,
             None => {
@@ -170,11 +178,6 @@ impl<'a, S: Sink> Applier<'a, S> {
                 lsn
             }
         };
-        let key = (row.relid, shape.id);
-        let version = self.versions.entry(key).or_insert_with(|| {
-            let (relation, taken) = self.published.project(shape);
-            Version { relation: Arc::new(relation), taken }
-        });
         if self.current.insert(version.relation.oid, key) != Some(key) {
             version.relation = self.sink.relation(Relation::clone(&version.relation));
         }

@@ -10,10 +10,10 @@ use super::{
     frames::{Kind, Message, first, payload},
     outbox::Item,
     projection::{Cut, Projection},
-    session::Open,
+    session::{Claim, Open},
 };
 use crate::{
-    feed::{Crossing, Cursor, Fetched, Resume, Start, resume_to_pb},
+    feed::{self, Crossing, Cursor, Fetched, Resume, Start, resume_to_pb},
     lsn::Lsn,
     model::Position,
     wire::{
@@ -157,7 +157,12 @@ impl Session {
     async fn begin_crossing(&mut self) -> Result<bool, Error> {
         let Some(crossing) = self.leaving.clone() else { return Ok(false) };
         if let Some(skip) = self.skip {
-            self.hub.place(Start::After(skip)).await.map_err(|error| self.stamp.diverged(error))?;
+            match self.hub.place(Start::After(skip)).await {
+                Err(feed::Error::Diverged { .. }) if self.claim == Claim::Checkpoint => self.skip = None,
+                located => {
+                    located.map_err(|error| self.stamp.diverged(error))?;
+                }
+            }
         }
         let cursor = match crossing.same_course {
             true => self.cursor.clone(),
@@ -295,7 +300,7 @@ impl Session {
     fn lost(&self, passage: &mut Passage, begin: Option<pb::Begin>, position: Position, changes: u64) {
         let history = self.hub.feed.history();
         let dead = position.lineage != passage.crossing.departs.lineage || !passage.crossing.holds(position);
-        let received = self.claims || history.key(position) <= history.key(self.passed);
+        let received = self.claim != Claim::Nothing || history.key(position) <= history.key(self.passed);
         if dead && received {
             passage.found.push(pb::Retracted { begin, position: Some(position_to_pb(position)), changes });
         }

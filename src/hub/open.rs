@@ -13,7 +13,7 @@ use super::{
     inner::{self, Inner},
     lag,
     router::Routers,
-    session::Opening,
+    session::{Claim, Opening},
 };
 use crate::{
     feed::{self, Checkpoint, Cursor, Resume, Snapshot, SnapshotRequest, Start, SubscriberKey},
@@ -78,7 +78,11 @@ impl Inner {
         };
         let start = self.start(request.start.clone(), key.is_some(), known.as_ref())?;
         let at_checkpoint = matches!(request.start, None | Some(StartAt::Checkpoint));
-        let claims = matches!(start, StartAt::Resume(_) | StartAt::Feed(Start::After(_)));
+        let claim = match start {
+            StartAt::Resume(_) if at_checkpoint => Claim::Checkpoint,
+            StartAt::Resume(_) | StartAt::Feed(Start::After(_)) => Claim::Position,
+            _ => Claim::Nothing,
+        };
         let group = self.groups.join(&self.feed, selection, request.row_format);
         Routers::start(&self.groups, &self.feed);
         let Begun { cursor, token, snapshot } = self.begin(start, at_checkpoint, &group.selection, principal).await?;
@@ -116,7 +120,7 @@ impl Inner {
             max_message_bytes: request.max_message_bytes,
             progress_interval: request.progress_interval,
             permit,
-            claims,
+            claim,
             until: None,
         }))
     }
@@ -152,7 +156,7 @@ impl Inner {
             max_message_bytes: None,
             progress_interval: None,
             permit,
-            claims: false,
+            claim: Claim::Nothing,
             until: Some(until),
             token: Token::default(),
             snapshot: None,

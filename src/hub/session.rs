@@ -40,6 +40,17 @@ const NUDGE: Duration = Duration::from_millis(100);
 const BLOCKS_PER_STEP: usize = 16;
 const TOUCH: Duration = Duration::from_secs(30);
 
+/// What a client has received before its stream begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Claim {
+    /// Nothing that the hub need know of.
+    Nothing,
+    /// It says where it is, and so may have received anything before. That must still hold.
+    Position,
+    /// The same, but the hub remembers where it was, and so it is the hub's business if that holds no more.
+    Checkpoint,
+}
+
 /// What opening a stream found out.
 pub(super) struct Opening {
     pub hub: Arc<Inner>,
@@ -52,8 +63,7 @@ pub(super) struct Opening {
     pub max_message_bytes: Option<u32>,
     pub progress_interval: Option<Duration>,
     pub permit: StreamPermit,
-    /// The client says where it is, and so may have received anything before.
-    pub claims: bool,
+    pub claim: Claim,
     /// Only what lies in front of this block, whatever became of it.
     pub until: Option<u64>,
     /// What the start position says beside the LSN.
@@ -108,7 +118,7 @@ pub struct Session {
     /// Where the lineage ends, if it does.
     pub(super) leaving: Option<Crossing>,
     pub(super) passage: Option<Passage>,
-    pub(super) claims: bool,
+    pub(super) claim: Claim,
     pub(super) until: Option<u64>,
     pub(super) stamp: Stamp,
     pub(super) running: Option<Box<Running>>,
@@ -167,7 +177,7 @@ pub(super) enum For {
 
 impl Session {
     pub(super) fn new(opening: Opening) -> Self {
-        let Opening { hub, group, shared, cursor, stop_at, token, snapshot, claims, until, .. } = opening;
+        let Opening { hub, group, shared, cursor, stop_at, token, snapshot, claim, until, .. } = opening;
         let mut stamp = Stamp::new(token);
         stamp.passed(cursor.after);
         let start = Resume { position: cursor.after, snapshot: stamp.encoded() };
@@ -196,7 +206,7 @@ impl Session {
             lineages: usize::MAX,
             leaving: None,
             passage: None,
-            claims,
+            claim,
             until,
             stamp,
             running: running.map(Box::new),

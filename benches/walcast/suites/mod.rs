@@ -7,6 +7,7 @@ mod drain;
 mod fanout;
 mod filters;
 mod latency;
+mod logtables;
 mod memory;
 mod restart;
 mod snapshot;
@@ -38,6 +39,8 @@ const NAMES: &[&str] = &[
     "snapshot",
     "snapshot-effect",
     "clients",
+    "logtables",
+    "recovery",
 ];
 
 impl Suites {
@@ -71,6 +74,8 @@ impl Suites {
                 "snapshot" => self.snapshot().await,
                 "snapshot-effect" => self.snapshot_effect().await,
                 "clients" => self.clients().await,
+                "logtables" => self.logtables().await,
+                "recovery" => self.recovery().await,
                 "catch-up" => self.catch_up().await,
                 _ => self.isolation().await,
             };

@@ -269,10 +269,10 @@ pub async fn prune(sql: &Sql, upto: &str) -> Result<u64> {
 pub async fn uninstall(sql: &Sql) -> Result<u64> {
     let rows = sql
         .query(
-            "SELECT pg_catalog.format('%I.%I', n.nspname, c.relname)
+            "SELECT DISTINCT pg_catalog.format('%I.%I', n.nspname, c.relname)
              FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_class c ON c.oid = t.tgrelid
              JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-             WHERE t.tgname = '!walcast' ORDER BY 1",
+             WHERE t.tgname IN ('!walcast', '!walcast_truncate') ORDER BY 1",
             &[],
         )
         .await?;
@@ -284,7 +284,7 @@ pub async fn uninstall(sql: &Sql) -> Result<u64> {
     for row in &rows {
         let table: &str = get(row, 0)?;
         sql.batch(&format!(
-            "DROP TRIGGER \"!walcast\" ON {table}; DROP TRIGGER IF EXISTS \"!walcast_truncate\" ON {table}"
+            "DROP TRIGGER IF EXISTS \"!walcast\" ON {table}; DROP TRIGGER IF EXISTS \"!walcast_truncate\" ON {table}"
         ))
         .await?;
     }

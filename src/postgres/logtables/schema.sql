@@ -96,16 +96,19 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $shape$
     WHERE c.oid = relation
 $shape$;
 
--- Whether both triggers of a table are there and fire always.
+-- Whether the triggers of a table are there and fire always. A partitioned table that is published under its own name has
+-- one for TRUNCATE only: its rows are its partitions'.
 CREATE OR REPLACE FUNCTION walcast.is_captured(relation oid) RETURNS bool
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $captured$
-    SELECT count(*) = 2 AND bool_and(t.tgenabled = 'A') FROM pg_trigger t
+    SELECT count(*) = CASE WHEN EXISTS (SELECT FROM pg_class c WHERE c.oid = relation AND c.relkind = 'p') THEN 1 ELSE 2 END
+           AND bool_and(t.tgenabled = 'A') FROM pg_trigger t
     WHERE t.tgrelid = relation AND t.tgname IN ('!walcast', '!walcast_truncate')
       AND t.tgfoid = (SELECT p.oid FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
                       WHERE n.nspname = 'walcast' AND p.proname = 'capture')
 $captured$;
 
--- The tables whose rows the publication publishes, partitions instead of partitioned tables.
+-- The tables whose rows the publication publishes, partitions instead of partitioned tables; and the partitioned tables
+-- under whose names it publishes them, since only a TRUNCATE of those is published then.
 CREATE OR REPLACE FUNCTION walcast.published() RETURNS SETOF oid
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $published$
     WITH named AS (
@@ -114,7 +117,7 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $published$
         JOIN pg_namespace n ON n.nspname = t.schemaname
         JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = t.tablename
         WHERE n.nspname <> 'walcast')
-    SELECT oid FROM named WHERE oid IN (SELECT c.oid FROM pg_class c WHERE c.relkind = 'r')
+    SELECT oid FROM named WHERE oid IN (SELECT c.oid FROM pg_class c WHERE c.relkind IN ('r', 'p'))
     UNION
     SELECT p.relid FROM named, pg_partition_tree(named.oid) p JOIN pg_class c ON c.oid = p.relid
     WHERE p.isleaf AND c.relkind = 'r'
@@ -137,20 +140,25 @@ END $note$;
 
 -- Begins to capture one table. Triggers fire in the order of their names; these come first.
 CREATE OR REPLACE FUNCTION walcast.protect(relation oid, created bool DEFAULT false) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET walcast.protecting = 'on' AS $protect$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $protect$
 DECLARE
     quoted text;
 BEGIN
+    -- Not in the function's own settings: only a superuser may put a parameter there that no module defines.
+    PERFORM set_config('walcast.protecting', 'on', true);
     SELECT format('%I.%I', n.nspname, c.relname) INTO quoted
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = relation;
     EXECUTE format('LOCK TABLE ONLY %s IN SHARE ROW EXCLUSIVE MODE', quoted);
-    EXECUTE format('CREATE OR REPLACE TRIGGER "!walcast" AFTER INSERT OR UPDATE OR DELETE ON %s
-                    FOR EACH ROW EXECUTE FUNCTION walcast.capture()', quoted);
+    IF EXISTS (SELECT FROM pg_class c WHERE c.oid = relation AND c.relkind = 'r') THEN
+        EXECUTE format('CREATE OR REPLACE TRIGGER "!walcast" AFTER INSERT OR UPDATE OR DELETE ON %s
+                        FOR EACH ROW EXECUTE FUNCTION walcast.capture()', quoted);
+        EXECUTE format('ALTER TABLE ONLY %s ENABLE ALWAYS TRIGGER "!walcast"', quoted);
+    END IF;
     EXECUTE format('CREATE OR REPLACE TRIGGER "!walcast_truncate" AFTER TRUNCATE ON %s
                     FOR EACH STATEMENT EXECUTE FUNCTION walcast.capture()', quoted);
-    EXECUTE format('ALTER TABLE ONLY %s ENABLE ALWAYS TRIGGER "!walcast", ENABLE ALWAYS TRIGGER "!walcast_truncate"',
-                   quoted);
+    EXECUTE format('ALTER TABLE ONLY %s ENABLE ALWAYS TRIGGER "!walcast_truncate"', quoted);
     PERFORM walcast.note(relation, created);
+    PERFORM set_config('walcast.protecting', 'off', true);
 END $protect$;
 
 -- Logs the rows of a table that was created with them.
@@ -192,7 +200,7 @@ BEGIN
                        THEN s.relid = command.objid OR s.relid IN (SELECT relid FROM pg_partition_tree(command.objid))
                        ELSE true END
         LOOP
-            IF NOT EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = relation AND t.tgname = '!walcast') THEN
+            IF NOT EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = relation AND t.tgname = '!walcast_truncate') THEN
                 PERFORM walcast.protect(relation, command.command_tag LIKE 'CREATE TABLE%' AND command.objid = relation
                                                   OR command.command_tag = 'SELECT INTO');
                 IF command.command_tag IN ('CREATE TABLE AS', 'SELECT INTO') THEN
