@@ -200,7 +200,7 @@ async fn the_command_copies_tables_into_files() {
             "--hub",
             &url,
         ]);
-        let output = command.output().expect("walcast tail");
+        let output = command.args(more).output().expect("walcast tail");
         assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8_lossy(&output.stdout).into_owned()
     };
