@@ -187,7 +187,7 @@ async fn the_command_copies_tables_into_files() {
     assert_eq!(read("empty.csv"), "id,name\n");
     assert_eq!(run(&["public.*", "--to", "all.csv"]).0, Some(2), "one table in a CSV file");
     assert!(!stage.hub.dir().join("all.csv").exists() && !stage.hub.dir().join("all.csv.part").exists());
-    let tail = |format: &str| {
+    let tail = |format: &str, more: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_walcast"));
         command.args([
             "tail",
@@ -200,16 +200,16 @@ async fn the_command_copies_tables_into_files() {
             "--hub",
             &url,
         ]);
-        let output = command.output().expect("walcast tail");
+        let output = command.args(more).output().expect("walcast tail");
         assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8_lossy(&output.stdout).into_owned()
     };
-    let json = tail("json");
+    let json = tail("json", &["--envelope"]);
     let events: Vec<serde_json::Value> = json.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
     let of = |name: &str| events.iter().filter(|event| event["event"] == name).collect::<Vec<_>>();
     assert_eq!(of("snapshot_begin")[0]["mode"], "consistent", "{:?}", of("snapshot_begin"));
     assert_eq!(of("snapshot_end")[0]["rows"], 3003);
-    assert!(tail("pretty").contains("snapshot of public.items: 3,003 rows"));
+    assert!(tail("pretty", &[]).contains("snapshot of public.items: 3,003 rows"));
     let (code, text) = run(&["public.nothing", "--to", "n.csv"]);
     assert_eq!(code, Some(1));
     assert!(text.contains("TABLE_NOT_PUBLISHED"), "{text}");
