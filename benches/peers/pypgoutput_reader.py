@@ -37,6 +37,8 @@ def main() -> None:
             seconds = time.perf_counter() - began
         finally:
             reader.stop()
+            reader.extractor.conn.close()  # which it has opened here, before it forked
+            reader.source_db_handler.conn.close()
         print(json.dumps({"changes": changes, "nulls": nulls, "digest": digest, "seconds": seconds}), file=answers)
 
 

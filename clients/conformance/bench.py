@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Changes per second that one process of a client iterates, from a real hub (WALCAST_BIN): see clients/README.md.
 
-bench.py LANGUAGE[:ORDER] ...  for instance `bench.py go python:rows python:arrow`. The suite `clients` of `make bench` measures the same,
-beside a peer; this one is for working on a client, whose bench.sh must have been built.
+bench.py LANGUAGE[:ORDER] ...  for instance `bench.py go python:rows python:arrow`. The suite `clients` of `make bench`
+measures the same, beside a peer; this one is for working on a client, whose bench.sh must have been built.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ import stage
 
 CLIENTS = Path(__file__).resolve().parents[1]
 TABLE = "public.bench_clients"
-COLUMNS = "id int8 PRIMARY KEY, branch int4, account int4, delta numeric(12,2), ratio float8, paid bool, mtime timestamptz, note text"
+COLUMNS = (
+    "id int8 PRIMARY KEY, branch int4, account int4, delta numeric(12,2), ratio float8, paid bool, "
+    "mtime timestamptz, note text"
+)
 ROW = (
     "n, n % 10, n % 100000, (n % 10000) / 100.0, n / 7.0, n % 2 = 0, '2026-01-01Z'::timestamptz + n * interval '1 ms', "
     "CASE WHEN n % 10 > 0 THEN 'note ' || md5(n::text) END"

@@ -15,6 +15,9 @@ step scripts/generate.sh --check
 if "$venv/bin/python" -c 'import walcast_native' 2>/dev/null; then
     step cargo fmt --manifest-path native/Cargo.toml --check
     step cargo clippy --manifest-path native/Cargo.toml --quiet --locked -- -D warnings
+    rm -rf build/native
+    step "$venv/bin/maturin" sdist --manifest-path native/Cargo.toml --out build/native > build/native.log 2>&1 \
+        || { cat build/native.log; exit 1; }
 else
     echo "clients: left out Python's compiled reader (cargo is missing)"
 fi

@@ -24,8 +24,12 @@ RUNNER = f"{sys.executable} {HERE / 'conformance_runner.py'}"
 
 @pytest.mark.parametrize("mode", ["", " async"])
 def test_conformance(stage: Any, mode: str) -> None:
+    """Once with the compiled reader, where it is installed, and once without."""
     scenario = HERE.parents[1] / "conformance" / "run.py"
-    done = subprocess.run([sys.executable, scenario, "--runner", RUNNER + mode], capture_output=True, text=True)
+    environment = {**os.environ, "WALCAST_PURE_PYTHON": "1" if mode else ""}
+    done = subprocess.run(
+        [sys.executable, scenario, "--runner", RUNNER + mode], capture_output=True, text=True, env=environment
+    )
     print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
 
