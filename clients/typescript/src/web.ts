@@ -1,6 +1,7 @@
 /**
  * Committed changes from a walcast hub, in a browser: gRPC-web over `fetch`. Streams go one way there, so they are opened by Subscribe,
- * acknowledgements are calls of their own, and back-pressure is that of HTTP.
+ * acknowledgements are calls of their own, and back-pressure is that of HTTP. The hub serves it to pages of the origins that
+ * `web_origins` in its configuration names.
  *
  * @module
  */

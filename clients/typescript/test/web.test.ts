@@ -1,17 +1,11 @@
 /** The browser's client against Connect's implementation of a gRPC-web server, over HTTP/1.1. */
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
-import { createServer } from "node:http";
-import type { AddressInfo } from "node:net";
 import { test } from "node:test";
-import { create } from "@bufbuild/protobuf";
-import { Code, ConnectError, type HandlerContext } from "@connectrpc/connect";
-import { connectNodeAdapter } from "@connectrpc/connect-node";
-import * as pb from "../src/proto.js";
+import { Code, ConnectError } from "@connectrpc/connect";
 import * as walcast from "../src/web.js";
-import { begin, type EventInit, insert, LINEAGE, lsn, opened, progress, relation, transaction } from "./scripted.js";
-
-type Script = (request: pb.SubscribeRequest, context: HandlerContext) => AsyncGenerator<EventInit[]>;
+import { begin, insert, LINEAGE, lsn, opened, progress, relation, transaction } from "./scripted.js";
+import { serving } from "./web_server.js";
 
 /** ErrorInfo as Connect's errors carry details: any message will do whose name is right. */
 function refusal(code: Code, reason: string, metadata: Record<string, string>): ConnectError {
@@ -24,42 +18,6 @@ function refusal(code: Code, reason: string, metadata: Record<string, string>): 
 
 const bytes = (text: string): number[] => [...new TextEncoder().encode(text)];
 const field = (number: number, content: number[]): number[] => [(number << 3) | 2, content.length, ...content];
-
-async function serving(scripts: Script[], run: (client: walcast.WebClient, acks: pb.AcknowledgeRequest[]) => Promise<void>): Promise<void> {
-  const acks: pb.AcknowledgeRequest[] = [];
-  let connections = 0;
-  const handler = connectNodeAdapter({
-    grpc: false,
-    connect: false,
-    grpcWeb: true,
-    routes: (router) => {
-      router.service(pb.ChangeStreamService, {
-        async *subscribe(request, context) {
-          const script = scripts[connections];
-          connections += 1;
-          if (script === undefined) throw new ConnectError("not expected", Code.InvalidArgument);
-          for await (const events of script(request, context)) yield create(pb.SubscribeResponseSchema, { events });
-        },
-        acknowledge(request) {
-          acks.push(request);
-          return create(pb.AcknowledgeResponseSchema, request.position === undefined ? {} : { checkpoint: request.position });
-        },
-      });
-    },
-  });
-  const server = createServer(handler);
-  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
-  const { port } = server.address() as AddressInfo;
-  const quiet = { info: () => undefined, warn: () => undefined };
-  const client = new walcast.WebClient(`http://127.0.0.1:${port}/`, { token: "secret", log: quiet });
-  try {
-    await run(client, acks);
-  } finally {
-    await client.close();
-    server.closeAllConnections();
-    server.close();
-  }
-}
 
 const retry = { initial: 1, maximum: 10 };
 

@@ -137,8 +137,8 @@ final class Assembler {
                 received = progress.position();
                 ready.add(progress);
             }
-            case RELATION -> relations.put(
-                    event.getRelation().getRelationId(), new Relation(event.getRelation(), decoders));
+            case RELATION ->
+                relations.put(event.getRelation().getRelationId(), new Relation(event.getRelation(), decoders));
             case TRUNCATE -> truncate(event.getTruncate());
             case MESSAGE -> message(event.getMessage());
             case DISCARD -> discard(event.getDiscard().getReason());
@@ -163,8 +163,8 @@ final class Assembler {
                 between("a snapshot's event");
                 snapshot(event);
             }
-            default -> throw new WalcastException.Protocol(
-                    "the hub sent an event of a kind that this version does not know");
+            default ->
+                throw new WalcastException.Protocol("the hub sent an event of a kind that this version does not know");
         }
     }
 
@@ -286,8 +286,7 @@ final class Assembler {
         counted++;
         for (int number : truncate.getRelationIdsList()) {
             if (!relations.containsKey(number)) {
-                throw new WalcastException.Protocol(
-                        "a truncate refers to relation " + number + ", which was not sent");
+                throw new WalcastException.Protocol("a truncate refers to relation " + number + ", which was not sent");
             }
         }
         if (open == null) {

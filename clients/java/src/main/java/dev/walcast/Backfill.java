@@ -11,7 +11,13 @@ import walcast.v1.Walcast;
  * @param maxRowsPerSecond bound on the load on the source; 0 is unlimited
  */
 public record Backfill(List<String> tables, String where, int maxRowsPerSecond) {
-    /** Copies the list. */
+    /**
+     * Copies the list.
+     *
+     * @param tables globs over {@code schema.table}; none is all that the subscription has
+     * @param where a predicate over columns; empty is all rows
+     * @param maxRowsPerSecond bound on the load on the source; 0 is unlimited
+     */
     public Backfill {
         tables = List.copyOf(tables);
     }

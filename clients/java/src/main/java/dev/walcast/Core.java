@@ -121,8 +121,11 @@ final class Core {
         boolean neverOpened = assembler.received == null;
         if (error instanceof HubException.CheckpointMissing && neverOpened && !useStart && options.start != null) {
             useStart = true;
-            LOG.log(System.Logger.Level.INFO, "subscriber {0} has no checkpoint: starting at {1}",
-                    options.subscriber, options.start);
+            LOG.log(
+                    System.Logger.Level.INFO,
+                    "subscriber {0} has no checkpoint: starting at {1}",
+                    options.subscriber,
+                    options.start);
             return Duration.ZERO;
         }
         long now = clock.getAsLong();
@@ -136,8 +139,11 @@ final class Core {
         if (error instanceof HubException.ConnectionLost && !options.subscriber.isEmpty()) {
             unsure = true;
         }
-        LOG.log(System.Logger.Level.WARNING, "stream lost, next attempt in {0} ms: {1}",
-                delay.toMillis(), error.getMessage());
+        LOG.log(
+                System.Logger.Level.WARNING,
+                "stream lost, next attempt in {0} ms: {1}",
+                delay.toMillis(),
+                error.getMessage());
         return delay;
     }
 
@@ -178,10 +184,15 @@ final class Core {
             }
         }
         if (now.filterChanged()) {
-            LOG.log(System.Logger.Level.WARNING, "subscriber {0}: the filter differs from the checkpoint''s",
+            LOG.log(
+                    System.Logger.Level.WARNING,
+                    "subscriber {0}: the filter differs from the checkpoint''s",
                     options.subscriber);
         }
-        LOG.log(System.Logger.Level.DEBUG, "stream opened behind {0}", now.after().lsn());
+        LOG.log(
+                System.Logger.Level.DEBUG,
+                "stream opened behind {0}",
+                now.after().lsn());
     }
 
     // -- handing out

@@ -31,11 +31,12 @@ final class Decoders {
             "tstzrange", "timestamptz");
     private static final List<String> NATIVE =
             List.of("bool", "int2", "int4", "int8", "oid", "float4", "float8", "bytea");
-    private static final String[] TEXTS = ("text varchar bpchar name char xml inet cidr macaddr macaddr8 bit varbit money "
-                    + "point lseg path polygon line circle tsvector tsquery pg_lsn pg_snapshot txid_snapshot jsonpath xid "
-                    + "xid8 cid tid refcursor regclass regtype regproc regprocedure regoper regoperator regrole "
-                    + "regnamespace regconfig regdictionary regcollation aclitem")
-            .split(" ");
+    private static final String[] TEXTS =
+            ("text varchar bpchar name char xml inet cidr macaddr macaddr8 bit varbit money "
+                            + "point lseg path polygon line circle tsvector tsquery pg_lsn pg_snapshot txid_snapshot jsonpath xid "
+                            + "xid8 cid tid refcursor regclass regtype regproc regprocedure regoper regoperator regrole "
+                            + "regnamespace regconfig regdictionary regcollation aclitem")
+                    .split(" ");
     private static final Map<String, Decoder> BUILTIN = builtin();
 
     private Decoders() {}
@@ -142,8 +143,7 @@ final class Decoders {
 
     /** {@code YYYY-MM-DD}; the year may be longer. */
     private static LocalDate date(String text, int end) {
-        return LocalDate.of(
-                digits(text, 0, end - 6), digits(text, end - 5, end - 3), digits(text, end - 2, end));
+        return LocalDate.of(digits(text, 0, end - 6), digits(text, end - 5, end - 3), digits(text, end - 2, end));
     }
 
     /** {@code HH:MM:SS[.ffffff]}; 24:00:00 is a DateTimeException. */
@@ -156,7 +156,10 @@ final class Decoders {
             }
         }
         return LocalTime.of(
-                digits(text, from, from + 2), digits(text, from + 3, from + 5), digits(text, from + 6, from + 8), nanos);
+                digits(text, from, from + 2),
+                digits(text, from + 3, from + 5),
+                digits(text, from + 6, from + 8),
+                nanos);
     }
 
     private static int offsetAt(String text, int from) {

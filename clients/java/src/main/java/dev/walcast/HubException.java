@@ -49,7 +49,9 @@ public class HubException extends WalcastException {
 
     private static String text(Info info) {
         StringBuilder text = new StringBuilder();
-        text.append(info.reason.isEmpty() ? info.code.name() : info.reason).append(": ").append(info.message);
+        text.append(info.reason.isEmpty() ? info.code.name() : info.reason)
+                .append(": ")
+                .append(info.message);
         if (!info.metadata.isEmpty()) {
             text.append(' ').append(new TreeMap<>(info.metadata));
         }
@@ -162,7 +164,8 @@ public class HubException extends WalcastException {
         }
         String message = status.getDescription() == null ? "" : status.getDescription();
         if (error == null) {
-            String cause = status.getCause() == null ? "" : " (" + status.getCause().getMessage() + ")";
+            String cause =
+                    status.getCause() == null ? "" : " (" + status.getCause().getMessage() + ")";
             return new ConnectionLost(
                     new Info(message + cause, status.getCode(), "", Map.of(), retry, List.copyOf(violations)));
         }
@@ -181,8 +184,7 @@ public class HubException extends WalcastException {
     }
 
     static HubException ahead(String message) {
-        return new AckAhead(
-                new Info(message, Status.Code.FAILED_PRECONDITION, "ACK_AHEAD", Map.of(), null, List.of()));
+        return new AckAhead(new Info(message, Status.Code.FAILED_PRECONDITION, "ACK_AHEAD", Map.of(), null, List.of()));
     }
 
     /** The classes by reason. */

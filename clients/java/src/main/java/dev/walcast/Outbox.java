@@ -14,6 +14,7 @@ final class Outbox {
     private final LongSupplier clock;
     /** Which stream it is that sends: the last one's thread may live for a while. */
     private long stream;
+
     private long events;
     private long bytes;
     private Position position;

@@ -123,7 +123,8 @@ public final class Relation {
         try {
             return decoder.decode(text);
         } catch (IllegalArgumentException | ArithmeticException | IndexOutOfBoundsException error) {
-            String where = table + "." + names[column] + " (" + columns.get(column).typeName() + ")";
+            String where =
+                    table + "." + names[column] + " (" + columns.get(column).typeName() + ")";
             throw new WalcastException.Protocol(where + ": " + text + ": " + error.getMessage(), error);
         }
     }

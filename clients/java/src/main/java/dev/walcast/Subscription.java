@@ -102,7 +102,8 @@ public final class Subscription implements Iterator<Transaction>, Iterable<Trans
      * @return to be iterated once
      */
     public Iterable<Change> changes() {
-        return () -> stream().flatMap(transaction -> transaction.changes().stream()).iterator();
+        return () ->
+                stream().flatMap(transaction -> transaction.changes().stream()).iterator();
     }
 
     /**

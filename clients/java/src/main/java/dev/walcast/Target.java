@@ -49,8 +49,7 @@ record Target(String authority, Tls tls, Supplier<String> token, int maxMessageB
         int port = uri.getPort() >= 0 ? uri.getPort() : secure ? 443 : 50051;
         Tls settings = tls == null && secure ? new Tls() : tls;
         if (token != null && settings == null && !isLoopback(uri.getHost())) {
-            Core.LOG.log(
-                    System.Logger.Level.WARNING, "the token goes to {0} in clear text: use TLS", uri.getHost());
+            Core.LOG.log(System.Logger.Level.WARNING, "the token goes to {0} in clear text: use TLS", uri.getHost());
         }
         return new Target(uri.getHost() + ":" + port, settings, token, maxMessageBytes);
     }

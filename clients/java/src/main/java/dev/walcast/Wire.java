@@ -109,17 +109,16 @@ final class Wire {
     }
 
     void skip(int tag) {
-        int size =
-                switch (tag & 7) {
-                    case VARINT -> {
-                        readVarint();
-                        yield 0;
-                    }
-                    case FIXED64 -> 8;
-                    case BYTES -> readLength();
-                    case FIXED32 -> 4;
-                    default -> throw garbled();
-                };
+        int size = switch (tag & 7) {
+            case VARINT -> {
+                readVarint();
+                yield 0;
+            }
+            case FIXED64 -> 8;
+            case BYTES -> readLength();
+            case FIXED32 -> 4;
+            default -> throw garbled();
+        };
         if (size > end - at) {
             throw garbled();
         }

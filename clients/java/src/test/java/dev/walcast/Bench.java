@@ -33,8 +33,11 @@ public final class Bench {
         int changes = 0;
         int nulls = 0;
         int digest = 0;
-        try (Subscription stream =
-                client.subscription().tables(table).start(Start.earliest()).stopAtTail().subscribe()) {
+        try (Subscription stream = client.subscription()
+                .tables(table)
+                .start(Start.earliest())
+                .stopAtTail()
+                .subscribe()) {
             for (Transaction transaction : stream) {
                 for (Change change : transaction) {
                     Row row = change.after();

@@ -87,7 +87,9 @@ public final class ConformanceRunner {
         } else if (value instanceof LocalTime time) {
             return tagged("time", CLOCK.format(time));
         } else if (value instanceof OffsetTime time) {
-            return tagged("time", CLOCK.format(time) + DateTimeFormatter.ofPattern("xxx").format(time));
+            return tagged(
+                    "time",
+                    CLOCK.format(time) + DateTimeFormatter.ofPattern("xxx").format(time));
         } else if (value instanceof Interval interval) {
             return tagged("interval", List.of(interval.months(), interval.days(), interval.microseconds()));
         } else if (value instanceof Range) {
@@ -101,10 +103,12 @@ public final class ConformanceRunner {
             return tagged(date.getYear() > 9999 ? "special" : "date", unsigned(date.toString()));
         }
         boolean zoned = value instanceof Instant;
-        LocalDateTime stamp =
-                value instanceof Instant instant ? instant.atOffset(ZoneOffset.UTC).toLocalDateTime() : (LocalDateTime) value;
+        LocalDateTime stamp = value instanceof Instant instant
+                ? instant.atOffset(ZoneOffset.UTC).toLocalDateTime()
+                : (LocalDateTime) value;
         if (stamp.getYear() > 9999) {
-            String text = unsigned(stamp.toLocalDate().toString()) + " " + CLOCK.format(stamp).replaceAll("\\.?0*$", "");
+            String text = unsigned(stamp.toLocalDate().toString()) + " "
+                    + CLOCK.format(stamp).replaceAll("\\.?0*$", "");
             return tagged("special", text + (zoned ? "+00" : ""));
         }
         return tagged(zoned ? "timestamptz" : "timestamp", STAMP.format(stamp));
@@ -134,7 +138,9 @@ public final class ConformanceRunner {
             return "{" + String.join(", ", members) + "}";
         }
         if (value instanceof List<?> list) {
-            return "[" + String.join(", ", list.stream().map(ConformanceRunner::json).toList()) + "]";
+            return "["
+                    + String.join(
+                            ", ", list.stream().map(ConformanceRunner::json).toList()) + "]";
         }
         if (!(value instanceof String text)) {
             return String.valueOf(value);
@@ -171,41 +177,63 @@ public final class ConformanceRunner {
             out.put("before", row(change, change.before()));
             out.put("after", row(change, change.after()));
             out.put("changed", change.changedColumns());
-            out.put("transition", change.transition() == null ? null : change.transition().name().toLowerCase());
+            out.put(
+                    "transition",
+                    change.transition() == null
+                            ? null
+                            : change.transition().name().toLowerCase());
             changes.add(out);
         }
         say(
                 "transaction",
-                "position", tx.position().toString(),
-                "commit_lsn", tx.commitLsn(),
-                "xid", tx.xid(),
-                "commit_time", tx.commitTime() == null ? null : tx.commitTime().toString(),
-                "snapshot", tx.snapshotId().isEmpty() ? null : tx.snapshotId(),
-                "changes", changes);
+                "position",
+                tx.position().toString(),
+                "commit_lsn",
+                tx.commitLsn(),
+                "xid",
+                tx.xid(),
+                "commit_time",
+                tx.commitTime() == null ? null : tx.commitTime().toString(),
+                "snapshot",
+                tx.snapshotId().isEmpty() ? null : tx.snapshotId(),
+                "changes",
+                changes);
     }
 
     private static void say(Event event) {
         if (event instanceof Event.SnapshotBegin begin) {
             say(
                     "snapshot",
-                    "step", "begin",
-                    "snapshot", begin.snapshotId(),
-                    "restarted", begin.restarted(),
-                    "tables", List.copyOf(begin.tables().keySet()));
+                    "step",
+                    "begin",
+                    "snapshot",
+                    begin.snapshotId(),
+                    "restarted",
+                    begin.restarted(),
+                    "tables",
+                    List.copyOf(begin.tables().keySet()));
         } else if (event instanceof Event.SnapshotTableEnd end) {
             say(
                     "snapshot",
-                    "step", "table_end",
-                    "snapshot", end.snapshotId(),
-                    "table", end.table(),
-                    "rows", end.rows());
+                    "step",
+                    "table_end",
+                    "snapshot",
+                    end.snapshotId(),
+                    "table",
+                    end.table(),
+                    "rows",
+                    end.rows());
         } else if (event instanceof Event.SnapshotEnd end) {
             say(
                     "snapshot",
-                    "step", "end",
-                    "snapshot", end.snapshotId(),
-                    "rows", end.rows(),
-                    "position", end.position().toString());
+                    "step",
+                    "end",
+                    "snapshot",
+                    end.snapshotId(),
+                    "rows",
+                    end.rows(),
+                    "position",
+                    end.position().toString());
         }
     }
 
@@ -220,11 +248,16 @@ public final class ConformanceRunner {
         }
         say(
                 "timeline_changed",
-                "old_lineage", changed.oldLineage(),
-                "new_lineage", changed.newLineage(),
-                "switch_lsn", changed.switchLsn(),
-                "position", changed.position().toString(),
-                "retracted", retracted);
+                "old_lineage",
+                changed.oldLineage(),
+                "new_lineage",
+                changed.newLineage(),
+                "switch_lsn",
+                changed.switchLsn(),
+                "position",
+                changed.position().toString(),
+                "retracted",
+                retracted);
     }
 
     private static void say(WalcastException error) {
@@ -235,10 +268,14 @@ public final class ConformanceRunner {
         }
         say(
                 "error",
-                "reason", hub == null ? error.getClass().getSimpleName() : hub.reason(),
-                "metadata", hub == null ? Map.of() : hub.metadata(),
-                "violations", violations,
-                "message", String.valueOf(error.getMessage()));
+                "reason",
+                hub == null ? error.getClass().getSimpleName() : hub.reason(),
+                "metadata",
+                hub == null ? Map.of() : hub.metadata(),
+                "violations",
+                violations,
+                "message",
+                String.valueOf(error.getMessage()));
     }
 
     // -- the request
@@ -271,8 +308,10 @@ public final class ConformanceRunner {
                 .onSnapshot(ConformanceRunner::say)
                 .onReconnect((error, delay) -> say("reconnect", "reason", error.reason()))
                 .onProgress(progress -> {
-                    if (goal[0] != null && progress.position().reaches(
-                            new Position(goal[0].lsn(), progress.position().lineage()))) {
+                    if (goal[0] != null
+                            && progress.position()
+                                    .reaches(new Position(
+                                            goal[0].lsn(), progress.position().lineage()))) {
                         throw new Reached();
                     }
                 });
@@ -289,8 +328,8 @@ public final class ConformanceRunner {
             builder.start(Start.parse((String) request.get("start")));
         }
         if (request.get("snapshot_mode") != null) {
-            builder.start(new Start.Snapshot(
-                    SnapshotMode.valueOf(((String) request.get("snapshot_mode")).toUpperCase()), 0));
+            builder.start(
+                    new Start.Snapshot(SnapshotMode.valueOf(((String) request.get("snapshot_mode")).toUpperCase()), 0));
         }
         if (Boolean.FALSE.equals(request.get("auto_ack"))) {
             builder.autoAck(false);
@@ -324,7 +363,12 @@ public final class ConformanceRunner {
                     } catch (WalcastException.TimelineChanged changed) {
                         say(changed.event());
                     } catch (WalcastException.Gap gap) {
-                        say("gap", "after", gap.event().after().toString(), "up_to", gap.event().upTo().toString());
+                        say(
+                                "gap",
+                                "after",
+                                gap.event().after().toString(),
+                                "up_to",
+                                gap.event().upTo().toString());
                     }
                 }
             }
@@ -354,7 +398,13 @@ public final class ConformanceRunner {
                     if (words[0].equals("close")) {
                         break;
                     }
-                    obey(client, (String) request.get("subscriber"), stream, words[0], words.length > 1 ? words[1] : "", goal);
+                    obey(
+                            client,
+                            (String) request.get("subscriber"),
+                            stream,
+                            words[0],
+                            words.length > 1 ? words[1] : "",
+                            goal);
                 }
             } catch (WalcastException error) {
                 say(error);

@@ -16,7 +16,10 @@ class HubTest {
     private static void run(String... command) throws IOException, InterruptedException {
         Path log = Files.createTempFile("hub-test", ".log");
         try {
-            Process process = new ProcessBuilder(command).redirectErrorStream(true).redirectOutput(log.toFile()).start();
+            Process process = new ProcessBuilder(command)
+                    .redirectErrorStream(true)
+                    .redirectOutput(log.toFile())
+                    .start();
             assertTrue(process.waitFor(15, TimeUnit.MINUTES), () -> read(log));
             assertEquals(0, process.exitValue(), () -> read(log));
         } finally {

@@ -11,9 +11,9 @@ import io.grpc.Server;
 import io.grpc.ServerCall;
 import io.grpc.ServerCallHandler;
 import io.grpc.ServerInterceptor;
-import io.grpc.netty.shaded.io.grpc.netty.NettyServerBuilder;
 import io.grpc.Status;
 import io.grpc.StatusRuntimeException;
+import io.grpc.netty.shaded.io.grpc.netty.NettyServerBuilder;
 import io.grpc.protobuf.StatusProto;
 import io.grpc.stub.StreamObserver;
 import java.io.IOException;
@@ -117,12 +117,15 @@ final class ScriptedHub extends ChangeStreamServiceGrpc.ChangeStreamServiceImplB
             } catch (StatusRuntimeException refusal) {
                 responses.onError(refusal);
             } catch (InterruptedException | RuntimeException | AssertionError failed) {
-                responses.onError(Status.DATA_LOSS.withDescription("script: " + failed).asRuntimeException());
+                responses.onError(
+                        Status.DATA_LOSS.withDescription("script: " + failed).asRuntimeException());
             }
         }
 
         void send(Event... events) {
-            responses.onNext(ConsumeResponse.newBuilder().addAllEvents(Arrays.asList(events)).build());
+            responses.onNext(ConsumeResponse.newBuilder()
+                    .addAllEvents(Arrays.asList(events))
+                    .build());
         }
 
         synchronized void await(BooleanSupplier what) throws InterruptedException {
@@ -153,14 +156,15 @@ final class ScriptedHub extends ChangeStreamServiceGrpc.ChangeStreamServiceImplB
     }
 
     @Override
-    public void acknowledge(
-            Walcast.AcknowledgeRequest request, StreamObserver<Walcast.AcknowledgeResponse> response) {
+    public void acknowledge(Walcast.AcknowledgeRequest request, StreamObserver<Walcast.AcknowledgeResponse> response) {
         unaryAcks.add(request);
         if (request.getSession() < fencedBelow) {
             response.onError(refusal(Status.Code.ABORTED, "SUBSCRIBER_FENCED", null));
             return;
         }
-        response.onNext(Walcast.AcknowledgeResponse.newBuilder().setCheckpoint(request.getPosition()).build());
+        response.onNext(Walcast.AcknowledgeResponse.newBuilder()
+                .setCheckpoint(request.getPosition())
+                .build());
         response.onCompleted();
     }
 
@@ -176,7 +180,10 @@ final class ScriptedHub extends ChangeStreamServiceGrpc.ChangeStreamServiceImplB
     }
 
     static EventOuterClass.Position position(long number, String lineage) {
-        return EventOuterClass.Position.newBuilder().setLsn(lsn(number)).setLineage(lineage).build();
+        return EventOuterClass.Position.newBuilder()
+                .setLsn(lsn(number))
+                .setLineage(lineage)
+                .build();
     }
 
     static EventOuterClass.Position position(long number) {
@@ -205,8 +212,11 @@ final class ScriptedHub extends ChangeStreamServiceGrpc.ChangeStreamServiceImplB
                         .setTable("t")
                         .setReplicaIdentityValue(1)
                         .addColumns(EventOuterClass.Column.newBuilder()
-                                .setName("id").setTypeName("int4").setInIdentity(true))
-                        .addColumns(EventOuterClass.Column.newBuilder().setName("v").setTypeName("text")))
+                                .setName("id")
+                                .setTypeName("int4")
+                                .setInIdentity(true))
+                        .addColumns(
+                                EventOuterClass.Column.newBuilder().setName("v").setTypeName("text")))
                 .build();
     }
 
@@ -225,21 +235,27 @@ final class ScriptedHub extends ChangeStreamServiceGrpc.ChangeStreamServiceImplB
     static Event begin(long number) {
         return Event.newBuilder()
                 .setBegin(EventOuterClass.Begin.newBuilder()
-                        .setCommitLsn(lsn(number - 1)).setLineage(LINEAGE).setXid(number))
+                        .setCommitLsn(lsn(number - 1))
+                        .setLineage(LINEAGE)
+                        .setXid(number))
                 .build();
     }
 
     static Event commit(long number, int changes) {
         return Event.newBuilder()
                 .setCommit(EventOuterClass.Commit.newBuilder()
-                        .setPosition(position(number)).setChanges(changes).setTotalChanges(changes))
+                        .setPosition(position(number))
+                        .setChanges(changes)
+                        .setTotalChanges(changes))
                 .build();
     }
 
     static Event progress(long number) {
         return Event.newBuilder()
                 .setProgress(EventOuterClass.Progress.newBuilder()
-                        .setPosition(position(number)).setTail(position(0xFFFF)).setSourceConnected(true))
+                        .setPosition(position(number))
+                        .setTail(position(0xFFFF))
+                        .setSourceConnected(true))
                 .build();
     }
 
@@ -263,9 +279,8 @@ final class ScriptedHub extends ChangeStreamServiceGrpc.ChangeStreamServiceImplB
 
     /** An error of the hub; without a reason, of the connection. */
     static StatusRuntimeException refusal(Status.Code code, String reason, Double retry, String... metadata) {
-        com.google.rpc.Status.Builder status = com.google.rpc.Status.newBuilder()
-                .setCode(code.value())
-                .setMessage("because of " + reason);
+        com.google.rpc.Status.Builder status =
+                com.google.rpc.Status.newBuilder().setCode(code.value()).setMessage("because of " + reason);
         if (!reason.isEmpty()) {
             ErrorInfo.Builder info = ErrorInfo.newBuilder().setReason(reason).setDomain("walcast");
             for (int at = 0; at < metadata.length; at += 2) {
@@ -274,9 +289,12 @@ final class ScriptedHub extends ChangeStreamServiceGrpc.ChangeStreamServiceImplB
             add(status, info.build());
         }
         if (retry != null) {
-            add(status, RetryInfo.newBuilder()
-                    .setRetryDelay(com.google.protobuf.Duration.newBuilder().setNanos((int) (retry * 1e9)))
-                    .build());
+            add(
+                    status,
+                    RetryInfo.newBuilder()
+                            .setRetryDelay(
+                                    com.google.protobuf.Duration.newBuilder().setNanos((int) (retry * 1e9)))
+                            .build());
         }
         return StatusProto.toStatusRuntimeException(status.build());
     }

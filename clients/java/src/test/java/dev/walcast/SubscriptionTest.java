@@ -66,7 +66,9 @@ class SubscriptionTest {
 
     private static List<List<Long>> ids(Subscription subscription) {
         return subscription.stream()
-                .map(tx -> tx.changes().stream().map(change -> change.after().getLong("id")).toList())
+                .map(tx -> tx.changes().stream()
+                        .map(change -> change.after().getLong("id"))
+                        .toList())
                 .toList();
     }
 
@@ -90,15 +92,34 @@ class SubscriptionTest {
         try (ScriptedHub hub = new ScriptedHub(FIRST, SECOND);
                 Client client = Client.of(hub.address())) {
             List<Object> kinds = new ArrayList<>();
-            for (Event event : subscription(client).start(Start.earliest()).subscribe().events()) {
-                kinds.add(event instanceof Change change
-                        ? change.after().get("id")
-                        : event.getClass().getSimpleName());
+            for (Event event :
+                    subscription(client).start(Start.earliest()).subscribe().events()) {
+                kinds.add(
+                        event instanceof Change change
+                                ? change.after().get("id")
+                                : event.getClass().getSimpleName());
             }
             assertEquals(
                     List.of(
-                            "Begin", 1600L, "Commit", "Begin", 3200L, 3201L, "Commit", "Begin", 4800L, "Discard", "Begin",
-                            3200L, 3201L, "Discard", "Begin", 4800L, 4801L, "Commit", "Progress"),
+                            "Begin",
+                            1600L,
+                            "Commit",
+                            "Begin",
+                            3200L,
+                            3201L,
+                            "Commit",
+                            "Begin",
+                            4800L,
+                            "Discard",
+                            "Begin",
+                            3200L,
+                            3201L,
+                            "Discard",
+                            "Begin",
+                            4800L,
+                            4801L,
+                            "Commit",
+                            "Progress"),
                     kinds);
         }
     }
@@ -153,7 +174,9 @@ class SubscriptionTest {
             stream.next();
             assertTrue(stream.hasNext());
             hub.connections.get(1).awaitAck(16);
-            assertThrows(HubException.AckAhead.class, () -> stream.ack(new Position("0/20", LINEAGE)),
+            assertThrows(
+                    HubException.AckAhead.class,
+                    () -> stream.ack(new Position("0/20", LINEAGE)),
                     "what was looked for is not yet handed out");
             stream.next();
             stream.close();
@@ -176,10 +199,13 @@ class SubscriptionTest {
         };
         try (ScriptedHub hub = new ScriptedHub(script);
                 Client client = Client.of(hub.address())) {
-            assertEquals(500, subscription(client).subscriber("s").subscribe().stream().count());
+            assertEquals(
+                    500,
+                    subscription(client).subscriber("s").subscribe().stream().count());
             List<String> acks = hub.connections.get(0).acks;
             assertTrue(acks.size() < 100, acks.size() + " acknowledgements");
-            assertEquals(acks.stream().map(Position::lsnToLong).sorted().distinct().toList(),
+            assertEquals(
+                    acks.stream().map(Position::lsnToLong).sorted().distinct().toList(),
                     acks.stream().map(Position::lsnToLong).toList());
         }
     }
@@ -195,13 +221,15 @@ class SubscriptionTest {
         };
         try (ScriptedHub hub = new ScriptedHub(script);
                 Client client = Client.of(hub.address());
-                Subscription stream = client.subscription().subscriber("s").autoAck(false).subscribe()) {
+                Subscription stream =
+                        client.subscription().subscriber("s").autoAck(false).subscribe()) {
             Transaction first = stream.next();
             Transaction second = stream.next();
             first.ack();
             hub.connections.get(0).awaitAck(16);
             // Acknowledgements only go forward: one of 0/20 would have kept this one back.
-            assertEquals(List.of("0/8", "0/10"), hub.connections.get(0).acks, "an open transaction holds progress back");
+            assertEquals(
+                    List.of("0/8", "0/10"), hub.connections.get(0).acks, "an open transaction holds progress back");
             assertThrows(HubException.AckAhead.class, () -> stream.ack(new Position("0/50", LINEAGE)));
             second.ack();
             assertEquals(second.position(), stream.flush());
@@ -246,7 +274,8 @@ class SubscriptionTest {
         };
         try (ScriptedHub hub = new ScriptedHub(none, fresh, none);
                 Client client = Client.of(hub.address())) {
-            Subscription stream = subscription(client).subscriber("s").start(Start.latest()).subscribe();
+            Subscription stream =
+                    subscription(client).subscriber("s").start(Start.latest()).subscribe();
             assertEquals(List.of(List.of(3200L)), ids(stream));
             Subscription unknown = client.subscription().subscriber("s").subscribe();
             assertThrows(HubException.CheckpointMissing.class, unknown::next);
@@ -256,12 +285,15 @@ class SubscriptionTest {
     @Test
     void eachReasonHasItsClass() throws IOException {
         for (String reason : HubException.BY_REASON.keySet()) {
-            try (ScriptedHub hub = new ScriptedHub(refusing(Status.Code.FAILED_PRECONDITION, reason, null, "earliest", "0/5"));
+            try (ScriptedHub hub = new ScriptedHub(
+                            refusing(Status.Code.FAILED_PRECONDITION, reason, null, "earliest", "0/5"));
                     Client client = Client.of(hub.address())) {
                 Subscription stream = client.subscription().subscribe();
                 HubException error = assertThrows(HubException.class, stream::next);
                 assertEquals(reason, error.reason());
-                assertEquals(reason.replace("_", ""), error.getClass().getSimpleName().toUpperCase());
+                assertEquals(
+                        reason.replace("_", ""),
+                        error.getClass().getSimpleName().toUpperCase());
                 assertEquals("0/5", error.metadata().get("earliest"));
                 assertEquals(1, hub.connections.size(), "without RetryInfo it is not tried again");
                 assertThrows(WalcastException.Closed.class, stream::next);
@@ -273,7 +305,9 @@ class SubscriptionTest {
     void everyDocumentedReasonHasAClass() throws IOException {
         Path readme = Path.of("../../README.md");
         Assumptions.assumeTrue(Files.exists(readme), "not in the repository");
-        Set<String> documented = Pattern.compile("(?m)^\\| `([A-Z]+_?[A-Z_]+)`").matcher(Files.readString(readme)).results()
+        Set<String> documented = Pattern.compile("(?m)^\\| `([A-Z]+_?[A-Z_]+)`")
+                .matcher(Files.readString(readme))
+                .results()
                 .map(match -> match.group(1))
                 .filter(name -> name.contains("_"))
                 .collect(Collectors.toSet());
@@ -287,12 +321,17 @@ class SubscriptionTest {
         Script fine = connection -> connection.send(all(opened(0, 0), relation(), transaction(16, 1)));
         AtomicInteger tokens = new AtomicInteger();
         try (ScriptedHub hub = new ScriptedHub(refusing(Status.Code.UNAVAILABLE, "STARTING", 0.4), fine);
-                Client client = Client.builder(hub.address()).token(() -> "t" + tokens.incrementAndGet()).build()) {
+                Client client = Client.builder(hub.address())
+                        .token(() -> "t" + tokens.incrementAndGet())
+                        .build()) {
             long started = System.nanoTime();
             assertEquals(1, ids(subscription(client).subscribe()).size());
             assertTrue(System.nanoTime() - started >= TimeUnit.MILLISECONDS.toNanos(400));
-            assertEquals(List.of("Bearer t1", "Bearer t2"),
-                    hub.connections.stream().map(connection -> connection.authorization).toList());
+            assertEquals(
+                    List.of("Bearer t1", "Bearer t2"),
+                    hub.connections.stream()
+                            .map(connection -> connection.authorization)
+                            .toList());
         }
     }
 
@@ -305,7 +344,8 @@ class SubscriptionTest {
         try (ScriptedHub hub = new ScriptedHub(script);
                 Client client = Client.of(hub.address())) {
             hub.fencedBelow = 4;
-            Subscription stream = client.subscription().subscriber("s").retry(FAST).subscribe();
+            Subscription stream =
+                    client.subscription().subscriber("s").retry(FAST).subscribe();
             stream.next();
             assertThrows(HubException.SubscriberFenced.class, stream::next);
             assertEquals(1, hub.connections.size());
@@ -314,7 +354,8 @@ class SubscriptionTest {
 
     @Test
     void whatTheClientDoesNotKnowIsAnError() throws IOException {
-        EventOuterClass.Change.Builder change = EventOuterClass.Change.newBuilder().setRelationId(99).setOrdinal(1);
+        EventOuterClass.Change.Builder change =
+                EventOuterClass.Change.newBuilder().setRelationId(99).setOrdinal(1);
         EventOuterClass.Event stranger = EventOuterClass.Event.newBuilder()
                 .setChange(change.setOperation(EventOuterClass.Operation.OPERATION_INSERT))
                 .build();
@@ -344,19 +385,26 @@ class SubscriptionTest {
             try (ScriptedHub hub = new ScriptedHub(script);
                     Client client = Client.of(hub.address())) {
                 Subscription stream = client.subscription().subscribe();
-                assertThrows(WalcastException.Protocol.class,
-                        () -> stream.next().changes().forEach(Change::after), List.of(events).toString());
+                assertThrows(
+                        WalcastException.Protocol.class,
+                        () -> stream.next().changes().forEach(Change::after),
+                        List.of(events).toString());
             }
         }
     }
 
     private static EventOuterClass.Event fork(boolean more, long... retracted) {
         EventOuterClass.TimelineChanged.Builder changed = EventOuterClass.TimelineChanged.newBuilder()
-                .setOldLineage(LINEAGE).setNewLineage("bb").setSwitchLsn("0/20").setMore(more)
+                .setOldLineage(LINEAGE)
+                .setNewLineage("bb")
+                .setSwitchLsn("0/20")
+                .setMore(more)
                 .setPosition(position(32, "bb"));
         for (long number : retracted) {
             changed.addRetracted(EventOuterClass.Retracted.newBuilder()
-                    .setBegin(begin(number).getBegin()).setPosition(position(number)).setChanges(1));
+                    .setBegin(begin(number).getBegin())
+                    .setPosition(position(number))
+                    .setChanges(1));
         }
         return EventOuterClass.Event.newBuilder().setTimelineChanged(changed).build();
     }
@@ -374,20 +422,30 @@ class SubscriptionTest {
         };
         try (ScriptedHub hub = new ScriptedHub(script, after);
                 Client client = Client.of(hub.address())) {
-            Subscription stream = subscription(client).subscriber("s").start(Start.earliest()).subscribe();
+            Subscription stream =
+                    subscription(client).subscriber("s").start(Start.earliest()).subscribe();
             stream.next();
             stream.next();
             WalcastException.TimelineChanged told =
                     assertThrows(WalcastException.TimelineChanged.class, stream::hasNext);
-            assertEquals(List.of(48L, 64L), told.event().retracted().stream()
-                    .map(entry -> entry.transaction().xid()).toList());
+            assertEquals(
+                    List.of(48L, 64L),
+                    told.event().retracted().stream()
+                            .map(entry -> entry.transaction().xid())
+                            .toList());
             assertEquals(new Position("0/20", "bb"), told.event().position());
             assertEquals(1, ids(stream).size(), "it goes on, and the same failover is not thrown again");
         }
         try (ScriptedHub hub = new ScriptedHub(script, after);
                 Client client = Client.of(hub.address())) {
             List<Event.TimelineChanged> told = new ArrayList<>();
-            assertEquals(3, ids(subscription(client).subscriber("s").onTimelineChanged(told::add).subscribe()).size());
+            assertEquals(
+                    3,
+                    ids(subscription(client)
+                                    .subscriber("s")
+                                    .onTimelineChanged(told::add)
+                                    .subscribe())
+                            .size());
             assertEquals(1, told.size());
         }
     }

@@ -41,7 +41,8 @@ class ValuesTest {
 
     @Test
     void intervals() {
-        assertEquals(new Interval(-14, 3, -14_706_700_000L), decode("interval", "-1 years -2 mons +3 days -04:05:06.7"));
+        assertEquals(
+                new Interval(-14, 3, -14_706_700_000L), decode("interval", "-1 years -2 mons +3 days -04:05:06.7"));
         assertEquals(new Interval(0, 0, 0), decode("interval", "00:00:00"));
         assertEquals(new Unrepresentable("interval", "infinity"), decode("interval", "infinity"));
         assertEquals(Duration.ofHours(25), new Interval(0, 1, 3_600_000_000L).toDuration());
@@ -61,8 +62,7 @@ class ValuesTest {
                 List.of(new Range(1L, 2L, true, false, false), new Range(5L, null, true, false, false)),
                 decode("int4multirange", "{[1,2),[5,)}"));
         assertEquals(
-                LocalDateTime.of(2024, 1, 1, 0, 0),
-                ((Range) decode("tsrange", "[\"2024-01-01 00:00:00\",)")).lower());
+                LocalDateTime.of(2024, 1, 1, 0, 0), ((Range) decode("tsrange", "[\"2024-01-01 00:00:00\",)")).lower());
         assertThrows(IllegalArgumentException.class, () -> decode("_int4", "{1,2"));
         assertThrows(IllegalArgumentException.class, () -> decode("int4range", "[1,5"));
     }
@@ -98,7 +98,10 @@ class ValuesTest {
     void filterHelpers() {
         assertEquals(
                 "\"status\" = 'it''s' AND \"n\" IN (1, 2) AND \"gone\" IS NULL",
-                Where.column("status", "it's").and("n", List.of(1, 2)).and("gone", null).toString());
+                Where.column("status", "it's")
+                        .and("n", List.of(1, 2))
+                        .and("gone", null)
+                        .toString());
         assertThrows(IllegalArgumentException.class, () -> Where.column("n", List.of()));
     }
 }
