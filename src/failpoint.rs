@@ -1,8 +1,11 @@
 //! Named places at which a test may kill the process, as `WALCAST_FAILPOINTS="segment_roll=abort@3"`: abort at the
 //! third hit. `stall@3` holds the thread there for good instead. Unset, a place costs one load.
+//!
+//! And named mistakes that a test may plant, as `WALCAST_FAILPOINTS="bare_xid=plant"`, to see that the tests' validators
+//! catch them. A release build has none of them.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{
         LazyLock,
         atomic::{AtomicU64, Ordering},
@@ -49,4 +52,14 @@ pub fn hit(name: &str) {
             },
         }
     }
+}
+
+static PLANTED: LazyLock<HashSet<String>> = LazyLock::new(|| {
+    let text = std::env::var("WALCAST_FAILPOINTS").unwrap_or_default();
+    text.split(',').filter_map(|point| Some(point.strip_suffix("=plant")?.trim().to_owned())).collect()
+});
+
+/// Whether this mistake is to be made. Never in a release build.
+pub fn planted(name: &str) -> bool {
+    cfg!(debug_assertions) && PLANTED.contains(name)
 }

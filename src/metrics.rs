@@ -19,6 +19,8 @@ names! {
     counter PROJECTIONS = "walcast_projections_total", "Blocks projected, once per distinct selection and row format.";
     counter JOURNAL_BYTES_WRITTEN = "walcast_journal_bytes_written_total", "Bytes written to journal segments.";
     counter JOURNAL_FSYNCS = "walcast_journal_fsyncs_total", "fdatasync calls on journal segments.";
+    counter JOURNAL_READS = "walcast_journal_reads_total", "Reads of journal segments by streams that are behind; those at the same place share one.";
+    counter JOURNAL_BYTES_READ = "walcast_journal_bytes_read_total", "Bytes of journal segments read for streams that are behind.";
     gauge JOURNAL_BYTES = "walcast_journal_bytes", "Bytes of journal on disk.";
     gauge JOURNAL_EAGER = "walcast_journal_eager", "1 if changes are delivered before they are durable, else 0.";
     gauge JOURNAL_DISK_FULL = "walcast_journal_disk_full", "1 while the journal waits for disk space.";

@@ -27,6 +27,8 @@ pub struct Orders {
     pub stalled: usize,
     /// Predicate of each stream, `{}` standing for its number; empty for none.
     pub predicate: String,
+    /// Tables that the streams select; empty for all.
+    pub tables: Vec<String>,
     /// See [`Dial::ca`].
     pub ca: String,
     /// See [`Dial::frame`].
@@ -45,6 +47,8 @@ pub enum From {
     /// With the rows that are there.
     Snapshot {
         incremental: bool,
+        /// 0: as fast as it goes.
+        max_rows_per_second: u32,
     },
 }
 
@@ -95,15 +99,16 @@ fn request(orders: &Orders, number: usize, after: Option<&[u8]>) -> Vec<u8> {
         (From::Earliest, None) => At::Earliest(()),
         (From::Latest, None) => At::Latest(()),
         (From::AfterLsn(lsn), None) => At::AfterLsn(lsn.clone()),
-        (From::Snapshot { incremental }, None) => {
+        (From::Snapshot { incremental, max_rows_per_second }, None) => {
             let mode = if *incremental { pb::SnapshotMode::Incremental } else { pb::SnapshotMode::Consistent };
-            At::Snapshot(pb::SnapshotOptions { mode: mode as i32, max_rows_per_second: 0 })
+            At::Snapshot(pb::SnapshotOptions { mode: mode as i32, max_rows_per_second: *max_rows_per_second })
         }
     };
     let request = pb::SubscribeRequest {
         start: Some(pb::Start { at: Some(at) }),
         stop_at_tail: matches!(orders.until, Until::Tail),
-        filter: (!orders.predicate.is_empty()).then(|| pb::Filter {
+        filter: (!orders.predicate.is_empty() || !orders.tables.is_empty()).then(|| pb::Filter {
+            tables: orders.tables.clone(),
             r#where: orders.predicate.replace("{}", &number.to_string()),
             ..pb::Filter::default()
         }),

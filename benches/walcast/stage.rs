@@ -175,6 +175,14 @@ impl Stage {
         (now_us() - started) as f64 / 1e6
     }
 
+    /// PostgreSQL's own copy of a table into a pipe.
+    pub fn psql_pipe(&self, table: &str) -> Child {
+        let mut command = process::command(&versions::bin_dir(self.cluster.major()).join("psql"), Account::Own, "KILL");
+        command.args(["-X", "-d", &self.cluster.dsn(), "-c", &format!("COPY {table} TO STDOUT")]);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        process::spawn(command).expect("psql")
+    }
+
     /// Age in seconds of the oldest transaction of the hub's.
     pub async fn oldest_transaction(&self) -> f64 {
         let sql =
@@ -206,12 +214,13 @@ impl Stage {
         assert!(proc::wait(&mut child).1, "pgbench {args:?} failed");
     }
 
+    /// Its report comes through the pipe.
     pub fn pgbench(&self, args: &[&str]) -> Child {
         let bin = format!("/usr/lib/postgresql/{}/bin/pgbench", self.cluster.major());
         let mut command = process::command(Path::new(&bin), Account::Own, "KILL");
         command.args(["-h", "127.0.0.1", "-p", &self.cluster.port().to_string(), "-U", "postgres"]);
         command.args(args).arg("postgres");
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
         process::spawn(command).expect("pgbench")
     }
 

@@ -169,11 +169,23 @@ func (c *Client) Relations(ctx context.Context, allVersions bool, tables ...stri
 	return relations, err
 }
 
-// StartBackfill starts a snapshot of tables into a running subscription, and gives its identifier.
-func (c *Client) StartBackfill(ctx context.Context, subscriber string, snapshot Snapshot, tables ...string) (string, error) {
+// BackfillOptions says which rows a backfill reads, and how fast.
+type BackfillOptions struct {
+	// Tables are globs over "schema.table"; none is all that the subscription has.
+	Tables []string
+	// Where selects rows; empty is all.
+	Where string
+	// MaxRowsPerSecond bounds the load on the source; 0 is unlimited.
+	MaxRowsPerSecond uint32
+}
+
+// StartBackfill starts a snapshot of tables into the open stream of a subscriber, in incremental mode, and gives its
+// identifier.
+func (c *Client) StartBackfill(ctx context.Context, subscriber string, options BackfillOptions) (string, error) {
 	return c.backfill(ctx, &walcastpb.BackfillRequest{
 		Subscriber: subscriber, Action: walcastpb.BackfillAction_BACKFILL_ACTION_START,
-		Filter: &walcastpb.Filter{Tables: tables}, Options: snapshot.options(),
+		Filter:  &walcastpb.Filter{Tables: options.Tables, Where: options.Where},
+		Options: &walcastpb.SnapshotOptions{MaxRowsPerSecond: options.MaxRowsPerSecond},
 	})
 }
 

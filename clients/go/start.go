@@ -61,17 +61,31 @@ func (s since) startMessage() (*walcastpb.Start, error) {
 	return &walcastpb.Start{At: &walcastpb.Start_Since{Since: timestamppb.New(time.Time(s))}}, nil
 }
 
+// SnapshotMode is how the rows of a snapshot are read.
+type SnapshotMode int
+
+const (
+	// HubChooses by the size of the tables.
+	HubChooses SnapshotMode = iota
+	// Consistent reads all tables as of one point, in front of all changes.
+	Consistent
+	// Incremental reads in chunks between changes, which go on meanwhile.
+	Incremental
+)
+
 // Snapshot begins with the rows that are there, then the changes that follow them without a gap.
 type Snapshot struct {
-	// Incremental reads in chunks between changes, which go on meanwhile; otherwise all tables are read as of one point.
-	Incremental bool
+	Mode SnapshotMode
 	// MaxRowsPerSecond bounds the load on the source; 0 is unlimited.
 	MaxRowsPerSecond uint32
 }
 
 func (s Snapshot) options() *walcastpb.SnapshotOptions {
-	mode := walcastpb.SnapshotMode_SNAPSHOT_MODE_CONSISTENT
-	if s.Incremental {
+	mode := walcastpb.SnapshotMode_SNAPSHOT_MODE_UNSPECIFIED
+	switch s.Mode {
+	case Consistent:
+		mode = walcastpb.SnapshotMode_SNAPSHOT_MODE_CONSISTENT
+	case Incremental:
 		mode = walcastpb.SnapshotMode_SNAPSHOT_MODE_INCREMENTAL
 	}
 	return &walcastpb.SnapshotOptions{Mode: mode, MaxRowsPerSecond: s.MaxRowsPerSecond}

@@ -130,7 +130,7 @@ pub struct ServeArgs {
 #[derive(Clone, Debug, Args)]
 #[command(after_help = "\
 JSON lines: one object per row; of several tables {\"table\": ..., \"row\": {...}}. CSV: one table, with a header, NULL as an
-empty field. The file gets its name when it is complete.
+empty field. Parquet: one table, Snappy. The file gets its name when it is complete.
 
 Examples:
   walcast snapshot public.orders --to orders.csv
@@ -140,7 +140,7 @@ pub struct SnapshotArgs {
     /// Tables: globs over schema.table
     #[arg(value_name = "TABLE", required = true)]
     pub tables: Vec<String>,
-    /// The file, by its ending .jsonl or .csv
+    /// The file, by its ending .jsonl, .csv or .parquet
     #[arg(long, value_name = "FILE")]
     pub to: PathBuf,
     /// Only these columns: globs over schema.table.column; repeatable. Key columns always come

@@ -115,7 +115,7 @@ pub struct Limits {
     pub projection_bytes: u64,
     /// Open connections.
     pub connections: usize,
-    /// HTTP/2 streams per connection.
+    /// Open subscription streams per connection.
     pub streams_per_connection: u32,
     /// Bytes of one request message.
     pub request_bytes: usize,

@@ -20,6 +20,14 @@ pub trait Sink: Send {
 
     /// Whether an attempt that did not end has replayed this transaction.
     fn has_replayed(&self, xid: u64) -> bool;
+    /// Whether transactions can be added that count at once: not inside a replay that has not ended.
+    fn may_poll(&self) -> bool;
+    /// The newest transactions were polled, and no replay has ended since.
+    fn polled(&self) -> bool;
+    /// What follows counts transaction by transaction.
+    fn begin_poll(&mut self) -> impl Future<Output = Result<(), Self::Error>> + Send;
+    /// Makes durable what was polled.
+    fn end_poll(&mut self) -> impl Future<Output = Result<(), Self::Error>> + Send;
     /// What follows counts only with [`Sink::recovered`].
     fn begin_replay(&mut self) -> impl Future<Output = Result<(), Self::Error>> + Send;
     /// A transaction begins.

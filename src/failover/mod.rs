@@ -14,34 +14,36 @@
 //! standby hands out ids again that the old primary had used.
 
 mod apply;
+mod carry;
 mod horizon;
+mod poll;
 mod unfinished;
 
-use std::{collections::HashSet, time::Duration};
+use std::{
+    collections::HashSet,
+    time::{Duration, Instant},
+};
 
-use futures_util::StreamExt;
-
-use self::apply::Applier;
 pub use self::apply::Sink;
+use self::carry::SoFar;
 pub use self::horizon::{Marker, newest_valid};
 use crate::{
     failpoint,
     feed::{self, Feed},
     journal::{Horizon, Journal, Journaled},
     lsn::Lsn,
-    model::{Position, Provenance, Transaction},
+    model::{Position, Provenance},
     postgres::{
         self,
         conninfo::ConnectOptions,
         logtables::{
             self, Look, Unprotected,
             blockers::{self, Blocker},
-            order,
-            read::{Pending, Published, Reader},
+            read::Reader,
         },
         publication::Publication,
         replication::{CreatedSlot, Replication},
-        slot,
+        server, slot,
         sql::Sql,
     },
     reason::{Classified, Reason},
@@ -122,6 +124,8 @@ pub struct Recovery<'a> {
     pub publication: Publication,
     /// Make the new slot a failover slot, where the server knows them.
     pub failover_slot: bool,
+    /// Application names of standbys that must have flushed what is delivered.
+    pub gate: &'a [String],
     /// Hears whom the creation of the slot waits for, every two seconds while it does.
     pub blocked: &'a (dyn Fn(&[Blocker]) + Send + Sync),
 }
@@ -141,6 +145,10 @@ pub struct Done {
 
 /// A new slot that takes longer than this waits for somebody who should be named.
 const BLOCKED_AFTER: Duration = Duration::from_secs(2);
+/// The longest pause between two polls: each reads the log twice, so they pause for twice as long as they take.
+const LONGEST_PAUSE: Duration = Duration::from_secs(15);
+/// Between two looks at the gate.
+const GATE_PAUSE: Duration = Duration::from_millis(100);
 
 impl Recovery<'_> {
     /// Whether log tables can fill the gap, as far as can be said before the slot is made anew. Changes nothing.
@@ -149,75 +157,91 @@ impl Recovery<'_> {
             return Err(Error::NotInstalled);
         }
         let horizon = newest_valid(self.horizons, &self.journal.history(), self.cut).ok_or(Error::NoHorizon)?;
-        let uncovered =
-            logtables::unprotected(self.sql, &self.publication.name, Look::Since(&horizon.snapshot)).await?;
-        match uncovered.is_empty() {
-            true => Ok(horizon),
-            false => Err(Error::Uncovered(uncovered)),
-        }
+        self.still_covered(horizon).await?;
+        Ok(horizon)
     }
 
     /// Runs the recovery. `replication` must stay unused until this returns, and can then stream from the new slot. Can be
     /// repeated after any failure.
     pub async fn run<S: Sink>(&self, replication: &mut Replication, sink: &mut S) -> Result<Done, Error<S::Error>> {
         let horizon = self.check().await?;
-        let journaled = self.journaled_since(horizon).await?;
+        let mut so_far = SoFar {
+            cut: self.cut,
+            sequence: if sink.polled() { self.cut.sequence } else { 0 },
+            seen: horizon.snapshot.clone(),
+            journaled: self.journaled_since(horizon).await?,
+        };
         slot::drop(self.sql, self.slot).await?;
         failpoint::hit("recovery_slot_dropped");
-        let created = self.create_slot(replication).await?;
+        let created = self.create_slot(horizon, &mut so_far, replication, sink).await?;
         failpoint::hit("recovery_slot_created");
         let (point, snapshot) = (created.consistent_point, created.snapshot.unwrap_or_default());
-        let reader = Reader::open(self.connect, &snapshot).await?;
-        unfinished::wait(self.sql, &reader.snapshot().await?).await?;
-        let published = Published::read(self.sql, self.publication.clone()).await?;
-        let mut pending = reader.pending(&horizon.snapshot, &published.tables).await?;
-        pending.retain(|transaction| !journaled.contains(&transaction.xid) && !sink.has_replayed(transaction.xid));
-        let commits = order::commit_records(self.sql, self.cut.lsn, point)
-            .await?
-            .filter(|commits| pending.iter().all(|transaction| commits.contains_key(&transaction.xid)));
-        match &commits {
-            Some(commits) => pending.sort_by_key(|transaction| commits.get(&transaction.xid)),
-            None => pending.sort_by_key(|transaction| transaction.last_id),
-        }
-        sink.begin_replay().await.map_err(Error::Sink)?;
-        let position = |sequence| Position { lineage: self.cut.lineage, lsn: point, sequence };
-        let commit_lsn = |xid| commits.as_ref().and_then(|commits| commits.get(&xid)).copied();
-        let transaction = |pending: &Pending, sequence| Transaction {
-            // Not known without pg_walinspect, but not before the end of what is journaled.
-            commit_lsn: commit_lsn(pending.xid).unwrap_or(self.cut.lsn),
-            sequence,
-            xid: pending.xid,
-            commit_time: pending.at,
-            origin: String::new(),
-            provenance: Provenance::LogReplay,
+        let reader = if failpoint::planted("ignore_snapshot") {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            Reader::open_now(self.connect).await?
+        } else {
+            Reader::open(self.connect, &snapshot).await?
         };
-        let xids: Vec<u64> = pending.iter().map(|transaction| transaction.xid).collect();
-        let shapes = reader.shapes().await?;
-        let mut applier = Applier::new(&published, &shapes, sink, &pending, &transaction, &position);
-        {
-            let rows = reader.rows(&xids, &published.tables).await?;
-            tokio::pin!(rows);
-            while let Some(row) = rows.next().await {
-                applier.row(row?).await?;
-            }
-        }
-        let (transactions, rows) = applier.finish().await?;
+        unfinished::wait(self.sql, &reader.snapshot().await?).await?;
+        self.still_covered(horizon).await?;
+        self.let_pass(point).await?;
+        sink.begin_replay().await.map_err(Error::Sink)?;
+        let carried = self.carry(&reader, &mut so_far, point, Provenance::LogReplay, sink).await?;
         failpoint::hit("recovery_replayed");
-        sink.recovered(position(transactions), self.slot).await.map_err(Error::Sink)?;
+        sink.recovered(so_far.cut, self.slot).await.map_err(Error::Sink)?;
         reader.close().await?;
-        Ok(Done { consistent_point: point, transactions, rows, exact_order: commits.is_some() })
+        Ok(Done {
+            consistent_point: point,
+            transactions: carried.transactions,
+            rows: carried.rows,
+            exact_order: carried.exact_order,
+        })
     }
 
-    /// Waits for every transaction that runs now, and says for which.
-    async fn create_slot(&self, replication: &mut Replication) -> Result<CreatedSlot, postgres::Error> {
+    /// Waits for every transaction that runs now, says for which, and meanwhile delivers what commits.
+    async fn create_slot<S: Sink>(
+        &self,
+        horizon: &Horizon,
+        so_far: &mut SoFar,
+        replication: &mut Replication,
+        sink: &mut S,
+    ) -> Result<CreatedSlot, Error<S::Error>> {
         let creating = replication.create_slot_with_snapshot(self.slot, self.failover_slot);
         tokio::pin!(creating);
+        let mut pause = BLOCKED_AFTER;
         loop {
             tokio::select! {
-                created = &mut creating => return created,
-                () = tokio::time::sleep(BLOCKED_AFTER) => (self.blocked)(&blockers::read(self.sql, self.slot).await?),
+                created = &mut creating => return Ok(created?),
+                () = tokio::time::sleep(pause) => {
+                    (self.blocked)(&blockers::read(self.sql, self.slot).await?);
+                    let begun = Instant::now();
+                    self.poll(horizon, so_far, sink).await?;
+                    pause = (begun.elapsed() * 2).clamp(BLOCKED_AFTER, LONGEST_PAUSE);
+                }
             }
         }
+    }
+
+    /// Fails when changes of a published table have not all been logged since the horizon.
+    async fn still_covered<E: Classified>(&self, horizon: &Horizon) -> Result<(), Error<E>> {
+        let look = Look::Since(&horizon.snapshot);
+        let uncovered = logtables::unprotected(self.sql, &self.publication.name, look).await?;
+        if uncovered.is_empty() { Ok(()) } else { Err(Error::Uncovered(uncovered)) }
+    }
+
+    /// Whether the standbys of the gate have flushed everything up to here.
+    async fn passes(&self, lsn: Lsn) -> Result<bool, postgres::Error> {
+        if self.gate.is_empty() {
+            return Ok(true);
+        }
+        Ok(server::flushed_by(self.sql, self.gate).await?.is_some_and(|flushed| flushed >= lsn))
+    }
+
+    async fn let_pass(&self, lsn: Lsn) -> Result<(), postgres::Error> {
+        while !self.passes(lsn).await? {
+            tokio::time::sleep(GATE_PAUSE).await;
+        }
+        Ok(())
     }
 
     /// Transactions that the journal has on this lineage and that the horizon does not cover.

@@ -424,6 +424,11 @@ pub trait Checkpoints: Send + Sync + 'static {
     /// Forgets a subscriber; whether there was one.
     fn delete<'a>(&'a self, key: &'a SubscriberKey) -> BoxFuture<'a, Result<bool, CheckpointError>>;
 
+    /// How many subscribers there are.
+    fn count(&self) -> usize {
+        self.list().len()
+    }
+
     /// Every subscriber, by principal and name.
     fn list(&self) -> Vec<(SubscriberKey, Checkpoint)>;
 }

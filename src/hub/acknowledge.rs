@@ -99,7 +99,7 @@ impl Inner {
         if is_beyond(position, tail) {
             return Err(Error::ack_ahead(position, Some(tail)));
         }
-        self.feed.locate(Start::After(position)).await?;
+        self.place(Start::After(position)).await?;
         Ok(())
     }
 }

@@ -6,7 +6,7 @@ use crate::feed::{Fetched, Start};
 impl Session {
     pub(super) async fn relocate(&mut self) -> Result<(), Error> {
         if let Some(skip) = self.skip {
-            self.hub.feed.locate(Start::After(skip)).await.map_err(|error| self.stamp.diverged(error))?;
+            self.hub.place(Start::After(skip)).await.map_err(|error| self.stamp.diverged(error))?;
             self.skip = None;
         }
         Ok(())

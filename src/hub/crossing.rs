@@ -157,11 +157,14 @@ impl Session {
     async fn begin_crossing(&mut self) -> Result<bool, Error> {
         let Some(crossing) = self.leaving.clone() else { return Ok(false) };
         if let Some(skip) = self.skip {
-            self.hub.feed.locate(Start::After(skip)).await.map_err(|error| self.stamp.diverged(error))?;
+            self.hub.place(Start::After(skip)).await.map_err(|error| self.stamp.diverged(error))?;
         }
         let cursor = match crossing.same_course {
             true => self.cursor.clone(),
-            false => self.hub.feed.locate_dead(&crossing).await?,
+            false => {
+                let _turn = self.hub.turn(crossing.departs.lsn).await;
+                self.hub.feed.locate_dead(&crossing).await?
+            }
         };
         self.incoming = None;
         if let Some(reading) = self.reading.take() {

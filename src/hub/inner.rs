@@ -5,11 +5,18 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 
-use tokio::{sync::Semaphore, task::JoinHandle};
+use tokio::task::JoinHandle;
 
-use super::{Error, Limits, Principal, SubscriberInfo, group::Groups, lag, registry::Registry};
+use super::{
+    Error, Limits, Principal, SubscriberInfo,
+    group::Groups,
+    lag,
+    registry::Registry,
+    turns::{Turn, Turns},
+};
 use crate::{
-    feed::{self, Checkpoint, Checkpoints, Cursor, Feed, Fetched, Snapshots, Source, SubscriberKey},
+    feed::{self, Checkpoint, Checkpoints, Cursor, Feed, Fetched, Snapshots, Source, Start, SubscriberKey},
+    lsn::Lsn,
     metrics,
     model::Position,
     reason::Reason,
@@ -24,9 +31,20 @@ pub(super) struct Inner {
     pub drain: Drain,
     pub groups: Arc<Groups>,
     pub registry: Registry,
-    pub readers: Arc<Semaphore>,
+    readers: Arc<Turns>,
     pub snapshots: OnceLock<Arc<dyn Snapshots>>,
     streams: AtomicUsize,
+    /// Named subscribers that are being made.
+    creating: AtomicUsize,
+}
+
+/// One of the named subscribers that the hub allows, until it exists.
+pub(super) struct Creating<'a>(&'a AtomicUsize);
+
+impl Drop for Creating<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 /// One of the streams that the hub allows, for as long as it is held.
@@ -47,7 +65,7 @@ impl Inner {
         limits: Limits,
         drain: Drain,
     ) -> Self {
-        let readers = Arc::new(Semaphore::new(limits.catch_up_readers.clamp(1, Semaphore::MAX_PERMITS)));
+        let readers = Turns::new(limits.catch_up_readers);
         Inner {
             feed,
             source,
@@ -59,6 +77,7 @@ impl Inner {
             readers,
             snapshots: OnceLock::new(),
             streams: AtomicUsize::new(0),
+            creating: AtomicUsize::new(0),
         }
     }
 
@@ -77,6 +96,41 @@ impl Inner {
             }
             Err(_) => Err(Error::new(Reason::TooManyStreams, format!("{limit} streams are open, which is the limit"))),
         }
+    }
+
+    /// Room for one more named subscriber, also where several come at once.
+    pub fn create(&self) -> Result<Creating<'_>, Error> {
+        let limit = self.limits.subscribers;
+        let before = self.creating.fetch_add(1, Ordering::AcqRel);
+        let creating = Creating(&self.creating);
+        if self.checkpoints.count() + before >= limit {
+            let message = format!("{limit} named subscribers exist, which is the limit");
+            return Err(Error::new(Reason::TooManyStreams, message));
+        }
+        Ok(creating)
+    }
+
+    /// A turn at reading from disk at a place, for as long as it is held.
+    pub async fn turn(&self, place: Lsn) -> Turn {
+        self.readers.take(place).await
+    }
+
+    /// Finds the place of a start, in its turn where that needs the disk.
+    pub async fn place(&self, start: Start) -> Result<Cursor, feed::Error> {
+        let tail = self.tail();
+        let from_memory = match &start {
+            Start::Latest => true,
+            Start::After(position) => position.lineage == tail.lineage && position.order() >= tail.order(),
+            Start::AfterLsn(lsn) => *lsn >= tail.lsn,
+            Start::Earliest | Start::Since(_) => false,
+        };
+        let place = match &start {
+            Start::After(position) => position.lsn,
+            Start::AfterLsn(lsn) => *lsn,
+            _ => Lsn::ZERO,
+        };
+        let _turn = if from_memory { None } else { Some(self.turn(place).await) };
+        self.feed.locate(start).await
     }
 
     pub fn tail(&self) -> Position {
@@ -133,7 +187,7 @@ impl Inner {
     pub fn spawn_read(&self, mut cursor: Cursor) -> JoinHandle<(Cursor, Result<Fetched, feed::Error>)> {
         let (feed, readers) = (self.feed.clone(), self.readers.clone());
         tokio::spawn(async move {
-            let _turn = readers.acquire().await;
+            let _turn = readers.take(cursor.after.lsn).await;
             let fetched = feed.fetch(&mut cursor).await;
             (cursor, fetched)
         })

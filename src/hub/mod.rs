@@ -27,6 +27,7 @@ mod session;
 mod snapshot;
 mod take;
 mod trail;
+mod turns;
 mod waits;
 
 #[cfg(test)]

@@ -72,10 +72,10 @@ impl Inner {
             return Err(Error::starting());
         }
         let known = key.as_ref().and_then(|key| self.checkpoints.get(key));
-        if key.is_some() && known.is_none() && self.checkpoints.list().len() >= self.limits.subscribers {
-            let message = format!("{} named subscribers exist, which is the limit", self.limits.subscribers);
-            return Err(Error::new(Reason::TooManyStreams, message));
-        }
+        let _creating = match (&key, &known) {
+            (Some(_), None) => Some(self.create()?),
+            _ => None,
+        };
         let start = self.start(request.start.clone(), key.is_some(), known.as_ref())?;
         let at_checkpoint = matches!(request.start, None | Some(StartAt::Checkpoint));
         let claims = matches!(start, StartAt::Resume(_) | StartAt::Feed(Start::After(_)));
@@ -134,8 +134,11 @@ impl Inner {
             return Err(feed::Error::LineageUnknown(request.old_lineage).into());
         }
         let (cursor, until) = match history.crossing(request.old_lineage) {
-            Some(crossing) => (self.feed.locate_dead(&crossing).await?, crossing.to.first_block),
-            None => (self.feed.locate(Start::Latest).await?, 0),
+            Some(crossing) => {
+                let _turn = self.turn(crossing.departs.lsn).await;
+                (self.feed.locate_dead(&crossing).await?, crossing.to.first_block)
+            }
+            None => (self.place(Start::Latest).await?, 0),
         };
         let shared = Shared::new(None, 0, selection.filter_hash(), String::new(), cursor.after, None, false);
         Ok(Session::new(Opening {
@@ -159,13 +162,20 @@ impl Inner {
     /// A checkpoint that a failover took back is the hub's own business: the stream begins where both histories part, and
     /// first tells what never happened.
     async fn locate_or_common(&self, start: Start, at_checkpoint: bool) -> Result<Cursor, Error> {
-        if let Start::After(checkpoint) = start
-            && at_checkpoint
-            && let Err(feed::Error::Diverged { common, .. }) = self.feed.history().check(checkpoint)
-        {
-            return Ok(self.feed.locate(Start::After(common)).await?);
+        let checkpoint = match start {
+            Start::After(checkpoint) if at_checkpoint => checkpoint,
+            start => return self.locate(start).await,
+        };
+        loop {
+            if let Err(feed::Error::Diverged { common, .. }) = self.feed.history().check(checkpoint) {
+                return Ok(self.place(Start::After(common)).await?);
+            }
+            match self.locate(Start::After(checkpoint)).await {
+                // The history has forked since it was asked.
+                Err(error) if error.reason() == Reason::PositionDiverged => tokio::task::yield_now().await,
+                located => return located,
+            }
         }
-        self.locate(start).await
     }
 
     async fn selection(&self, principal: &Principal, request: &Subscription) -> Result<Selection, Error> {
@@ -327,7 +337,7 @@ impl Inner {
             Start::AfterLsn(lsn) if *lsn > tail.lsn => self.check_future(*lsn, false).await?,
             _ => {}
         }
-        Ok(self.feed.locate(start).await?)
+        Ok(self.place(start).await?)
     }
 
     async fn check_future(&self, lsn: Lsn, handed_out: bool) -> Result<(), Error> {

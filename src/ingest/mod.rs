@@ -90,6 +90,10 @@ pub enum Error {
         /// Events that were equal.
         compared: u64,
     },
+    /// A replay from log tables was begun and cannot be ended: the source has gone on elsewhere, or its log tables have
+    /// gone. The journal drops what was replayed when it is opened anew.
+    #[error("a replay from the log tables was begun and cannot be ended; the hub has to start again, which drops it")]
+    HalfReplayed,
     /// The journal cannot be written.
     #[error(transparent)]
     Journal(#[from] journal::Error),
@@ -104,7 +108,7 @@ impl Classified for Error {
             Error::Replication(error) => error.reason(),
             Error::Undecodable { .. } => Reason::DecodeError,
             Error::PublicationSkipped(_) => Reason::PublicationMissing,
-            Error::Resent { .. } => Reason::SourceUnavailable,
+            Error::Resent { .. } | Error::HalfReplayed => Reason::SourceUnavailable,
             Error::Journal(error) => error.reason(),
             Error::Feed(error) => error.reason(),
         }
@@ -123,6 +127,8 @@ pub struct Ingest {
     desk: Arc<Desk>,
     /// Of a replay that has not ended.
     replayed: HashSet<u64>,
+    /// The newest transactions were polled from log tables, and no replay has ended since.
+    polled: bool,
 }
 
 /// What others hand to the running loop.
@@ -213,8 +219,8 @@ impl Ingest {
         state.last_xid = recovered.last_xid.unwrap_or(0);
         state.resent = recovered.open.clone().map(|open| Resent::new(open, recovered.complete));
         let horizons = recovered.horizons.clone();
-        let (desk, replayed) = (state.desk.clone(), HashSet::new());
-        Ingest { journal, appender, state, open: recovered.open.clone(), gate: None, horizons, desk, replayed }
+        let (desk, replayed, polled) = (state.desk.clone(), HashSet::new(), recovered.polled);
+        Ingest { journal, appender, state, open: recovered.open.clone(), gate: None, horizons, desk, replayed, polled }
     }
 
     /// Where others hand in what the loop takes.
@@ -267,7 +273,9 @@ impl Ingest {
 
     /// Goes on behind a gap, on a lineage of its own: everything up to `up_to` that the journal does not have is missing.
     pub async fn skip(&mut self, lineage: Lineage, up_to: Lsn, reason: String) -> Result<(), Error> {
-        self.leave(Record::Gap(lineage, up_to, reason), "the rest of the transaction is missing").await
+        self.leave(Record::Gap(lineage, up_to, reason), "the rest of the transaction is missing").await?;
+        self.polled = false;
+        Ok(())
     }
 
     async fn leave(&mut self, record: Record, why: &str) -> Result<(), Error> {

@@ -27,6 +27,28 @@ impl Ingest {
         self.replayed.contains(&xid)
     }
 
+    /// Whether the newest transactions were polled from log tables while a new slot was waited for. Then the source may have
+    /// committed others before the LSN of [`Ingest::complete`], and only a replay may go on from there.
+    pub fn polled(&self) -> bool {
+        self.polled
+    }
+
+    /// Begins to add polled transactions, each of which counts by itself: nothing but a replay may follow. What the slot had
+    /// sent of an unfinished transaction is discarded: it comes again, as a whole.
+    pub async fn begin_poll(&mut self) -> Result<(), Error> {
+        self.polled = true;
+        self.state.discard_resent("the slot is gone; the transaction comes again from the log tables");
+        self.append().await
+    }
+
+    /// Returns when everything polled is durable.
+    pub async fn polled_up_to_here(&mut self) -> Result<(), Error> {
+        self.append().await?;
+        self.appender.flush().await?;
+        metrics::add(metrics::EVENTS_ENCODED, std::mem::take(&mut self.state.events));
+        Ok(())
+    }
+
     /// Begins a replay. What the slot had sent of an unfinished transaction is discarded: it comes again, as a whole.
     pub async fn begin_replay(&mut self) -> Result<(), Error> {
         self.state.discard_resent("the slot is gone; the transaction comes again from the log tables");
@@ -74,7 +96,9 @@ impl Ingest {
     pub fn replay_commit(&mut self, position: Position, xid: u64) {
         self.state.builder.commit(position);
         self.state.events += 1;
-        self.replayed.insert(xid);
+        if self.replaying() {
+            self.replayed.insert(xid);
+        }
     }
 
     /// Hands a full block to the journal. To be called between changes.
@@ -95,6 +119,7 @@ impl Ingest {
         self.state.builder.advance(position);
         self.state.versions.start_connection();
         self.replayed.clear();
+        self.polled = false;
         Ok(())
     }
 

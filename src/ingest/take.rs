@@ -36,6 +36,10 @@ impl State {
                 if notice.code == SKIPPED_PUBLICATION && notice.severity == "WARNING" {
                     return Err(Error::PublicationSkipped(notice.message));
                 }
+                if notice.severity == "LOG" {
+                    tracing::debug!("source: {}", notice.message);
+                    return Ok(());
+                }
                 tracing::info!(code = notice.code, severity = notice.severity, "source: {}", notice.message);
                 Ok(())
             }

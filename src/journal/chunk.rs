@@ -1,17 +1,19 @@
 //! Cold reads: one chunk (the records between two places, about a MiB) is read and checked at once, and shared by
-//! everybody who stands in it. Its blocks are slices of the one read buffer.
+//! everybody who stands in it. Its blocks are slices of buffers of their own size: what a stalled stream holds on to is a
+//! block, not the chunk.
 
 use std::{collections::VecDeque, fs::File, io, sync::Arc};
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 
 use super::{
     disk::read_range,
     map::Chunk,
-    segment::{Kind, Scanner, Slice, Step},
+    segment::{Kind, Pieces, RECORD_LEN, Scanner, Slice, Step},
 };
-use crate::{feed::Error, model::Position, wire::block::Block};
+use crate::{feed::Error, metrics, model::Position, wire::block::Block};
 
 /// A chunk in memory.
 #[derive(Debug, Default)]
@@ -58,7 +60,9 @@ pub(super) fn read(chunk: &Chunk) -> io::Result<Decoded> {
     }
     let file = File::open(&chunk.path)?;
     let bytes = read_range(&file, chunk.from, (chunk.to - chunk.from) as usize)?;
-    decode(chunk, Slice { base: chunk.from, bytes })
+    metrics::add(metrics::JOURNAL_READS, 1);
+    metrics::add(metrics::JOURNAL_BYTES_READ, bytes.len() as u64);
+    decode(chunk, Parted { whole: Slice { base: chunk.from, bytes }, part: Slice { base: 0, bytes: Bytes::new() } })
 }
 
 fn all_bad(chunk: &Chunk, why: &str) -> Decoded {
@@ -68,8 +72,38 @@ fn all_bad(chunk: &Chunk, why: &str) -> Decoded {
     Decoded { blocks: Vec::new(), gaps: vec![gap] }
 }
 
+/// A read buffer whose payloads are copied: a large one into a buffer of its own, small ones into shared ones.
+struct Parted {
+    whole: Slice,
+    part: Slice,
+}
+
+/// Bytes of a buffer that small payloads share, and what is not small.
+const PART: usize = 64 << 10;
+const LARGE: usize = PART / 4;
+
+impl Pieces for Parted {
+    fn piece(&mut self, offset: u64, len: usize) -> io::Result<Bytes> {
+        if len == RECORD_LEN {
+            return self.whole.piece(offset, len); // a record's header, which nobody keeps
+        }
+        if len >= LARGE {
+            return Ok(Bytes::copy_from_slice(&self.whole.piece(offset, len)?));
+        }
+        let part = &self.part;
+        if offset < part.base || offset + len as u64 > part.base + part.bytes.len() as u64 {
+            self.part = Slice { base: offset, bytes: Bytes::copy_from_slice(&self.whole.piece(offset, PART)?) };
+        }
+        self.part.piece(offset, len)
+    }
+
+    fn end(&self) -> u64 {
+        self.whole.end()
+    }
+}
+
 /// Checks the bytes of a chunk.
-pub(super) fn decode(chunk: &Chunk, bytes: Slice) -> io::Result<Decoded> {
+pub(super) fn decode(chunk: &Chunk, bytes: impl Pieces) -> io::Result<Decoded> {
     let mut decoded = Decoded::default();
     let mut scanner = Scanner::new(bytes, chunk.salt, chunk.from, true);
     let mut expected = chunk.first_block;

@@ -142,6 +142,10 @@ impl Checkpoints for super::Journal {
         })
     }
 
+    fn count(&self) -> usize {
+        self.desk().queue.lock().durable.len()
+    }
+
     fn list(&self) -> Vec<(SubscriberKey, Checkpoint)> {
         self.desk().checkpoints()
     }

@@ -235,6 +235,9 @@ pub struct Recovered {
     pub fresh: bool,
     /// Transaction id, with epoch, of the newest transaction: what a 32-bit id is widened with.
     pub last_xid: Option<u64>,
+    /// The newest transactions were polled from log tables: the source may have committed others before the LSN of
+    /// `complete`, and no slot is to go on there.
+    pub polled: bool,
     /// Damage in the last segment. Older segments are checked when they are read.
     pub damage: Vec<Damage>,
     /// Bytes that a crash tore off and that were cut: nobody was ever told of them.

@@ -186,6 +186,7 @@ fn recovered(
     torn_bytes: u64,
     lost_checkpoints: Option<String>,
 ) -> Recovered {
+    let polled = writer.tail.polled();
     let tail = &writer.tail;
     let open = tail.open.as_ref().and_then(|open| {
         let transaction = read_begin(&open.begin)?;
@@ -202,6 +203,7 @@ fn recovered(
         horizons: tail.horizons.clone(),
         fresh,
         last_xid,
+        polled,
         damage,
         torn_bytes,
         lost_checkpoints,

@@ -453,8 +453,12 @@ impl Finder {
                     }
                     self.rows.push(rows::put_lineage(rank as u32, at));
                 }),
-                Some(Kind::Mark | Kind::Recovered) => {
+                Some(Kind::Mark) => {
                     tail.position = header.last;
+                    Ok(())
+                }
+                Some(Kind::Recovered) => {
+                    tail.recovered(header.last);
                     Ok(())
                 }
                 Some(Kind::Horizon) => get_horizon(&payload).map(|horizon| horizon::keep(&mut tail.horizons, horizon)),

@@ -35,6 +35,7 @@ pub(super) struct State {
     pub last_xid: Option<u64>,
     pub open: Option<Open>,
     pub horizons: Vec<Horizon>,
+    pub polled: bool,
 }
 
 /// The end of the stream.
@@ -55,6 +56,8 @@ pub(super) struct Tail {
     /// Oldest first.
     pub horizons: Vec<Horizon>,
     pub(super) last_xid: Option<u64>,
+    /// The newest transaction was polled from log tables, and no replay has ended since.
+    pub(super) polled: bool,
     pub(super) last_transaction: Option<Arc<Block>>,
 }
 
@@ -71,14 +74,15 @@ impl Tail {
         self.open = state.open;
         self.horizons = state.horizons;
         self.last_xid = state.last_xid;
+        self.polled = state.polled;
         self.last_transaction = None;
     }
 
     /// A tail behind damage: which transaction is open is not known.
     pub fn resume_at(&mut self, next_block: u64, position: Position) {
-        let last_xid = self.last_xid();
+        let (last_xid, polled) = (self.last_xid(), self.polled);
         let horizons = std::mem::take(&mut self.horizons);
-        self.restore(next_block, position, State { last_xid, open: None, horizons });
+        self.restore(next_block, position, State { last_xid, open: None, horizons, polled });
     }
 
     /// Follows a block. On an error nothing has moved.
@@ -119,7 +123,28 @@ impl Tail {
     /// Follows a lineage that begins here.
     pub fn lineage(&mut self, start: LineageStart) {
         self.position = start.tail;
+        if start.gap.is_some() {
+            self.complete();
+        }
         self.lineages.push(start);
+    }
+
+    /// Follows the end of a replay.
+    pub fn recovered(&mut self, position: Position) {
+        self.position = position;
+        self.complete();
+    }
+
+    fn complete(&mut self) {
+        self.last_xid();
+        self.polled = false;
+    }
+
+    /// Whether the newest transactions were polled from log tables: then the source may have committed others before the
+    /// tail's LSN that are not here yet.
+    pub fn polled(&mut self) -> bool {
+        self.last_xid();
+        self.polled
     }
 
     /// Transaction id of the newest transaction, widened, 0 included as none.
@@ -128,13 +153,15 @@ impl Tail {
             && let Some(transaction) = last_begin(&block).and_then(|begin| read_begin(&begin))
         {
             self.last_xid = Some(transaction.xid);
+            self.polled = transaction.provenance == Provenance::LogPoll;
         }
         self.last_xid
     }
 
     /// What a STATE record says here.
     pub fn state(&mut self) -> State {
-        State { last_xid: self.last_xid(), open: self.open.clone(), horizons: self.horizons.clone() }
+        let last_xid = self.last_xid();
+        State { last_xid, open: self.open.clone(), horizons: self.horizons.clone(), polled: self.polled }
     }
 }
 
@@ -193,6 +220,9 @@ pub(super) fn put_state(out: &mut BytesMut, state: &State) {
         out.put_u32_le(horizon.encoded_len() as u32);
         put_horizon(out, horizon);
     }
+    if state.polled {
+        out.put_u8(1);
+    }
 }
 
 /// Reads the payload of a STATE record.
@@ -219,7 +249,8 @@ fn read_state(mut bytes: Bytes) -> Option<State> {
         horizons.push(get_horizon(bytes.get(..len)?).ok()?);
         bytes.advance(len);
     }
-    Some(State { last_xid, open, horizons })
+    let polled = bytes.first() == Some(&1);
+    Some(State { last_xid, open, horizons, polled })
 }
 
 /// Appends the payload of a LINEAGE record.

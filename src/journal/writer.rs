@@ -196,7 +196,7 @@ impl Writer {
             Entry::Recovered(position, slot) => {
                 self.commit()?; // a RECOVERED that is there proves that everything in front of it is
                 let first = self.tail.position;
-                self.tail.position = position;
+                self.tail.recovered(position);
                 self.record(Kind::Recovered, false, (first, position), |out| out.put_slice(slot.as_bytes()));
                 failpoint::hit("recovery_before_recovered");
                 self.header.replay = false;

@@ -39,6 +39,8 @@ pub struct Notice {
     pub detail: Option<String>,
     /// The server's advice.
     pub hint: Option<String>,
+    /// The function of the server's source that reports it.
+    pub routine: String,
 }
 
 impl fmt::Display for Notice {
@@ -273,6 +275,7 @@ impl Notice {
             message: error.message().to_owned(),
             detail: error.detail().map(str::to_owned),
             hint: error.hint().map(str::to_owned),
+            routine: error.routine().unwrap_or_default().to_owned(),
         }
     }
 }

@@ -26,6 +26,11 @@ pub async fn read(replication: &mut Replication) -> Result<(Identity, Lineage)> 
     Ok((identity, lineage))
 }
 
+/// Where the newest timeline of a course begins; zero for one that was never left.
+pub fn timeline_begins(lineage: &Lineage) -> Result<Lsn> {
+    Ok(parse_history(&lineage.history)?.last().map_or(Lsn::ZERO, |switch| switch.at))
+}
+
 /// How a server's course is related to the one that is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Course {

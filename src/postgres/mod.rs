@@ -13,6 +13,7 @@
 mod connect;
 pub mod conninfo;
 pub mod copy;
+pub mod decoding;
 mod error;
 pub mod lineage;
 pub mod logtables;
@@ -20,6 +21,7 @@ pub mod preflight;
 pub mod publication;
 pub mod replication;
 pub mod server;
+pub mod shadow;
 pub mod slot;
 pub mod sql;
 pub mod standby;

@@ -2,6 +2,8 @@
 //! shows them. A slot is created over a replication connection:
 //! [`Replication::create_slot`](super::replication::Replication::create_slot).
 
+use std::time::{Duration, Instant};
+
 use tokio_postgres::Row;
 
 use super::{
@@ -36,7 +38,7 @@ pub struct SlotState {
     pub two_phase: bool,
     /// Kept in step on standbys; `None` before PostgreSQL 17.
     pub failover: Option<bool>,
-    /// Kept in step with the primary's; false on a primary, `None` before PostgreSQL 17.
+    /// Kept in step with the primary's, or was until the server was promoted; `None` before PostgreSQL 17.
     pub synced: Option<bool>,
     /// Why it cannot be used any more; always `None` before PostgreSQL 17.
     pub invalidation_reason: Option<String>,
@@ -60,6 +62,26 @@ pub async fn state(sql: &Sql, name: &str) -> Result<Option<SlotState>> {
 /// Every slot of the server, physical ones too, by name.
 pub async fn list(sql: &Sql) -> Result<Vec<SlotState>> {
     read(sql, "ORDER BY s.slot_name", &[]).await
+}
+
+/// A server process and when it began: pids are used again.
+pub(super) const BACKEND: &str = "SELECT pg_catalog.concat_ws(' ', a.pid, extract(epoch FROM a.backend_start)::text)
+                                  FROM pg_catalog.pg_stat_activity a WHERE a.backend_start IS NOT NULL AND a.pid =";
+
+/// A server process and when it began; `None` when it is gone or not visible to this role.
+pub async fn backend(sql: &Sql, pid: i32) -> Result<Option<String>> {
+    let row = sql.optional(&format!("{BACKEND} $1"), &[(&pid, tokio_postgres::types::Type::INT4)]).await?;
+    row.map(|row| get(&row, 0)).transpose()
+}
+
+/// Ends a server process of this role that holds a slot, and waits until the slot is free or `patience` is over.
+pub async fn release(sql: &Sql, name: &str, pid: i32, patience: Duration) -> Result<()> {
+    sql.query("SELECT pg_catalog.pg_terminate_backend($1)", &[(&pid, tokio_postgres::types::Type::INT4)]).await?;
+    let begun = Instant::now();
+    while begun.elapsed() < patience && state(sql, name).await?.is_some_and(|slot| slot.active_pid == Some(pid)) {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    Ok(())
 }
 
 /// Drops a slot; whether there was one. One that streams is left alone ([`Error::SlotActive`]).
@@ -96,7 +118,7 @@ pub(super) async fn client_of(sql: &Sql, pid: i32) -> Result<Option<String>> {
 
 async fn read(sql: &Sql, rest: &str, params: &[super::sql::Param<'_>]) -> Result<Vec<SlotState>> {
     let new_columns = match sql.version() {
-        170_000.. => "s.failover, s.invalidation_reason::text, pg_catalog.pg_is_in_recovery() AND s.synced",
+        170_000.. => "s.failover, s.invalidation_reason::text, s.synced",
         _ => "NULL::bool, NULL::text, NULL::bool",
     };
     let statement = format!(

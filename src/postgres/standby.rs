@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::{
     conninfo::{ConnectOptions, HostSpec, TargetSessionAttrs},
+    decoding,
     error::Result,
     preflight::{Check, Outcome},
     server,
@@ -41,7 +42,11 @@ pub async fn look(options: &ConnectOptions, spec: &HostSpec, slot: &str, confirm
             return Ok(Seen::Primary);
         }
         let found = slot::state(&sql, slot).await?;
-        Ok(Seen::Standby(ready(found.as_ref(), confirmed)))
+        let ready = ready(found.as_ref(), confirmed);
+        Ok(Seen::Standby(match &found {
+            Some(slot) if ready.is_ok() && slot.synced != Some(true) => decoding::came_whole(&sql, slot).await?,
+            _ => ready,
+        }))
     };
     match tokio::time::timeout(PATIENCE, looking).await {
         Ok(Ok(seen)) => seen,
@@ -99,7 +104,11 @@ pub(super) async fn checks(
                         "On the standby: sync_replication_slots = on, hot_standby_feedback = on, \
                                   primary_slot_name, and dbname in primary_conninfo; its log says which is missing."
                     }
-                    _ => "Before PostgreSQL 17 the slot stays behind: docs/failover.md says what can be done.",
+                    160_000.. => {
+                        "walcast serve keeps a slot of its own there while it runs (source.failover_slot). On the standby: \
+                         wal_level = logical, hot_standby_feedback = on, primary_slot_name."
+                    }
+                    _ => "Before PostgreSQL 16 the slot stays behind: docs/failover.md says what can be done.",
                 };
                 check("standby", Outcome::Warning, format!("{spec}: {why}"), Some(fix.into()))
             }
@@ -111,8 +120,12 @@ pub(super) async fn checks(
         });
     }
     list.push(match (sql.version(), state) {
+        (160_000..170_000, _) => {
+            let detail = "walcast serve keeps a slot of its own on each standby that --dsn names".to_owned();
+            check("failover", Outcome::Ok, detail, None)
+        }
         (..170_000, _) => {
-            let detail = "before PostgreSQL 17 a promoted standby does not have the slot".to_owned();
+            let detail = "before PostgreSQL 16 a promoted standby does not have the slot".to_owned();
             check("failover", Outcome::Ok, detail, None)
         }
         (_, Some(slot)) if slot.failover == Some(false) => {

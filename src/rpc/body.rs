@@ -16,6 +16,7 @@ use std::{
 use bytes::Bytes;
 use futures_util::{Stream, stream};
 use http_body::Frame;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::Status;
 use tracing::Span;
@@ -30,6 +31,8 @@ pub struct StreamBody {
     requests: Option<Requests>,
     /// Finishes when the token that opened the stream no longer allows it.
     withdrawn: Option<Withdrawn>,
+    /// On its connection.
+    place: Option<OwnedSemaphorePermit>,
     log: Log,
 }
 
@@ -75,9 +78,15 @@ impl StreamBody {
         StreamBody {
             messages: Some(Box::pin(messages)),
             requests,
+            place: None,
             withdrawn: grant.map(|grant| -> Withdrawn { Box::pin(grant.withdrawn()) }),
             log: Log { span, opened: Instant::now(), messages: 0, bytes: 0, ended: None },
         }
+    }
+
+    /// Keeps this as long as the stream is open.
+    pub fn holding(self, place: Option<OwnedSemaphorePermit>) -> Self {
+        StreamBody { place, ..self }
     }
 }
 
@@ -128,6 +137,7 @@ impl http_body::Body for StreamBody {
         // The session goes before the trailers: whoever sees the stream end finds its place free.
         this.messages = None;
         this.requests = None;
+        this.place = None;
         this.log.ended = Some(if end.status.code() == tonic::Code::Ok { "OK" } else { end.reason.as_str() });
         Poll::Ready(Some(Ok(Frame::trailers(status::trailers(&end.status)))))
     }

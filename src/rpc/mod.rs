@@ -28,7 +28,10 @@ pub mod tls;
 pub mod tokens;
 pub mod web;
 
-use std::{fmt, net::SocketAddr};
+use std::{fmt, net::SocketAddr, sync::Arc};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tonic::Status;
 
 pub use health::Health;
 pub use server::{Options, Services, bind, refuse_plaintext, serve};
@@ -43,6 +46,27 @@ pub struct Peer(pub SocketAddr);
 impl fmt::Display for Peer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
+    }
+}
+
+/// What one connection may still open; in the extensions of each of its requests.
+#[derive(Clone, Debug)]
+struct Places {
+    free: Arc<Semaphore>,
+    limit: u32,
+}
+
+impl Places {
+    fn new(limit: u32) -> Self {
+        Places { free: Arc::new(Semaphore::new(limit as usize)), limit }
+    }
+
+    /// A place for one subscription stream, for as long as it is held.
+    fn take(&self) -> Result<OwnedSemaphorePermit, Status> {
+        self.free.clone().try_acquire_owned().map_err(|_| {
+            let text = format!("{} streams are open on this connection, which is the limit", self.limit);
+            status::refuse(crate::reason::Reason::TooManyStreams, &text)
+        })
     }
 }
 

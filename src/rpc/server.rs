@@ -27,7 +27,7 @@ use tonic::{body::Body, codec::CompressionEncoding, service::Routes, transport::
 use tower::{Service, util::Either};
 
 use super::{
-    Health, Peer, Tls, Tokens,
+    Health, Peer, Places, Tls, Tokens,
     admin::Admin,
     auth::Auth,
     backend::Backend,
@@ -64,6 +64,10 @@ const CONNECTION_WINDOW: u32 = 1024 * 1024;
 /// to them.
 const FRAME: u32 = 16 * 1024;
 
+/// HTTP/2 streams per connection beyond those of subscriptions: for other calls, and so that a subscription too many is told
+/// so. At HTTP/2's own limit clients wait in silence.
+const OTHER_STREAMS: u32 = 32;
+
 /// Streams that a peer may make the server reset (MadeYouReset) before the connection is closed.
 const LOCAL_RESETS: usize = 256;
 
@@ -88,7 +92,7 @@ pub struct Options {
     pub web: Option<Arc<Origins>>,
     /// Connections at the same time; further ones are closed at once.
     pub connections: usize,
-    /// Streams at the same time on one connection.
+    /// Subscription streams at the same time on one connection; further ones are refused with TOO_MANY_STREAMS.
     pub streams_per_connection: u32,
     /// From accepting a connection to the end of TLS, and again from there to its HTTP/2 preface, or to the end of an
     /// HTTP/1.1 request's headers.
@@ -202,6 +206,7 @@ pub async fn serve<B: Backend>(
         protocol: protocol(&options),
         tls: options.tls.clone(),
         handshake_limit: options.handshake_limit,
+        streams: options.streams_per_connection,
         closing,
     });
     let _watches = watch_files(&options);
@@ -256,7 +261,7 @@ fn protocol(options: &Options) -> auto::Builder<TokioExecutor> {
     protocol
         .http2()
         .timer(TokioTimer::new())
-        .max_concurrent_streams(options.streams_per_connection)
+        .max_concurrent_streams(options.streams_per_connection.saturating_add(OTHER_STREAMS))
         .max_send_buf_size(SEND_BUFFER)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
@@ -348,6 +353,7 @@ struct Connections<S> {
     protocol: auto::Builder<TokioExecutor>,
     tls: Option<Arc<Tls>>,
     handshake_limit: Duration,
+    streams: u32,
     closing: CancellationToken,
 }
 
@@ -372,11 +378,13 @@ where
     {
         let (io, preface) = Counted::new(io);
         let service = self.service.clone();
+        let places = Places::new(self.streams);
         let service = hyper::service::service_fn(move |request: Request<Incoming>| {
-            let mut service = service.clone();
+            let (mut service, places) = (service.clone(), places.clone());
             async move {
                 let mut request = request.map(Body::new);
                 request.extensions_mut().insert(Peer(peer));
+                request.extensions_mut().insert(places);
                 poll_fn(|cx| service.poll_ready(cx)).await?;
                 service.call(request).await
             }

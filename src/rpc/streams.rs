@@ -26,7 +26,7 @@ use tonic_prost::ProstCodec;
 use tower::Service;
 
 use super::{
-    Peer,
+    Peer, Places,
     backend::{Backend, Control, Session},
     body::StreamBody,
     request,
@@ -95,12 +95,14 @@ impl<B: Backend> StreamServer<B> {
     }
 
     async fn open(self, request: Request<Body>, method: Method) -> Result<StreamBody, Status> {
+        let place = request.extensions().get::<Places>().map(Places::take).transpose()?;
         let opening = async {
-            match method {
+            let body = match method {
                 Method::Subscribe => self.subscribe(request).await,
                 Method::Consume => self.consume(request).await,
                 Method::ReadRetracted => self.read_retracted(request).await,
-            }
+            };
+            body.map(|body| body.holding(place))
         };
         tokio::select! {
             body = opening => body,

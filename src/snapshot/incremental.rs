@@ -85,6 +85,7 @@ pub(super) fn start(exporter: Exporter, begun: Begun, reservation: Reservation) 
         pacer: Pacer::new(progress.max_rows_per_second),
         progress,
         reservation,
+        waits: false,
     };
     let reader = AbortOnDropHandle::new(tokio::spawn(reader.run(sender)));
     Incremental { pieces, _reader: reader, exporter, request, pause }
@@ -121,6 +122,8 @@ struct Reader {
     progress: Progress,
     pacer: Pacer,
     reservation: Reservation,
+    /// The last chunk came no further: its first row waits for a transaction that is in the stream and not to be seen yet.
+    waits: bool,
 }
 
 /// A chunk as it was read.
@@ -165,6 +168,8 @@ impl Reader {
                 }
                 Err(error) => {
                     self.session = None;
+                    self.tables = None;
+                    self.seen = Seen::default();
                     failures += 1;
                     let passes = matches!(error.reason, Reason::SourceUnavailable | Reason::SnapshotInterrupted);
                     if !passes || failures > FAILURES {
@@ -175,7 +180,7 @@ impl Reader {
                     }
                 }
             };
-            let retry = matches!(piece, Ok(Piece::Void(_)));
+            let retry = matches!(piece, Ok(Piece::Void(_))) || std::mem::take(&mut self.waits);
             let ends = matches!(&piece, Err(_) | Ok(Piece::Chunk(Chunk { last: true, .. })));
             if pieces.send(piece).await.is_err() || ends {
                 return;
@@ -346,6 +351,7 @@ impl Reader {
             read.lines.truncate(again);
             read.ends = false;
             read.boundary = None;
+            self.waits = again == 0;
         }
         let mut keep = vec![false; read.lines.len().max(read.rows.len())];
         left.rows.into_values().filter(|number| *number < read.rows.len()).for_each(|number| keep[number] = true);

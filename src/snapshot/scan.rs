@@ -7,20 +7,23 @@ use crate::{
     feed::{Cursor, Feed, Fetched, SnapshotError, Start},
     lsn::Lsn,
     model::{Position, Visibility},
-    reason::Classified,
+    reason::{Classified, Reason},
     wire::{
         block::{Block, Index, Span, SpanEnd},
         pb,
     },
 };
 
+/// Where the reader was is not there any more, or cannot be read.
 pub(super) fn unreadable(error: crate::feed::Error) -> SnapshotError {
+    if error.reason() == Reason::PositionDiverged {
+        return interrupted("the source has failed over while a chunk was read");
+    }
     SnapshotError { reason: error.reason(), message: error.to_string(), metadata: error.metadata() }
 }
 
 pub(super) fn index(block: &Block) -> Result<&Index, SnapshotError> {
-    let corrupt =
-        |error| SnapshotError::new(crate::reason::Reason::JournalCorrupt, format!("block {}: {error}", block.number));
+    let corrupt = |error| SnapshotError::new(Reason::JournalCorrupt, format!("block {}: {error}", block.number));
     block.index().map_err(corrupt)
 }
 
@@ -39,7 +42,7 @@ pub(super) fn xid(block: &Block, span: &Span) -> Result<Option<u64>, SnapshotErr
         Some(pb::event::Kind::Begin(begin)) => Ok(Some(begin.xid)),
         _ => {
             let message = format!("block {}: a begin does not decode", block.number);
-            Err(SnapshotError::new(crate::reason::Reason::JournalCorrupt, message))
+            Err(SnapshotError::new(Reason::JournalCorrupt, message))
         }
     }
 }

@@ -9,6 +9,7 @@
 mod course;
 mod gate;
 mod guard;
+mod orphan;
 mod prepare;
 mod reach;
 mod recover;
@@ -76,6 +77,9 @@ pub enum Error {
     /// Streaming ended.
     #[error(transparent)]
     Ingest(#[from] ingest::Error),
+    /// The slot's stream would leave something out.
+    #[error("the slot {0}")]
+    Untrusted(String),
     /// The server, the slot or the publication is not what the journal needs.
     #[error("{message}")]
     Refused {
@@ -91,7 +95,7 @@ impl Error {
     fn hint(&self) -> Option<String> {
         match self {
             Error::Postgres(error) | Error::Ingest(ingest::Error::Replication(error)) => error.hint(),
-            Error::Ingest(_) | Error::Refused { .. } => None,
+            Error::Ingest(_) | Error::Refused { .. } | Error::Untrusted(_) => None,
         }
     }
 
@@ -110,6 +114,7 @@ impl Classified for Error {
             Error::Postgres(error) => error.reason(),
             Error::Ingest(error) => error.reason(),
             Error::Refused { reason, .. } => *reason,
+            Error::Untrusted(_) => Reason::SlotLost,
         }
     }
 }
@@ -136,13 +141,17 @@ pub async fn run(
     let (mut keeper, gate) = gate::gate(&options.gate);
     let mut ingest = ingest.behind(gate);
     let mut pause = FIRST_PAUSE;
-    let mut carried = Carried { fresh, skipped: false, stuck: None };
+    let mut carried = Carried { fresh, skipped: false, stuck: None, untrusted: None };
     metrics::set(metrics::SOURCE_UNDECODABLE, 0.0);
     while !drain.started() {
         let begun = state.streams_begun();
         let keeper = keeper.as_mut();
         let attempt = stream_once(&options, &journal, &mut ingest, keeper, &mut carried, &state, &drain).await;
         let Err(error) = attempt else { continue };
+        if let Error::Ingest(error @ ingest::Error::HalfReplayed) = error {
+            tracing::error!("{error}");
+            return Err(error);
+        }
         let reason = error.reason();
         let told = error.told();
         carried.skipped |= matches!(error, Error::Ingest(_)) && reason == Reason::PublicationMissing;
@@ -150,6 +159,11 @@ pub async fn run(
         metrics::add(metrics::SOURCE_RECONNECTS, 1);
         if state.streams_begun() > begun {
             pause = FIRST_PAUSE;
+        }
+        if let Error::Untrusted(why) = &error {
+            tracing::warn!(reason = reason.as_str(), slot = options.slot, "the slot {why}");
+            carried.untrusted = Some(why.clone());
+            continue;
         }
         if let Error::Ingest(ingest::Error::Resent { .. }) = &error {
             tracing::warn!(reason = reason.as_str(), "{error}");
@@ -189,6 +203,8 @@ struct Carried {
     skipped: bool,
     /// A message that cannot be decoded.
     stuck: Option<Lsn>,
+    /// Why the slot's stream would leave something out, found out by beginning it.
+    untrusted: Option<String>,
 }
 
 /// One connection, from the first packet to its end.
@@ -212,14 +228,14 @@ async fn stream_once(
     });
     let sql = reached.sql.clone();
     let opened = async {
-        let (fresh, skipped) = (&mut carried.fresh, carried.skipped);
-        let prepared = prepare::prepare(options, journal, ingest, fresh, skipped, &mut reached, state).await?;
+        let prepared = prepare::prepare(options, journal, ingest, carried, &mut reached, state).await?;
         carried.skipped = false;
         state.reached(sql.clone());
         if let Some(keeper) = &keeper {
             keeper.close();
         }
         let stream = reached.replication.start(&options.slot, prepared.start, &options.publication).await?;
+        let stream = prepared.examined(stream, &sql, &options.slot).await?;
         Ok((stream, prepared))
     };
     let opened = tokio::select! {

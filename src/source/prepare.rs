@@ -4,8 +4,9 @@
 use std::time::Duration;
 
 use super::{
-    Error, Options, SourceState,
+    Carried, Error, Options, SourceState,
     course::Step,
+    orphan,
     reach::Reached,
     refused,
     slots::{self, Broken, Decision, Mending},
@@ -13,10 +14,16 @@ use super::{
 use crate::{
     failpoint,
     feed::Feed,
-    ingest::{Ingest, restart_lsn},
+    ingest::{self, Ingest, restart_lsn},
     journal::Journal,
     lsn::Lsn,
-    postgres::{self, preflight, publication, server, slot, sql::Sql},
+    postgres::{
+        self, decoding, preflight, publication,
+        replication::ReplicationStream,
+        server,
+        slot::{self, SlotState},
+        sql::Sql,
+    },
     reason::{Classified, Reason},
 };
 
@@ -28,22 +35,59 @@ pub(super) struct Prepared {
     pub start: Lsn,
     pub status_interval: Duration,
     pub publication_oid: u32,
+    /// The slot, where it came to this server from another one.
+    pub came_along: Option<SlotState>,
+}
+
+/// How long a stream may wait for transactions of the past before its slot counts as useless.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+impl Prepared {
+    /// Takes nothing from a stream that would leave something out. The slot is free again when this fails.
+    pub async fn examined(
+        &self,
+        mut stream: ReplicationStream,
+        sql: &Sql,
+        slot: &str,
+    ) -> Result<ReplicationStream, Error> {
+        let found = stream.consistency(self.start, self.status_interval, PATIENCE).await?;
+        match decoding::judge(found, self.start, self.came_along.as_ref()) {
+            Ok(()) => Ok(stream),
+            Err(why) => {
+                // One that waits for a transaction does not hear that the stream is to end.
+                let own = slot::state(sql, slot).await?.and_then(|slot| slot.active_pid);
+                stream.stop().await?;
+                let after = slot::state(sql, slot).await?.and_then(|slot| slot.active_pid);
+                if let Some(pid) = after.filter(|_| after == own) {
+                    slot::release(sql, slot, pid, PATIENCE).await?;
+                }
+                Err(Error::Untrusted(why))
+            }
+        }
+    }
 }
 
 pub(super) async fn prepare(
     options: &Options,
     journal: &Journal,
     ingest: &mut Ingest,
-    fresh: &mut bool,
-    skipped: bool,
+    carried: &mut Carried,
     reached: &mut Reached,
     state: &SourceState,
 ) -> Result<Prepared, Error> {
-    let Reached { sql, replication, step, .. } = reached;
+    let Reached { sql, replication, step, timeline_begins, .. } = reached;
     // A hub that was killed while it founded its journal has segments and no lineage.
-    *fresh |= journal.lineage().is_none();
+    carried.fresh |= journal.lineage().is_none();
     let sql = &**sql;
+    if ingest.replaying() && !matches!(step, Step::Stay) {
+        return Err(ingest::Error::HalfReplayed.into());
+    }
+    let mut left = Lsn::ZERO;
     if let Step::Follow(lineage) = step {
+        left = restart_lsn(ingest.complete());
+        if failpoint::planted("skip_cut") {
+            lineage.switch_lsn = left;
+        }
         let (from, switch) = (ingest.complete(), lineage.switch_lsn);
         failpoint::hit("before_lineage");
         let to = lineage.id();
@@ -63,8 +107,8 @@ pub(super) async fn prepare(
     };
     state.publishes(publication::published_tables(sql, &options.publication).await?);
     ingest.widen_near(server::current_xid8(sql).await?);
-    let found = slot::state(sql, &options.slot).await?;
-    let mut decision = slots::decide(&options.slot, found.as_ref(), *fresh, restart_lsn(ingest.complete()))?;
+    let found = orphan::end(options, sql, slot::state(sql, &options.slot).await?).await?;
+    let mut decision = slots::decide(&options.slot, found.as_ref(), carried.fresh, restart_lsn(ingest.complete()))?;
     let rebase = match step {
         Step::Rebase(lineage) => Some(lineage.clone()),
         _ => None,
@@ -77,8 +121,19 @@ pub(super) async fn prepare(
             None => Decision::Broken(Broken::Missing),
         };
     }
+    let came_along = found.clone().filter(|slot| decoding::came_along(slot, *timeline_begins));
+    if let Decision::Stream(_) | Decision::Broken(Broken::Ahead(_)) = decision
+        && let Some(why) = carried.untrusted.take()
+    {
+        decision = Decision::Broken(Broken::Untrusted(why));
+    }
+    if let Decision::Stream(_) = decision
+        && ingest.polled()
+    {
+        decision = Decision::Broken(Broken::Polled);
+    }
     if let Decision::Stream(start) = decision
-        && (skipped || ingest.replaying())
+        && (carried.skipped || ingest.replaying())
     {
         decision = Decision::Broken(Broken::Skips(start));
     }
@@ -98,14 +153,14 @@ pub(super) async fn prepare(
         (Decision::Create, Step::Begin(lineage)) => {
             let consistent_point = slots::create(options, sql, replication).await?;
             ingest.found(lineage.clone(), consistent_point).await?;
-            *fresh = false;
+            carried.fresh = false;
             consistent_point
         }
         (Decision::Adopt(confirmed_flush), Step::Begin(lineage)) => {
             tracing::info!(slot = options.slot, %confirmed_flush, "found the slot; the journal is new");
             ingest.found(lineage.clone(), confirmed_flush).await?;
             slots::set_failover(options, replication, found.as_ref()).await;
-            *fresh = false;
+            carried.fresh = false;
             confirmed_flush
         }
         (Decision::Create | Decision::Adopt(_), _) => {
@@ -117,6 +172,7 @@ pub(super) async fn prepare(
     {
         tracing::warn!(file = %options.rebase.display(), %error, "the rebase was done, its file cannot be removed");
     }
+    let start = if failpoint::planted("start_past_switch") { start.max(left) } else { start };
     journal.bound_xids(server::assign_xid(sql).await?);
     let end = server::wal_positions(sql).await?.insert;
     if start > end {
@@ -125,7 +181,7 @@ pub(super) async fn prepare(
     }
     let timeout = server::wal_sender_timeout(sql).await?;
     let status_interval = timeout.map_or(STATUS_INTERVAL, |timeout| STATUS_INTERVAL.min(timeout / 3));
-    Ok(Prepared { start, status_interval, publication_oid: publication.oid })
+    Ok(Prepared { start, status_interval, publication_oid: publication.oid, came_along })
 }
 
 fn missing(options: &Options) -> Error {

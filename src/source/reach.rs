@@ -12,6 +12,7 @@ use super::{
 use crate::{
     feed::Feed,
     journal::Journal,
+    lsn::Lsn,
     postgres::{
         conninfo::{ConnectOptions, HostSpec},
         lineage,
@@ -31,6 +32,8 @@ pub(super) struct Reached {
     pub replication: Replication,
     pub identity: Identity,
     pub step: Step,
+    /// Where the server's present timeline begins.
+    pub timeline_begins: Lsn,
 }
 
 /// The options with one server only.
@@ -109,10 +112,11 @@ pub(super) async fn one(options: &Options, connect: &ConnectOptions, journal: &J
         Ok(opened) => opened,
         Err(error) => return Err(prepare::explain(options, &sql, error).await),
     };
+    let timeline_begins = lineage::timeline_begins(&server)?;
     let history = journal.history();
     let known = journal.lineage();
     let rebase = course::rebase_asked(&options.rebase);
     let seen = |lineage: &crate::model::Lineage| history.rank(lineage.id()).is_some();
     let step = course::decide(known.as_deref(), server, rebase, seen)?;
-    Ok(Reached { sql, replication, identity, step })
+    Ok(Reached { sql, replication, identity, step, timeline_begins })
 }

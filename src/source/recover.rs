@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Instant};
 
 use super::{
-    Error,
+    Error, orphan,
     slots::{Broken, Mending},
 };
 use crate::{
@@ -57,6 +57,7 @@ pub(super) async fn from_log_tables(mending: &mut Mending<'_>, broken: &Broken) 
         slot: &options.slot,
         publication: mending.publication.clone(),
         failover_slot: options.failover_slot,
+        gate: &options.gate,
         blocked: &blocked,
     };
     match recovery.check::<ingest::Error>().await {
@@ -67,6 +68,7 @@ pub(super) async fn from_log_tables(mending: &mut Mending<'_>, broken: &Broken) 
     let (slot, from) = (&options.slot, recovery.cut);
     tracing::warn!(slot, %from, "the slot {broken}; recovering from the log tables");
     let begun = Instant::now();
+    orphan::note(options, mending.replication).await?;
     let done = recovery.run(mending.replication, &mut Writing(mending.ingest)).await;
     state.alarm(Reason::RecoveryBlocked, &[]);
     let done = match done {
@@ -93,6 +95,22 @@ impl Sink for Writing<'_> {
 
     fn has_replayed(&self, xid: u64) -> bool {
         self.0.has_replayed(xid)
+    }
+
+    fn may_poll(&self) -> bool {
+        !self.0.replaying()
+    }
+
+    fn polled(&self) -> bool {
+        self.0.polled()
+    }
+
+    async fn begin_poll(&mut self) -> Result<(), ingest::Error> {
+        self.0.begin_poll().await
+    }
+
+    async fn end_poll(&mut self) -> Result<(), ingest::Error> {
+        self.0.polled_up_to_here().await
     }
 
     async fn begin_replay(&mut self) -> Result<(), ingest::Error> {

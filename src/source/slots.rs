@@ -2,12 +2,12 @@
 //! a [`Broken`] slot, and [`mend`] is the one place that says what happens then.
 
 use super::{
-    Error, OnSlotLost, Options, SourceState,
+    Error, OnSlotLost, Options, SourceState, orphan,
     recover::{self, Recovered},
     refused,
 };
 use crate::{
-    ingest::{Ingest, restart_lsn},
+    ingest::{self, Ingest, restart_lsn},
     journal::Journal,
     lsn::Lsn,
     model::Lineage,
@@ -43,6 +43,10 @@ pub(super) enum Broken {
     Invalidated(String),
     /// It was acknowledged up to here by somebody else.
     Ahead(Lsn),
+    /// Its stream would leave something out; why.
+    Untrusted(String),
+    /// The journal ends with transactions that were polled from the log tables: others may have committed before.
+    Polled,
     /// For a part of the WAL behind here the publication does not exist.
     Skips(Lsn),
 }
@@ -53,6 +57,8 @@ impl std::fmt::Display for Broken {
             Broken::Missing => f.write_str("does not exist"),
             Broken::Invalidated(why) => write!(f, "was invalidated ({why})"),
             Broken::Ahead(confirmed) => write!(f, "was acknowledged up to {confirmed} elsewhere"),
+            Broken::Untrusted(why) => f.write_str(why),
+            Broken::Polled => f.write_str("was replaced while the log tables were polled, and that has not ended"),
             Broken::Skips(_) => f.write_str("covers WAL for which the publication does not exist"),
         }
     }
@@ -122,6 +128,9 @@ pub(super) async fn mend(mut mending: Mending<'_>, broken: &Broken) -> Result<Ls
             Recovered::Not(why) => why,
         }
     };
+    if mending.ingest.replaying() {
+        return Err(ingest::Error::HalfReplayed.into());
+    }
     if let Broken::Skips(start) = broken {
         tracing::warn!(slot = mending.options.slot, "the slot {broken}; the log tables cannot help: {why}");
         return Ok(*start); // the stream itself says what is wrong
@@ -136,7 +145,9 @@ async fn skip(mending: Mending<'_>, broken: &Broken, unrecovered: &str) -> Resul
     if !rebase && options.on_slot_lost == OnSlotLost::Stop {
         let to = match broken {
             Broken::Ahead(confirmed) => *confirmed,
-            Broken::Missing | Broken::Invalidated(_) | Broken::Skips(_) => server::wal_positions(sql).await?.insert,
+            Broken::Missing | Broken::Invalidated(_) | Broken::Untrusted(_) | Broken::Polled | Broken::Skips(_) => {
+                server::wal_positions(sql).await?.insert
+            }
         };
         let message = format!(
             "slot {:?} {broken}, and the journal ends at {from}: what was committed from {from} to {to} would be missing. \
@@ -149,15 +160,18 @@ async fn skip(mending: Mending<'_>, broken: &Broken, unrecovered: &str) -> Resul
     }
     let up_to = match broken {
         Broken::Ahead(confirmed) => *confirmed,
-        Broken::Missing | Broken::Invalidated(_) | Broken::Skips(_) => {
-            if let Broken::Invalidated(_) = broken {
+        Broken::Missing | Broken::Invalidated(_) | Broken::Untrusted(_) | Broken::Polled | Broken::Skips(_) => {
+            if let Broken::Invalidated(_) | Broken::Untrusted(_) | Broken::Polled = broken {
                 slot::drop(sql, &options.slot).await?;
             }
             create(options, sql, replication).await?
         }
     };
     crate::failpoint::hit("slot_remade");
-    let reason = format!("slot {:?} {broken}", options.slot);
+    let mut reason = format!("slot {:?} {broken}", options.slot);
+    if ingest.polled() {
+        reason += "; what was ending while the log tables were polled may be missing from before this point, too";
+    }
     let lineage = Lineage { epoch: lineage.epoch + u32::from(!rebase), switch_lsn: from, ..lineage };
     tracing::error!(slot = options.slot, %from, to = %up_to, "changes are missing: {reason}; going on behind them");
     ingest.skip(lineage, up_to, reason).await?;
@@ -166,6 +180,7 @@ async fn skip(mending: Mending<'_>, broken: &Broken, unrecovered: &str) -> Resul
 
 /// Makes the slot; its consistent point.
 pub(super) async fn create(options: &Options, sql: &Sql, replication: &mut Replication) -> Result<Lsn, Error> {
+    orphan::note(options, replication).await?;
     match replication.create_slot(&options.slot, options.failover_slot).await {
         Ok(created) => {
             let (point, failover) = (created.consistent_point, options.failover_slot && sql.version() >= 170_000);

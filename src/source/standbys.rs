@@ -6,8 +6,12 @@ use std::time::Duration;
 use super::{Error, course::Step, reach, refused, watch::Watch};
 use crate::{
     feed::StandbyStatus,
+    lsn::Lsn,
     metrics,
-    postgres::standby::{self, Seen},
+    postgres::{
+        shadow,
+        standby::{self, Seen},
+    },
     reason::Reason,
 };
 
@@ -29,12 +33,13 @@ impl Watch<'_> {
             let mut waiting = false;
             for spec in &others {
                 let confirmed = self.state.confirmed();
+                let kept = self.keep(spec, confirmed).await;
                 let seen = standby::look(&self.options.connect, spec, &self.options.slot, confirmed).await;
                 let (ready, detail) = match seen {
                     Seen::Standby(Ok(())) => (true, String::new()),
                     Seen::Standby(Err(why)) => {
                         waiting = true;
-                        (false, why)
+                        (false, kept.err().unwrap_or(why))
                     }
                     Seen::Away(why) => (false, why),
                     Seen::Primary => match self.gone_on(spec).await {
@@ -47,11 +52,23 @@ impl Watch<'_> {
                 standbys.push(StandbyStatus { server: spec.to_string(), ready, detail });
             }
             self.state.update(|status| status.standbys = standbys);
-            let helps = waiting && self.options.failover_slot && self.sql.version() >= 170_000;
+            let helps = waiting && self.options.failover_slot && self.sql.version() >= 160_000;
             if helps && let Err(error) = standby::log_snapshot(self.sql).await {
                 tracing::debug!(%error, "pg_log_standby_snapshot");
             }
             tokio::time::sleep(if helps { SOON } else { INTERVAL }).await;
+        }
+    }
+
+    /// On 16, where servers do not keep the slot in step, a slot of our own serves; why it does not, if it does not.
+    async fn keep(&self, spec: &crate::postgres::conninfo::HostSpec, confirmed: Option<Lsn>) -> Result<(), String> {
+        let wanted = self.options.failover_slot && (160_000..170_000).contains(&self.sql.version());
+        let Some(confirmed) = confirmed.filter(|_| wanted) else { return Ok(()) };
+        let (connect, slot) = (&self.options.connect, &self.options.slot);
+        let keeping = shadow::keep(connect, spec, slot, confirmed, self.sql);
+        match tokio::time::timeout(INTERVAL, keeping).await {
+            Ok(kept) => kept.map_err(|error| format!("a slot cannot be kept there: {error}")),
+            Err(_) => Err("a slot is being made there, which waits for open transactions".to_owned()),
         }
     }
 

@@ -299,6 +299,42 @@ async fn a_restore_to_the_past_is_told_in_parts() {
     assert_eq!(ids(&held(&left, Parsed::of(&left))), [0, -1]);
 }
 
+/// A base backup is recovered to a point in the past: the same system, a new timeline, no slot.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_recovery_to_a_point_in_time_is_followed() {
+    let mut stage = crate::harness::stage().sql(TABLE).setting("wal_keep_size", "1GB").start().await;
+    crate::logtables::install(&stage);
+    stage.db.run("INSERT INTO t VALUES (1, 'in the backup')").await;
+    crate::logtables::horizon(&stage).await;
+    let mut backup = stage.cluster.backup().await;
+    stage.db.run("INSERT INTO t VALUES (2, 'in the archive'); INSERT INTO t VALUES (3, 'in the archive')").await;
+    let target = stage.flushed().await;
+    let mut live = stage.client().subscribe(&Request::new().earliest()).await;
+    for id in 4..=6 {
+        stage.db.run(&format!("INSERT INTO t VALUES ({id}, 'a mistake')")).await;
+    }
+    live.until("everything", |log| log.commits() == 6).await;
+    let past = live.log.position().expect("a position");
+    stage.cluster.stop(crate::harness::Shutdown::Fast);
+    backup.restore(&stage.cluster, target).await;
+    let db = backup.connect().await;
+    db.run("INSERT INTO t VALUES (7, 'new')").await;
+    assert_eq!(db.number("SELECT count(*) FROM t").await, 4);
+    live.until("the new part", |log| log.commits() == 7).await;
+    let [told] = changed(&live.log)[..] else { panic!("{}", live.describe()) };
+    assert_eq!(told.retracted.len(), 3, "{told:?}");
+    assert!(lsn(&told.switch_lsn) >= target && lsn(&told.switch_lsn) < lsn(&past.lsn), "{told:?}");
+    let history = live.close();
+    held(&history, validators::formal(&history));
+    let left = kept(&history);
+    assert_eq!(ids(&held(&left, Parsed::of(&left))), [1, 2, 3, 7]);
+    let mut refused = stage.client().subscribe(&Request::new().after(&past)).await;
+    refused.fails_with("POSITION_DIVERGED").await;
+    pair::streaming(&backup).await;
+    let whole = stage.collect(Request::new().earliest()).await;
+    assert_eq!(ids(&held(&whole, validators::formal(&whole))), [1, 2, 3, 7]);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn another_system_needs_an_operators_word() {
     let mut pair = Pair::start(versions::default_major(), Slots::Lost, TABLE, &[]).await;

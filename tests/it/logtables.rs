@@ -59,7 +59,7 @@ pub async fn recoveries(stage: &Stage, times: usize) {
 }
 
 /// Everything from the beginning, held against the oracle across recoveries.
-async fn check(stage: &Stage, history: &History, exact_order: bool) -> validators::Counts {
+pub async fn check(stage: &Stage, history: &History, exact_order: bool) -> validators::Counts {
     let truth = stage.truth().await;
     let parsed = held(history, validators::formal(history));
     let counts = held(history, validators::recovered(&parsed, &truth, exact_order));

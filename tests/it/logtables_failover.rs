@@ -21,7 +21,7 @@ use crate::{
     logtables::PATIENCE,
 };
 
-fn install(pair: &Pair) {
+pub fn install(pair: &Pair) {
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_walcast"));
     command.args(["logtables", "install"]).env("WALCAST_DSN", pair.primary.dsn());
     let output = command.output().expect("walcast");
@@ -29,7 +29,7 @@ fn install(pair: &Pair) {
 }
 
 /// Waits until the journal has a horizon that was taken after the call, and the standby has what it covers.
-async fn horizon(pair: &Pair) {
+pub async fn horizon(pair: &Pair) {
     recorded(pair).await;
     pair.caught_up().await;
 }
@@ -47,7 +47,7 @@ async fn recorded(pair: &Pair) {
 }
 
 /// Waits until the hub has recovered this often.
-async fn recoveries(pair: &Pair, times: usize) {
+pub async fn recoveries(pair: &Pair, times: usize) {
     eventually(PATIENCE, || async {
         let found = pair.hub.log().matches("recovered from the log tables").count();
         if found == times { Ok(()) } else { Err(format!("{found} of {times}: {}", pair.hub.log_tail(5))) }
@@ -55,13 +55,13 @@ async fn recoveries(pair: &Pair, times: usize) {
     .await;
 }
 
-struct Seen {
-    retracted: usize,
-    replayed: usize,
+pub struct Seen {
+    pub retracted: usize,
+    pub replayed: usize,
 }
 
 /// A history across switches: formally right, and without what was taken back it is the survivor's history.
-async fn check(pair: &Pair, history: &History) -> Seen {
+pub async fn check(pair: &Pair, history: &History) -> Seen {
     let parsed = held(history, Parsed::of(history));
     held(history, validators::ordered(&parsed));
     held(history, validators::unique(&parsed));

@@ -3,6 +3,8 @@
 
 mod harness;
 
+mod chaos;
+mod chaos_seeds;
 mod checkpoints;
 mod connecting;
 mod crash;
@@ -10,8 +12,8 @@ mod demo;
 mod eager;
 mod errors;
 mod failover;
-mod failover_chaos;
 mod failover_histories;
+mod failover_trust;
 mod filters;
 mod harness_tests;
 mod isolation;
@@ -20,9 +22,11 @@ mod logtables;
 mod logtables_care;
 mod logtables_causes;
 mod logtables_failover;
+mod logtables_live;
 mod operating;
 mod outages;
 mod predicates;
+mod reconnecting;
 mod schema;
 mod security;
 mod snapshot;

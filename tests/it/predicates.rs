@@ -43,12 +43,12 @@ async fn refusal(stage: &Stage, request: &Request) -> Failure {
     failure
 }
 
-const TYPES: &str = "CREATE TYPE mood AS ENUM ('sad', 'ok');
+pub const TYPES: &str = "CREATE TYPE mood AS ENUM ('sad', 'ok');
     CREATE TABLE t (id int PRIMARY KEY, i2 int2, i8 int8, n numeric, f4 float4, f8 float8, b bool, s text, c char(5),
                     v varchar(20), d date, ts timestamp, tz timestamptz, iv interval, u uuid, x bytea, j jsonb, m mood,
                     a int[]);";
 
-const ROWS: &str = r"INSERT INTO t VALUES
+pub const ROWS: &str = r"INSERT INTO t VALUES
     (1, 1, 9007199254740993, 1.10, 0.1, 0.1, true, 'abc', 'ab', 'x', '2024-02-29', '2024-02-29 12:00:00.000001',
      '2024-02-29 12:00:00+02', '1 day', 'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11', '\xdead', '{}', 'sad', '{1,2}'),
     (2, -32768, -1, 1.1000000000000000000000000000000001, 'NaN', 'Infinity', false, '', '', 'it''s', 'infinity',
@@ -60,7 +60,7 @@ const ROWS: &str = r"INSERT INTO t VALUES
      '30 days', 'ffffffff-ffff-ffff-ffff-ffffffffffff', '\x00', '[]', 'ok', '{NULL}')";
 
 /// Predicates, and how PostgreSQL is asked where it is another text.
-const PREDICATES: &[(&str, &str)] = &[
+pub const PREDICATES: &[(&str, &str)] = &[
     ("i2 = 32767", ""),
     ("i2 <= -32768 OR i2 = 5", ""),
     ("i8 = 9007199254740993", ""),

@@ -79,6 +79,46 @@ async fn a_running_stream_takes_rows_of_some_tables() {
     assert_eq!(closed.code(), tonic::Code::FailedPrecondition);
 }
 
+/// A cancelled backfill has no end; the stream goes on, and another may begin.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backfill_is_cancelled_and_keeps_to_its_speed() {
+    let stage = stage().sql(ROWS).start().await;
+    let mut stream =
+        stage.client().subscribe(&Request::named("sub").latest().progress_every(Duration::from_millis(50))).await;
+    stream.until("opened", |log| log.opened().is_some()).await;
+    let start = |max_rows_per_second| {
+        let filter = pb::Filter { tables: vec!["public.items".into()], ..Default::default() };
+        let options = pb::SnapshotOptions { max_rows_per_second, ..Default::default() };
+        pb::BackfillRequest { filter: Some(filter), options: Some(options), ..order(BackfillAction::Start) }
+    };
+    let id = backfill(&stage, start(500)).await.expect("a backfill");
+    let rows = |log: &StreamLog| log.kinds().filter(|kind| matches!(kind, Kind::Change(_))).count();
+    stream.until("the first rows", |log| rows(log) > 0).await;
+    let cancel = pb::BackfillRequest { snapshot_id: id.clone(), ..order(BackfillAction::Cancel) };
+    assert_eq!(backfill(&stage, cancel).await.expect("cancelled"), id);
+    let token_is_gone = |log: &StreamLog| {
+        log.progress()
+            .next_back()
+            .and_then(|progress| progress.position.as_ref())
+            .is_some_and(|p| p.snapshot.is_empty())
+    };
+    stream.until("nothing is owed", token_is_gone).await;
+    let sent = rows(&stream.log);
+    assert!(sent < 3000, "too fast to be cancelled");
+    stage.db.run("UPDATE items SET name = 'y' WHERE id = 7").await;
+    stream.reaches(stage.goal().await).await;
+    assert_eq!((rows(&stream.log), ended(&stream.log)), (sent + 1, false), "nothing more was sent");
+    let began = std::time::Instant::now();
+    let again = backfill(&stage, start(2000)).await.expect("another backfill");
+    assert_ne!(again, id);
+    stream.until("snapshot_end", ended).await;
+    // A chunk goes out at once, and the pause behind it is as long as it is large: only the last is not paid for.
+    let took = began.elapsed();
+    assert!(took > Duration::from_millis(400), "3000 rows at 2000 per second took {took:?}");
+    assert_eq!(rows(&stream.log), sent + 1 + 3000);
+    held(&stream.close(), Ok(()));
+}
+
 /// A named subscriber that acknowledges goes on inside its snapshot; a consistent one is told that it starts over.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_checkpoint_inside_a_snapshot_is_gone_on_from() {
@@ -142,9 +182,108 @@ async fn the_command_copies_tables_into_files() {
     assert_eq!(run(&["public.*", "--to", "all.jsonl"]).0, Some(0));
     assert_eq!(read("all.jsonl").lines().count(), 3004);
     assert!(read("all.jsonl").contains(r#"{"table":"public.other","row":{"id":1}}"#));
+    stage.db.run("CREATE TABLE empty (id int PRIMARY KEY, name text)").await;
+    assert_eq!(run(&["public.empty", "--to", "empty.csv"]).0, Some(0));
+    assert_eq!(read("empty.csv"), "id,name\n");
     assert_eq!(run(&["public.*", "--to", "all.csv"]).0, Some(2), "one table in a CSV file");
     assert!(!stage.hub.dir().join("all.csv").exists() && !stage.hub.dir().join("all.csv.part").exists());
+    let tail = |format: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_walcast"));
+        command.args([
+            "tail",
+            "public.items",
+            "--from",
+            "snapshot",
+            "--stop-at-tail",
+            "--format",
+            format,
+            "--hub",
+            &url,
+        ]);
+        let output = command.output().expect("walcast tail");
+        assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let json = tail("json");
+    let events: Vec<serde_json::Value> = json.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let of = |name: &str| events.iter().filter(|event| event["event"] == name).collect::<Vec<_>>();
+    assert_eq!(of("snapshot_begin")[0]["mode"], "consistent", "{:?}", of("snapshot_begin"));
+    assert_eq!(of("snapshot_end")[0]["rows"], 3003);
+    assert!(tail("pretty").contains("snapshot of public.items: 3,003 rows"));
     let (code, text) = run(&["public.nothing", "--to", "n.csv"]);
     assert_eq!(code, Some(1));
     assert!(text.contains("TABLE_NOT_PUBLISHED"), "{text}");
+}
+
+const KINDS: &str = "CREATE TABLE kinds (
+        id bigint PRIMARY KEY, flag bool, small int2, word int4, o oid, real4 float4, real8 float8, price numeric(10,2),
+        big numeric(30,5), free numeric, raw bytea, label text, at timestamptz, local timestamp, day date, u uuid, doc jsonb,
+        list int[]);
+    INSERT INTO kinds VALUES
+        (1, true, -3, 2147483647, 4294967295, 1.5, 'NaN', -12.50, -1234567890123456789012345.00001, 1e40, '\\x00ff', 'ä,\"\"',
+         '2026-01-01 12:00+02', '1969-12-31 23:59:59.999999', '0044-03-15 BC', 'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11', '{\"a\": 1}',
+         '{1,NULL}');
+    INSERT INTO kinds (id) VALUES (2);
+    INSERT INTO kinds (id, price) SELECT n, n / 100.0 FROM generate_series(3, 40000) n";
+
+/// Read back by the reader of the crate, which takes nothing from the writer but the file.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_parquet_file_holds_what_the_table_holds() {
+    use parquet::{
+        file::reader::{FileReader, SerializedFileReader},
+        record::Field,
+    };
+    let stage = stage().sql(KINDS).sql("CREATE TABLE empty (id int PRIMARY KEY, name text)").start().await;
+    let url = format!("http://127.0.0.1:{}", stage.hub.grpc_port());
+    let run = |table: &str, to: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_walcast"));
+        command.args(["snapshot", table, "--to", to, "--hub", &url]).current_dir(stage.hub.dir());
+        let output = command.output().expect("walcast snapshot");
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let open = |name: &str| {
+        let file = std::fs::File::open(stage.hub.dir().join(name)).expect(name);
+        SerializedFileReader::new(file).expect("a Parquet file")
+    };
+    assert_eq!(run("public.kinds", "kinds.parquet"), (Some(0), String::new()));
+    let reader = open("kinds.parquet");
+    let mut rows: Vec<Vec<Field>> = Vec::new();
+    for row in reader.get_row_iter(None).expect("rows") {
+        rows.push(row.expect("a row").get_column_iter().map(|(_, field)| field.clone()).collect());
+    }
+    rows.sort_by_key(|row| match row[0] {
+        Field::Long(id) => id,
+        ref other => panic!("{other:?}"),
+    });
+    assert_eq!(rows.len(), 40_000);
+    let text = |text: &str| Field::Str(text.to_owned());
+    assert_eq!(
+        rows[0][1..6],
+        [Field::Bool(true), Field::Short(-3), Field::Int(i32::MAX), Field::Long(4_294_967_295), Field::Float(1.5)]
+    );
+    assert!(matches!(rows[0][6], Field::Double(nan) if nan.is_nan()));
+    let decimals: Vec<String> = rows[0][7..9].iter().map(ToString::to_string).collect();
+    assert_eq!(decimals, ["-12.50", "-1234567890123456789012345.00001"]);
+    assert_eq!(rows[0][9], text("10000000000000000000000000000000000000000"));
+    assert_eq!(rows[0][10], Field::Bytes(vec![0, 0xff].into()));
+    assert_eq!(rows[0][11], text("ä,\"\""));
+    assert_eq!(rows[0][12], Field::TimestampMicros(1_767_261_600_000_000));
+    assert_eq!(rows[0][13], Field::TimestampMicros(-1));
+    assert_eq!(rows[0][14], Field::Date(-735_160), "days before 1970");
+    assert_eq!(rows[0][15], text("a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11"));
+    assert_eq!(rows[0][17], text("{1,NULL}"));
+    assert!(rows[1][1..].iter().all(|field| *field == Field::Null), "{:?}", rows[1]);
+    assert_eq!(rows[39_999][7].to_string(), "400.00");
+
+    assert_eq!(run("public.empty", "empty.parquet").0, Some(0));
+    let empty = open("empty.parquet");
+    assert_eq!(empty.metadata().file_metadata().num_rows(), 0);
+    let columns = empty.metadata().file_metadata().schema().get_fields().iter().map(|field| field.name().to_owned());
+    assert_eq!(columns.collect::<Vec<_>>(), ["id", "name"]);
+
+    stage.db.run("UPDATE kinds SET at = 'infinity' WHERE id = 2").await;
+    let (code, message) = run("public.kinds", "again.parquet");
+    assert_eq!(code, Some(1));
+    assert!(message.contains("infinity in column \"at\" (timestamptz)"), "{message}");
+    assert!(!stage.hub.dir().join("again.parquet.part").exists());
 }

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 use walcast::wire::pb::{self, SnapshotMode, event::Kind};
 
 use crate::harness::{
@@ -189,21 +191,37 @@ async fn waits(db: &Db, condition: &str) {
     .await;
 }
 
-async fn insert_that_is_stuck(stage: &Stage, id: i32) -> tokio::task::JoinHandle<()> {
-    stage.db.run("ALTER SYSTEM SET synchronous_standby_names = 'nobody'").await;
-    stage.db.run("SELECT pg_reload_conf()").await;
-    let other = stage.cluster.connect().await;
-    let task = tokio::spawn(async move {
-        other.run(&format!("INSERT INTO items VALUES ({id}, 'stuck')")).await;
-    });
-    waits(&stage.db, "wait_event = 'SyncRep'").await;
-    task
+/// A commit that waits for a standby that does not exist.
+struct Stuck {
+    task: JoinHandle<()>,
+    /// Commits again and again until one waits: a reload does not hold at once.
+    probe: JoinHandle<()>,
+    stop: CancellationToken,
 }
 
-async fn release(stage: &Stage, stuck: tokio::task::JoinHandle<()>) {
+async fn stuck(stage: &Stage, statement: &str) -> Stuck {
+    stage.db.run("ALTER SYSTEM SET synchronous_standby_names = 'nobody'").await;
+    stage.db.run("SELECT pg_reload_conf()").await;
+    let (probing, stop) = (stage.cluster.connect().await, CancellationToken::new());
+    let stopped = stop.clone();
+    let probe = tokio::spawn(async move {
+        while !stopped.is_cancelled() {
+            probing.run("SELECT pg_logical_emit_message(true, 'probe', '')").await;
+        }
+    });
+    waits(&stage.db, "wait_event = 'SyncRep'").await;
+    let (other, text) = (stage.cluster.connect().await, statement.to_owned());
+    let task = tokio::spawn(async move { other.run(&text).await });
+    waits(&stage.db, "wait_event = 'SyncRep' AND query NOT LIKE '%probe%'").await;
+    Stuck { task, probe, stop }
+}
+
+async fn release(stage: &Stage, stuck: Stuck) {
+    stuck.stop.cancel();
     stage.db.run("ALTER SYSTEM RESET synchronous_standby_names").await;
     stage.db.run("SELECT pg_reload_conf()").await;
-    stuck.await.expect("released");
+    stuck.task.await.expect("released");
+    stuck.probe.await.expect("released");
 }
 
 /// A commit record that lies in front of the slot's beginning, of a transaction that nobody sees yet, would be neither in
@@ -226,7 +244,7 @@ async fn a_commit_that_nobody_sees_yet_is_not_lost() {
     let xid = two.text("SELECT pg_current_xact_id()::xid::text").await.expect("an xid");
     let lock = format!("pid IN (SELECT pid FROM pg_locks WHERE NOT granted AND transactionid::text = '{xid}')");
     waits(&stage.db, &lock).await;
-    let stuck = insert_that_is_stuck(&stage, 2).await;
+    let two_is_stuck = stuck(&stage, "INSERT INTO items VALUES (2, 'stuck')").await;
     two.run("ROLLBACK").await;
     stage.hub.ready().await;
     stage.streaming().await;
@@ -237,17 +255,17 @@ async fn a_commit_that_nobody_sees_yet_is_not_lost() {
         stream.close()
     });
     waits(&stage.db, "query LIKE '%a.wait_event = ''SyncRep''%' AND pid <> pg_backend_pid()").await;
-    release(&stage, stuck).await;
+    release(&stage, two_is_stuck).await;
     let history = rows_of.await.expect("the rows");
     assert_eq!(ids(&held(&history, validators::formal(&history))), [1, 2]);
 
-    let stuck = insert_that_is_stuck(&stage, 3).await;
+    let three_is_stuck = stuck(&stage, "INSERT INTO items VALUES (3, 'stuck')").await;
     stage.journaled().await;
     stage.hub.kill9();
     stage.hub.start().await;
     stage.streaming().await;
     for mode in [SnapshotMode::Consistent, SnapshotMode::Incremental] {
-        let mut stream = stage.client().subscribe(&slowly(mode, 0)).await;
+        let mut stream = stage.client().subscribe(&slowly(mode, 0).tables(&["public.*"])).await;
         stream.until("snapshot_end and the commit", |log| ended(log) && log.commits() == 1).await;
         let history = stream.close();
         let parsed = held(&history, validators::formal(&history));
@@ -255,7 +273,28 @@ async fn a_commit_that_nobody_sees_yet_is_not_lost() {
         let inserted: Vec<_> = parsed.items().map(|item| item.what.get("id").cloned()).collect();
         assert_eq!(inserted, [Some(Cell::Int(3))], "{mode:?}");
     }
-    release(&stage, stuck).await;
+    release(&stage, three_is_stuck).await;
+}
+
+/// The stream has an UPDATE without the TOASTed value that it left alone, the chunk still has the row as it was before. Neither
+/// is the row as it is: the chunk waits until it is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_chunk_waits_for_the_row_of_which_the_stream_has_a_part() {
+    let stage = stage()
+        .sql("CREATE TABLE wide (id int PRIMARY KEY, n int, body text); ALTER TABLE wide ALTER body SET STORAGE EXTERNAL")
+        .sql("INSERT INTO wide SELECT n, 0, repeat('x', 10000) FROM generate_series(1, 3) n")
+        .start()
+        .await;
+    let task = stuck(&stage, "UPDATE wide SET n = 1 WHERE id = 2").await;
+    stage.journaled().await;
+    let mut stream = stage.client().subscribe(&slowly(SnapshotMode::Incremental, 0).tables(&["public.*"])).await;
+    stream.until("the part and the row in front of it", |log| log.commits() == 1 && rows(log) == 1).await;
+    assert!(!ended(&stream.log), "{}", stream.describe());
+    release(&stage, task).await;
+    stream.until("snapshot_end", ended).await;
+    let history = stream.close();
+    assert_eq!(rows(history.last()), 3);
+    makes(&history, &stage.db, &["public.wide"], true).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

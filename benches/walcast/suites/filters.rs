@@ -89,7 +89,7 @@ impl Suites {
     async fn filtered(&mut self, case: &Case, rows: u64) -> Cost {
         let backlog = self.stage.backlog(TABLE, Shape::Small(1000), BEFORE).await;
         let slot = self.stage.copy(&backlog).await;
-        let mut hub = self.stage.hub(&slot, &[]);
+        let mut hub = self.stage.hub(&slot, &["--set", "limits.streams=12000", "--set", "limits.connections=12000"]);
         hub.start().await;
         // "latest" is behind these.
         let (first, _) = Client::start(&orders(&hub, 1, From::Earliest, Until::Changes(BEFORE))).finish();

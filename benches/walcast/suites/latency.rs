@@ -37,7 +37,7 @@ pub(super) struct Sample {
 }
 
 impl Sample {
-    fn of(mut latencies: Vec<u32>) -> Sample {
+    pub fn of(mut latencies: Vec<u32>) -> Sample {
         latencies.sort_unstable();
         let at = |share: f64| {
             let index = ((latencies.len() as f64 * share) as usize).min(latencies.len() - 1);
@@ -147,7 +147,7 @@ impl Suites {
     }
 
     /// Commits somewhat more than are waited for.
-    fn load(&self, rate: u64, changes: u64) -> Child {
+    pub(super) fn load(&self, rate: u64, changes: u64) -> Child {
         let script = process::scratch().join("stamp.sql");
         let insert = "INSERT INTO stamps (at) VALUES ((extract(epoch FROM clock_timestamp()) * 1000000)::int8);\n";
         std::fs::write(&script, insert).expect("script");

@@ -10,6 +10,7 @@ mod latency;
 mod memory;
 mod restart;
 mod snapshot;
+mod snapshot_effect;
 
 use super::{report::Report, stage::Stage};
 
@@ -35,6 +36,7 @@ const NAMES: &[&str] = &[
     "catch-up",
     "isolation",
     "snapshot",
+    "snapshot-effect",
     "clients",
 ];
 
@@ -67,6 +69,7 @@ impl Suites {
                 "memory" => self.memory().await,
                 "bytes" => self.bytes().await,
                 "snapshot" => self.snapshot().await,
+                "snapshot-effect" => self.snapshot_effect().await,
                 "clients" => self.clients().await,
                 "catch-up" => self.catch_up().await,
                 _ => self.isolation().await,

@@ -178,6 +178,31 @@ def prepare(request: dict[str, Any], goal: list[int]) -> tuple[dict[str, Any], d
     return client, request
 
 
+def reached(stream: walcast.Subscription) -> bool:
+    """Hands out transactions until the goal is reached, or something must not be missed."""
+    try:
+        for tx in stream:
+            say_transaction(tx)
+    except (errors.TimelineChangedError, errors.GapError) as loss:
+        say_loss(loss)
+        return False
+    except Reached:
+        return True
+    raise EOFError("the stream ended")
+
+
+async def reached_async(stream: walcast.AsyncSubscription) -> bool:
+    try:
+        async for tx in stream:
+            say_transaction(tx)
+    except (errors.TimelineChangedError, errors.GapError) as loss:
+        say_loss(loss)
+        return False
+    except Reached:
+        return True
+    raise EOFError("the stream ended")
+
+
 def main() -> int:
     goal: list[int] = []
     client_arguments, request = prepare(json.loads(sys.argv[1]), goal)
@@ -194,14 +219,9 @@ def main() -> int:
                         say_transaction(next(stream))
                 elif command == "until":
                     goal[:] = [lsn_to_int(argument)]
-                    while goal:
-                        try:
-                            for tx in stream:
-                                say_transaction(tx)
-                        except Reached:
-                            goal.clear()
-                        except (errors.TimelineChangedError, errors.GapError) as loss:
-                            say_loss(loss)
+                    while not reached(stream):
+                        pass
+                    goal.clear()
                 elif command == "ack":
                     stream.ack()
                 elif command == "flush":
@@ -237,14 +257,9 @@ async def main_async() -> int:
                         say_transaction(await stream.__anext__())
                 elif command == "until":
                     goal[:] = [lsn_to_int(argument)]
-                    while goal:
-                        try:
-                            async for tx in stream:
-                                say_transaction(tx)
-                        except Reached:
-                            goal.clear()
-                        except (errors.TimelineChangedError, errors.GapError) as loss:
-                            say_loss(loss)
+                    while not await reached_async(stream):
+                        pass
+                    goal.clear()
                 elif command == "ack":
                     stream.ack()
                 elif command == "flush":

@@ -138,23 +138,28 @@ def test_streamz_acknowledges_what_was_released(stage: Any) -> None:
         while len(got) < 2 or not acked(got[1][-1]):
             assert time.monotonic() < deadline, f"{len(got)} partitions"
             await asyncio.sleep(0.02)
-        await asyncio.sleep(0.5)
-        source.stop()
-        await asyncio.sleep(0.5)
+        source.stop()  # makes durable what was acknowledged, and closes the stream
+        while subscriber().connected:
+            assert time.monotonic() < deadline, "the stream stays open"
+            await asyncio.sleep(0.02)
         return got
 
-    def acked(tx: walcast.Transaction) -> bool:
+    def subscriber() -> Any:
         with walcast.Client(stage.hub.address) as client:
             (entry,) = [entry for entry in client.subscribers() if entry.name == "streamz"]
+        return entry
+
+    def acked(tx: walcast.Transaction) -> bool:
+        entry = subscriber()
         return (
             walcast.Position.from_pb(entry.checkpoint).reaches(tx.position) if entry.HasField("checkpoint") else False
         )
 
     got = asyncio.run(run())
     assert [[tx.changes[0].after["id"] for tx in part] for part in got] == [[0, 1, 2], [3, 4, 5]]
-    with walcast.Client(stage.hub.address) as client:
-        (entry,) = [entry for entry in client.subscribers() if entry.name == "streamz"]
-    assert walcast.Position.from_pb(entry.checkpoint) == got[1][-1].position, "the seventh is still held by partition"
+    assert walcast.Position.from_pb(subscriber().checkpoint) == got[1][-1].position, (
+        "the seventh is still held by partition"
+    )
 
 
 def test_the_examples(stage: Any, tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ use tokio::{
     sync::Notify,
 };
 use walcast_client::{
-    Change, Client, Error, Operation, Retry, Row, Subscription, TimeTz, Tls, Transaction, Transition, Value,
+    Backfill, Change, Client, Error, Gap, Operation, Retry, Row, Snapshot, SnapshotEvent, SnapshotMode, Start,
+    Subscription, TimeTz, TimelineChanged, Tls, Transaction, Transition, Value,
 };
 
 type Failure = Box<dyn std::error::Error>;
@@ -102,9 +103,48 @@ fn say_transaction(tx: &Transaction) -> Result<(), Failure> {
         "commit_lsn": tx.commit_lsn,
         "xid": tx.xid,
         "commit_time": tx.commit_time.map(time).transpose()?,
+        "snapshot": Some(&tx.snapshot_id).filter(|id| !id.is_empty()),
         "changes": changes,
     }));
     Ok(())
+}
+
+fn say_snapshot(event: &SnapshotEvent) {
+    say(&match event {
+        SnapshotEvent::Begin(begin) => {
+            let tables: Vec<_> = begin.tables.iter().map(|(table, _)| table).collect();
+            let (id, restarted) = (&begin.snapshot_id, begin.restarted);
+            json!({"event": "snapshot", "step": "begin", "snapshot": id, "restarted": restarted, "tables": tables})
+        }
+        SnapshotEvent::TableEnd { snapshot_id, table, rows } => {
+            json!({"event": "snapshot", "step": "table_end", "snapshot": snapshot_id, "table": table, "rows": rows})
+        }
+        SnapshotEvent::End { snapshot_id, position, rows } => {
+            let position = position.to_string();
+            json!({"event": "snapshot", "step": "end", "snapshot": snapshot_id, "rows": rows, "position": position})
+        }
+        other => panic!("{other:?}"),
+    });
+}
+
+fn say_forked(changed: &TimelineChanged) {
+    let retracted: Vec<_> = changed
+        .retracted
+        .iter()
+        .map(|entry| json!({"position": entry.position.to_string(), "xid": entry.begin.xid, "changes": entry.changes}))
+        .collect();
+    say(&json!({
+        "event": "timeline_changed",
+        "old_lineage": changed.old_lineage,
+        "new_lineage": changed.new_lineage,
+        "switch_lsn": changed.switch_lsn,
+        "position": changed.position.to_string(),
+        "retracted": retracted,
+    }));
+}
+
+fn say_gap(gap: &Gap) {
+    say(&json!({"event": "gap", "after": gap.after.to_string(), "up_to": gap.up_to.to_string()}));
 }
 
 fn say_error(error: &Error) {
@@ -160,6 +200,7 @@ fn subscribe(client: &Client, request: &Json, goal: &Arc<Goal>) -> Result<Subscr
         .auto_ack(request["auto_ack"].as_bool().unwrap_or(true))
         .window(request["window_events"].as_u64().unwrap_or(100_000), 8 << 20)
         .progress_interval(Duration::from_millis(200))
+        .on_snapshot(say_snapshot)
         .on_reconnect(|error, _| say(&json!({"event": "reconnect", "reason": error.reason.as_str()})))
         .on_progress(move |progress| {
             let lsn = walcast_client::lsn_to_u64(&progress.position.lsn).unwrap_or(0);
@@ -168,7 +209,11 @@ fn subscribe(client: &Client, request: &Json, goal: &Arc<Goal>) -> Result<Subscr
             }
         });
     if let Some(start) = request["start"].as_str() {
-        builder = builder.start(start.parse::<walcast_client::Start>()?);
+        builder = builder.start(start.parse::<Start>()?);
+    }
+    if let Some(mode) = request["snapshot_mode"].as_str() {
+        let mode = if mode == "incremental" { SnapshotMode::Incremental } else { SnapshotMode::Consistent };
+        builder = builder.start(Start::Snapshot(Snapshot { mode, ..Snapshot::default() }));
     }
     if let Some(seconds) = request["give_up_after"].as_f64() {
         builder = builder.retry(Retry { give_up_after: Some(Duration::from_secs_f64(seconds)), ..Retry::default() });
@@ -182,9 +227,12 @@ async fn until(stream: &mut Subscription, lsn: &str, goal: &Goal) -> Result<(), 
         tokio::select! {
             biased;
             () = goal.reached.notified() => break,
-            tx = stream.next() => match tx.transpose()? {
-                Some(tx) => say_transaction(&tx)?,
-                None => break,
+            tx = stream.next() => match tx.transpose() {
+                Ok(Some(tx)) => say_transaction(&tx)?,
+                Ok(None) => break,
+                Err(Error::TimelineChanged(changed)) => say_forked(&changed),
+                Err(Error::Gap(gap)) => say_gap(&gap),
+                Err(error) => return Err(error.into()),
             },
         }
     }
@@ -211,6 +259,17 @@ async fn run(request: &Json) -> Result<(), Failure> {
             "flush" => {
                 let checkpoint = stream.flush().await?.map(|position| position.to_string());
                 say(&json!({"event": "flushed", "checkpoint": checkpoint}));
+            }
+            "backfill" => {
+                let rows = Backfill { tables: vec![argument.to_owned()], ..Backfill::default() };
+                let id = client.start_backfill(request["subscriber"].as_str().unwrap_or_default(), rows).await?;
+                say(&json!({"event": "backfill", "snapshot": id}));
+            }
+            "retracted" => {
+                let mut retracted = client.subscription().read_retracted(argument).await?;
+                while let Some(tx) = retracted.next().await.transpose()? {
+                    say_transaction(&tx)?;
+                }
             }
             other => return Err(format!("{other}: no such command").into()),
         }

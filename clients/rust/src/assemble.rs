@@ -93,6 +93,11 @@ fn position(message: Option<pb::Position>) -> Result<Position, Error> {
 }
 
 impl Assembler {
+    /// Whether a transaction has begun that is not complete.
+    pub(crate) fn is_within_transaction(&self) -> bool {
+        self.open.is_some()
+    }
+
     pub(crate) fn new(decoders: Decoders, max_transaction_bytes: usize) -> Self {
         Assembler {
             decoders,

@@ -10,6 +10,7 @@ use crate::{
     filter::Rule,
     model::{Gap, Progress, SnapshotEvent, TimelineChanged},
     pb,
+    retracted::RetractedTransactions,
     retry::Retry,
 };
 
@@ -236,6 +237,19 @@ impl SubscriptionBuilder {
         match self.wrong {
             Some(wrong) => Err(wrong),
             None => Ok(Subscription::new(self.target, self.options)),
+        }
+    }
+
+    /// Rather than to subscribe: reads the transactions that a failover took back, for as long as the journal retains them.
+    /// Of what was said here that counts which selects and decodes. The lineage is `TimelineChanged::old_lineage`, or that of
+    /// a position which the hub refuses with [`Reason::PositionDiverged`](crate::Reason::PositionDiverged).
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if something that was said makes no sense; else if the hub refuses or does not answer.
+    pub async fn read_retracted(self, lineage: &str) -> Result<RetractedTransactions, Error> {
+        match self.wrong {
+            Some(wrong) => Err(wrong),
+            None => RetractedTransactions::open(&self.target, lineage, self.options).await,
         }
     }
 }

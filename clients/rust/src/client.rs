@@ -9,7 +9,6 @@ use crate::{
     connect::{DEADLINE, Target, Tls, Token},
     decode::Decoders,
     pb::{self, admin_service_client::AdminServiceClient, change_stream_service_client::ChangeStreamServiceClient},
-    position::Snapshot,
 };
 
 /// A walcast hub. Cheap to make and to clone: connections are opened by calls, one for each subscription.
@@ -137,15 +136,15 @@ impl Client {
         Ok(relations.into_iter().map(|relation| Relation::new(relation, &Decoders::default())).collect())
     }
 
-    /// Starts a snapshot of tables into a running subscription; its identifier.
+    /// Starts a snapshot of tables into the open stream of a subscriber, in incremental mode; its identifier.
     #[allow(clippy::missing_errors_doc)]
-    pub async fn start_backfill(&self, subscriber: &str, tables: &[&str], how: Snapshot) -> Result<String, Error> {
-        let tables = tables.iter().map(|glob| (*glob).to_owned()).collect();
+    pub async fn start_backfill(&self, subscriber: &str, rows: Backfill) -> Result<String, Error> {
+        let Backfill { tables, r#where, max_rows_per_second } = rows;
         let request = pb::BackfillRequest {
             subscriber: subscriber.into(),
             action: pb::BackfillAction::Start.into(),
-            filter: Some(pb::Filter { tables, ..Default::default() }),
-            options: Some(how.into()),
+            filter: Some(pb::Filter { tables, r#where, ..Default::default() }),
+            options: Some(pb::SnapshotOptions { max_rows_per_second, ..Default::default() }),
             ..Default::default()
         };
         Ok(self.backfill_call(request).await?.snapshot_id)
@@ -169,6 +168,17 @@ impl Client {
         let call = |channel, request| async move { ChangeStreamServiceClient::new(channel).backfill(request).await };
         self.call(request, call).await
     }
+}
+
+/// Which rows go into an open stream, and how fast.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Backfill {
+    /// Globs over `schema.table`; none is all that the subscription has.
+    pub tables: Vec<String>,
+    /// A predicate over columns; empty is all rows.
+    pub r#where: String,
+    /// Bound on the load on the source; 0 is unlimited.
+    pub max_rows_per_second: u32,
 }
 
 /// What to do with a backfill that was started.

@@ -1,6 +1,6 @@
 //! Addresses, credentials, channels, and a codec that leaves responses as bytes.
 
-use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{marker::PhantomData, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::{Buf, Bytes};
 use prost::Message;
@@ -11,12 +11,13 @@ use tonic::{
     transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity, Uri},
 };
 
-use crate::{Error, error::HubError, pb::ConsumeRequest};
+use crate::{Error, error::HubError};
 
 pub(crate) const CLIENT: &str = concat!("walcast-rust/", env!("CARGO_PKG_VERSION"));
 /// Of unary calls. Streams have none.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 pub(crate) const CONSUME: &str = "/walcast.v1.ChangeStreamService/Consume";
+pub(crate) const READ_RETRACTED: &str = "/walcast.v1.ChangeStreamService/ReadRetracted";
 
 /// A bearer token that is asked for at each connection and call.
 pub(crate) type Token = Arc<dyn Fn() -> String + Send + Sync>;
@@ -130,34 +131,39 @@ fn is_loopback(host: &str) -> bool {
 }
 
 /// Requests as messages, responses as bytes: credit is counted in bytes, and rows are read straight from them.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct RawCodec;
+pub(crate) struct RawCodec<M>(PhantomData<fn(M)>);
 
-impl Codec for RawCodec {
-    type Encode = ConsumeRequest;
-    type Decode = Bytes;
-    type Encoder = RawCodec;
-    type Decoder = RawCodec;
-
-    fn encoder(&mut self) -> RawCodec {
-        RawCodec
-    }
-
-    fn decoder(&mut self) -> RawCodec {
-        RawCodec
+impl<M> Default for RawCodec<M> {
+    fn default() -> Self {
+        RawCodec(PhantomData)
     }
 }
 
-impl Encoder for RawCodec {
-    type Item = ConsumeRequest;
+impl<M: Message + 'static> Codec for RawCodec<M> {
+    type Encode = M;
+    type Decode = Bytes;
+    type Encoder = RawCodec<M>;
+    type Decoder = RawCodec<M>;
+
+    fn encoder(&mut self) -> RawCodec<M> {
+        RawCodec::default()
+    }
+
+    fn decoder(&mut self) -> RawCodec<M> {
+        RawCodec::default()
+    }
+}
+
+impl<M: Message> Encoder for RawCodec<M> {
+    type Item = M;
     type Error = Status;
 
-    fn encode(&mut self, request: ConsumeRequest, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
+    fn encode(&mut self, request: M, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
         request.encode(buffer).map_err(|error| Status::internal(error.to_string()))
     }
 }
 
-impl Decoder for RawCodec {
+impl<M> Decoder for RawCodec<M> {
     type Item = Bytes;
     type Error = Status;
 

@@ -261,7 +261,7 @@ impl Core {
         grpc.ready().await.map_err(HubError::from)?;
         let requests = self.target.request(Requests::new(self.outbox.clone()))?;
         let path = http::uri::PathAndQuery::from_static(CONSUME);
-        let responses = grpc.streaming(requests, path, RawCodec).await?.into_inner();
+        let responses = grpc.streaming(requests, path, RawCodec::default()).await?.into_inner();
         Ok(Stream { responses, _channel: channel })
     }
 

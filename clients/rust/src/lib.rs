@@ -33,6 +33,7 @@ mod model;
 mod outbox;
 mod position;
 mod relation;
+mod retracted;
 mod retry;
 mod subscription;
 mod value;
@@ -45,7 +46,7 @@ pub mod pb {
 }
 
 pub use builder::SubscriptionBuilder;
-pub use client::{BackfillAction, Client, ClientBuilder};
+pub use client::{Backfill, BackfillAction, Client, ClientBuilder};
 pub use connect::Tls;
 pub use decode::Decoder;
 pub use error::{Error, HubError, Reason};
@@ -53,8 +54,9 @@ pub use model::{
     Begin, Change, Event, Gap, Message, Opened, Operation, Progress, Retracted, SnapshotBegin, SnapshotEvent,
     TimelineChanged, Transaction, Transition, Truncate,
 };
-pub use position::{Position, Snapshot, Start, lsn_to_u64};
+pub use position::{Position, Snapshot, SnapshotMode, Start, lsn_to_u64};
 pub use relation::{Column, Relation, ReplicaIdentity, Row};
+pub use retracted::RetractedTransactions;
 pub use retry::Retry;
 pub use subscription::{Closer, Subscription};
 pub use value::{Interval, Numeric, Range, TimeTz, Value};

@@ -82,18 +82,34 @@ impl From<Position> for pb::Position {
     }
 }
 
+/// How the rows of a snapshot are read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SnapshotMode {
+    /// As the hub chooses by the size of the tables.
+    #[default]
+    HubChooses,
+    /// All tables as of one point, in front of all changes.
+    Consistent,
+    /// In chunks between changes, which go on meanwhile.
+    Incremental,
+}
+
 /// How a snapshot is read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
-    /// In chunks between changes, rather than all tables as of one point.
-    pub incremental: bool,
+    /// In which order.
+    pub mode: SnapshotMode,
     /// Bound on the load on the source; 0 is unlimited.
     pub max_rows_per_second: u32,
 }
 
 impl From<Snapshot> for pb::SnapshotOptions {
     fn from(snapshot: Snapshot) -> Self {
-        let mode = if snapshot.incremental { pb::SnapshotMode::Incremental } else { pb::SnapshotMode::Consistent };
+        let mode = match snapshot.mode {
+            SnapshotMode::HubChooses => pb::SnapshotMode::Unspecified,
+            SnapshotMode::Consistent => pb::SnapshotMode::Consistent,
+            SnapshotMode::Incremental => pb::SnapshotMode::Incremental,
+        };
         pb::SnapshotOptions { mode: mode.into(), max_rows_per_second: snapshot.max_rows_per_second }
     }
 }

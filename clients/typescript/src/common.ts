@@ -1,11 +1,11 @@
 export * from "./errors.js";
 export { identifier, type Literal, literal, where } from "./filters.js";
-export type { Subscriber } from "./hub.js";
+export type { Hub, Subscriber } from "./hub.js";
 export type {
   Change, Column, Event, Gap, Message, Opened, Operation, Progress, Relation, Retracted, SnapshotBegin, SnapshotEnd,
   SnapshotEvent, SnapshotTableEnd, TimelineChanged, Transaction, Transition, TruncateStatement,
 } from "./model.js"; // prettier-ignore
-export type { Logger, Rule, Selection, SubscribeOptions } from "./options.js";
+export type { BackfillOptions, Logger, RetractedOptions, Rule, Selection, SubscribeOptions } from "./options.js";
 export { arrayOf, type Decoder, multirangeOf, rangeOf } from "./parse.js";
 export { parseLsn, Position } from "./position.js";
 export * from "./reasons.js";

@@ -124,6 +124,11 @@ export class Core {
 
   // -- opening and failing
 
+  /** Whether a transaction has begun that is not complete. */
+  get withinTransaction(): boolean {
+    return this.open !== undefined;
+  }
+
   /** The first request of a new stream. */
   openRequest(): ConsumeRequest {
     if (this.open !== undefined && this.streaming) {

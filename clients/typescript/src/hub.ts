@@ -1,5 +1,6 @@
 import { create, type DescMessage, fromBinary, type MessageInitShape, type MessageShape, toBinary } from "@bufbuild/protobuf";
-import { ClosedError } from "./errors.js";
+import { Core } from "./core.js";
+import { ClosedError, ProtocolError } from "./errors.js";
 import { filterMessage } from "./filters.js";
 import {
   BackfillAction,
@@ -14,13 +15,14 @@ import {
   ListRelationsResponseSchema,
   ListSubscribersRequestSchema,
   ListSubscribersResponseSchema,
+  ReadRetractedRequestSchema,
   ResetSubscriberRequestSchema,
   ResetSubscriberResponseSchema,
 } from "./gen/walcast/v1/walcast_pb.js";
-import { Relation } from "./model.js";
-import { type Logger, type SubscribeOptions, WARNINGS } from "./options.js";
+import { Relation, Transaction } from "./model.js";
+import { type BackfillOptions, type Logger, type RetractedOptions, type SubscribeOptions, WARNINGS } from "./options.js";
 import { Position } from "./position.js";
-import { snapshotMessage, type SnapshotOptions, type Start, startMessage } from "./start.js";
+import { type Start, startMessage } from "./start.js";
 import { Subscription } from "./subscription.js";
 import { type Connection, PATHS, type Transport, UNARY_DEADLINE } from "./transport.js";
 
@@ -108,16 +110,48 @@ export class Hub implements AsyncDisposable {
     return response.relations.map((relation) => new Relation(relation, new Map()));
   }
 
-  /** Starts a snapshot of tables into a running subscription. Its identifier. */
-  async startBackfill(subscriber: string, tables: readonly string[], options: SnapshotOptions = {}): Promise<string> {
-    const filter = filterMessage({ tables });
+  /**
+   * The transactions that a failover took back: the end of a lineage that never happened on the next one, for as long as the
+   * journal retains it. The lineage is `TimelineChanged.oldLineage`, or that of a position which the hub refuses with
+   * PositionDivergedError. Ends by itself; is not resumed when the connection breaks.
+   */
+  async *readRetracted(lineage: string, options: RetractedOptions = {}): AsyncGenerator<Transaction, void, undefined> {
+    if (this.closed) throw new ClosedError();
+    const { signal } = options;
+    signal?.throwIfAborted();
+    const core = new Core(options, this.transport.maxMessageBytes, this.log);
+    const filter = filterMessage(options);
+    const request = create(ReadRetractedRequestSchema, { oldLineage: lineage, ...(filter === undefined ? {} : { filter }) });
+    const connection = await this.transport.connect();
+    const responses = connection.stream(PATHS.readRetracted, toBinary(ReadRetractedRequestSchema, request));
+    const stop = (): void => responses.close();
+    signal?.addEventListener("abort", stop, { once: true });
+    try {
+      for (let bytes = await responses.read(); bytes !== undefined; bytes = await responses.read()) {
+        core.receive(bytes);
+        for (let item = core.poll(); item !== undefined; item = core.poll()) if (item instanceof Transaction) yield item;
+      }
+      if (core.withinTransaction) throw new ProtocolError("the stream ended inside a transaction");
+    } catch (error) {
+      signal?.throwIfAborted();
+      throw error;
+    } finally {
+      signal?.removeEventListener("abort", stop);
+      responses.close();
+      connection.close();
+    }
+  }
+
+  /** Starts a snapshot of tables into the open stream of a subscriber, in incremental mode. Its identifier. */
+  async startBackfill(subscriber: string, tables: readonly string[], options: BackfillOptions = {}): Promise<string> {
+    const filter = filterMessage({ tables, where: options.where ?? "" });
     const response = await this.unary(
       PATHS.backfill,
       BackfillRequestSchema,
       {
         subscriber,
         action: BackfillAction.START,
-        options: snapshotMessage(options),
+        options: { maxRowsPerSecond: options.maxRowsPerSecond ?? 0 },
         ...(filter === undefined ? {} : { filter }),
       },
       BackfillResponseSchema,

@@ -1,10 +1,14 @@
 import { readFile } from "node:fs/promises";
 import { toBinary } from "@bufbuild/protobuf";
-import { type ChannelCredentials, Client, type ClientDuplexStream, credentials, Metadata, type ServiceError } from "@grpc/grpc-js";
+import {
+  type ChannelCredentials, Client, type ClientDuplexStream, type ClientReadableStream, credentials, Metadata, type ServiceError,
+} from "@grpc/grpc-js"; // prettier-ignore
 import { type HubError, WalcastError } from "./errors.js";
 import { type ConsumeRequest, ConsumeRequestSchema } from "./gen/walcast/v1/walcast_pb.js";
 import { fromStatus } from "./status.js";
-import { type Call, type Connection, IDENTIFICATION, metadataOf, PATHS, type Token, type Transport } from "./transport.js";
+import {
+  type Call, type Connection, IDENTIFICATION, metadataOf, PATHS, type Responses, type Token, type Transport,
+} from "./transport.js"; // prettier-ignore
 
 /** How to connect with TLS. Files are PEM and read anew for each connection, so that renewed certificates are used. */
 export interface TLS {
@@ -26,12 +30,12 @@ function same(bytes: Buffer): Buffer {
   return bytes;
 }
 
-class GrpcCall implements Call {
+class GrpcResponses<S extends ClientReadableStream<Buffer>> implements Responses {
   private failure: HubError | undefined;
   private ended = false;
   private wake: () => void = () => undefined;
 
-  constructor(private readonly stream: ClientDuplexStream<Buffer, Buffer>) {
+  constructor(protected readonly stream: S) {
     stream.on("readable", () => this.wake());
     stream.on("end", () => {
       this.ended = true;
@@ -64,12 +68,18 @@ class GrpcCall implements Call {
     }
   }
 
-  send(request: ConsumeRequest): void {
-    if (!this.ended && this.failure === undefined) this.stream.write(Buffer.from(toBinary(ConsumeRequestSchema, request)));
+  protected get over(): boolean {
+    return this.ended || this.failure !== undefined;
   }
 
   close(): void {
     this.stream.cancel();
+  }
+}
+
+class GrpcCall extends GrpcResponses<ClientDuplexStream<Buffer, Buffer>> implements Call {
+  send(request: ConsumeRequest): void {
+    if (!this.over) this.stream.write(Buffer.from(toBinary(ConsumeRequestSchema, request)));
   }
 }
 
@@ -83,6 +93,10 @@ class GrpcConnection implements Connection {
     const call = new GrpcCall(this.client.makeBidiStreamRequest(PATHS.consume, same, same, this.metadata));
     call.send(first);
     return call;
+  }
+
+  stream(path: string, request: Uint8Array): Responses {
+    return new GrpcResponses(this.client.makeServerStreamRequest(path, same, same, Buffer.from(request), this.metadata));
   }
 
   unary(path: string, request: Uint8Array, deadline: number): Promise<Uint8Array> {

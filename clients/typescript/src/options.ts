@@ -32,6 +32,24 @@ export interface Selection {
   rules?: readonly Rule[];
 }
 
+/** What of the retracted transactions is wanted, and how values are decoded. */
+export interface RetractedOptions extends Selection {
+  /** json and jsonb parsed (default), or as text, which keeps numbers exact. */
+  json?: "parsed" | "text";
+  /** Decoders by type name, as "public.mood". */
+  types?: Readonly<Record<string, Decoder>>;
+  /** Ends it; the loop throws its reason. */
+  signal?: AbortSignal;
+}
+
+/** Which rows of a table a backfill reads, and how fast. */
+export interface BackfillOptions {
+  /** Only rows for which this holds. */
+  where?: string;
+  /** Upper bound for the load on the source; 0 is unlimited. */
+  maxRowsPerSecond?: number;
+}
+
 /** What a subscription selects, where it starts and how it behaves. Times are in milliseconds. */
 export interface SubscribeOptions extends Selection {
   /** A durable name; none for an anonymous subscription, which has no checkpoint. */

@@ -7,7 +7,7 @@ import { parseLsn, Position } from "./position.js";
 
 /** How a snapshot is taken. */
 export interface SnapshotOptions {
-  /** In chunks between changes, which go on meanwhile; otherwise all tables are read as of one point. */
+  /** In chunks between changes, which go on meanwhile; false: all tables as of one point. Without it the hub chooses by size. */
   incremental?: boolean;
   /** Upper bound for the load on the source; 0 is unlimited. */
   maxRowsPerSecond?: number;
@@ -22,7 +22,7 @@ export type Start = string | Position | Date | { snapshot: SnapshotOptions };
 /** @internal */
 export function snapshotMessage(options: SnapshotOptions): SnapshotMessage {
   return create(SnapshotOptionsSchema, {
-    mode: options.incremental === true ? SnapshotMode.INCREMENTAL : SnapshotMode.CONSISTENT,
+    mode: options.incremental === undefined ? SnapshotMode.UNSPECIFIED : options.incremental ? SnapshotMode.INCREMENTAL : SnapshotMode.CONSISTENT,
     maxRowsPerSecond: options.maxRowsPerSecond ?? 0,
   });
 }

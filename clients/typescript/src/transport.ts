@@ -6,19 +6,25 @@ export const IDENTIFICATION = `walcast-typescript/${VERSION}`;
 /** Deadline of unary calls in milliseconds. Streams have none. */
 export const UNARY_DEADLINE = 30_000;
 
-/** One stream. */
-export interface Call {
-  /** The next response; undefined when the stream ended with OK. Rejects with HubError. */
+/** A stream of responses. */
+export interface Responses {
+  /** The next one; undefined when the stream ended with OK. Rejects with HubError. */
   read(): Promise<Uint8Array | undefined>;
-  send(request: ConsumeRequest): void;
   /** Ends it; `read` ends too. */
   close(): void;
+}
+
+/** The stream of a subscription. */
+export interface Call extends Responses {
+  send(request: ConsumeRequest): void;
 }
 
 /** One connection, shared with nobody. */
 export interface Connection {
   /** `acknowledgement` makes a unary request of a position, for transports whose streams go one way. */
   consume(first: ConsumeRequest, acknowledgement: (position: Position) => AcknowledgeRequest | undefined): Call;
+  /** The responses to one request. */
+  stream(path: string, request: Uint8Array): Responses;
   /** Rejects with HubError. */
   unary(path: string, request: Uint8Array, deadline: number): Promise<Uint8Array>;
   close(): void;
@@ -47,6 +53,7 @@ export const PATHS = {
   consume: `${SERVICE}/Consume`,
   acknowledge: `${SERVICE}/Acknowledge`,
   backfill: `${SERVICE}/Backfill`,
+  readRetracted: `${SERVICE}/ReadRetracted`,
   listRelations: `${SERVICE}/ListRelations`,
   getStatus: `${ADMIN}/GetStatus`,
   listSubscribers: `${ADMIN}/ListSubscribers`,

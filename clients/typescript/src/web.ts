@@ -16,7 +16,9 @@ import { Hub } from "./hub.js";
 import { type Logger, WARNINGS } from "./options.js";
 import { Position } from "./position.js";
 import { fromStatus } from "./status.js";
-import { type Call, type Connection, metadataOf, PATHS, type Token, type Transport, UNARY_DEADLINE } from "./transport.js";
+import {
+  type Call, type Connection, metadataOf, PATHS, type Responses, type Token, type Transport, UNARY_DEADLINE,
+} from "./transport.js"; // prettier-ignore
 
 export * from "./common.js";
 
@@ -121,9 +123,17 @@ class WebConnection implements Connection {
 
   consume(first: ConsumeRequest, acknowledgement: (position: Position) => AcknowledgeRequest | undefined): Call {
     if (first.request.case !== "open") throw new TypeError("the first request opens");
+    return {
+      ...this.stream(PATHS.subscribe, toBinary(SubscribeRequestSchema, first.request.value)),
+      send: ({ request }) => {
+        if (request.case === "acknowledge") this.acknowledge(acknowledgement(Position.fromMessage(request.value)));
+      },
+    };
+  }
+
+  stream(path: string, request: Uint8Array): Responses {
     const stop = new AbortController();
-    const signal = AbortSignal.any([stop.signal, this.stop.signal]);
-    const frames = this.post(PATHS.subscribe, toBinary(SubscribeRequestSchema, first.request.value), signal);
+    const frames = this.post(path, request, AbortSignal.any([stop.signal, this.stop.signal]));
     frames.catch(() => undefined); // read tells
     return {
       read: async () => {
@@ -132,9 +142,6 @@ class WebConnection implements Connection {
         } catch (error) {
           throw error instanceof HubError ? error : lostBy(error);
         }
-      },
-      send: ({ request }) => {
-        if (request.case === "acknowledge") this.acknowledge(acknowledgement(Position.fromMessage(request.value)));
       },
       close: () => stop.abort(),
     };
@@ -173,9 +180,9 @@ export interface WebOptions {
   log?: Logger;
 }
 
-/** A walcast hub behind gRPC-web. */
+/** A walcast hub, spoken to in gRPC-web. */
 export class WebClient extends Hub {
-  /** `https://host[:port]` of what answers gRPC-web. */
+  /** `https://host[:port]` of the hub, which has to let the page in: `web_origins` in its configuration. */
   constructor(base: string, options: WebOptions = {}) {
     const log = options.log ?? WARNINGS;
     const maxMessageBytes = options.maxMessageBytes ?? 64 << 20;
@@ -184,5 +191,9 @@ export class WebClient extends Hub {
       connect: async () => new WebConnection(base.replace(/\/+$/, ""), await metadataOf(options.token), maxMessageBytes, log),
     };
     super(transport, log);
+    const { protocol, hostname } = new URL(base);
+    if (options.token !== undefined && protocol === "http:" && !/^(?:localhost|127\.[\d.]+|\[::1\])$/.test(hostname)) {
+      log.warn(`the token goes to ${hostname} in clear text: use https`);
+    }
   }
 }

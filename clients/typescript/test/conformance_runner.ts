@@ -1,7 +1,10 @@
-/** TypeScript's runner for clients/conformance: one subscription, driven by lines on stdin. */
+/** TypeScript's runner for clients/conformance: one subscription, driven by lines on stdin. With `web` before the request: the browser's client. */
 import { createInterface } from "node:readline";
 import {
   Client,
+  type Event,
+  GapError,
+  type Hub,
   HubError,
   Interval,
   parseLsn,
@@ -12,11 +15,13 @@ import {
   type Change,
   type SubscribeOptions,
   Timestamp,
+  TimelineChangedError,
   type TLS,
   type Transaction,
   UNCHANGED,
   Unrepresentable,
 } from "../src/index.js";
+import { WebClient } from "../src/web.js";
 
 interface Request {
   address: string;
@@ -24,6 +29,7 @@ interface Request {
   tls?: TLS;
   subscriber?: string;
   start?: string;
+  snapshot_mode?: "consistent" | "incremental";
   tables?: string[];
   exclude_tables?: string[];
   operations?: Change["operation"][];
@@ -82,6 +88,7 @@ function sayTransaction(tx: Transaction): void {
     position: tx.position.toString(),
     commit_lsn: tx.commitLsn,
     xid: Number(tx.xid),
+    snapshot: tx.snapshotId === "" ? null : tx.snapshotId,
     commit_time: tx.commitTime?.toString() ?? null,
     changes: tx.changes.map((change) => ({
       operation: change.operation,
@@ -95,17 +102,49 @@ function sayTransaction(tx: Transaction): void {
   });
 }
 
+function saySnapshot(event: Event): void {
+  if (event.kind === "snapshotBegin") {
+    const { snapshotId: snapshot, restarted, tables } = event;
+    say("snapshot", { step: "begin", snapshot, restarted, tables: tables.map(({ table }) => table) });
+  } else if (event.kind === "snapshotTableEnd") {
+    say("snapshot", { step: "table_end", snapshot: event.snapshotId, table: event.table, rows: Number(event.rows) });
+  } else if (event.kind === "snapshotEnd") {
+    say("snapshot", { step: "end", snapshot: event.snapshotId, rows: Number(event.rows), position: event.position.toString() });
+  }
+}
+
+function sayLoss({ event }: TimelineChangedError | GapError): void {
+  if (event.kind === "gap") {
+    say("gap", { after: event.after.toString(), up_to: event.upTo.toString() });
+    return;
+  }
+  say("timeline_changed", {
+    old_lineage: event.oldLineage,
+    new_lineage: event.newLineage,
+    switch_lsn: event.switchLsn,
+    position: event.position.toString(),
+    retracted: event.retracted.map(({ position, transaction, changes }) => ({
+      position: position.toString(),
+      xid: Number(transaction.xid),
+      changes: Number(changes),
+    })),
+  });
+}
+
 class Reached extends Error {}
 
-async function main(): Promise<number> {
-  const request = JSON.parse(process.argv[2] ?? "") as Request;
-  let goal: bigint | undefined;
+function connect(request: Request, web: boolean): Hub {
   const log = { info: (text: string) => console.error(text), warn: (text: string) => console.error(text) };
-  const client = new Client(request.address, {
-    log,
-    ...(request.token === undefined ? {} : { token: request.token }),
-    ...(request.tls === undefined ? {} : { tls: request.tls }),
-  });
+  const token = request.token === undefined ? {} : { token: request.token };
+  if (!web) return new Client(request.address, { log, ...token, ...(request.tls === undefined ? {} : { tls: request.tls }) });
+  return new WebClient(request.address.includes("://") ? request.address : `http://${request.address}`, { log, ...token });
+}
+
+async function main(): Promise<number> {
+  const web = process.argv[2] === "web";
+  const request = JSON.parse(process.argv[web ? 3 : 2] ?? "") as Request;
+  let goal: bigint | undefined;
+  const client = connect(request, web);
   const options: SubscribeOptions = {
     tables: request.tables ?? [],
     excludeTables: request.exclude_tables ?? [],
@@ -119,8 +158,10 @@ async function main(): Promise<number> {
     onProgress: (progress) => {
       if (goal !== undefined && parseLsn(progress.position.lsn) >= goal) throw new Reached();
     },
+    onSnapshot: saySnapshot,
     onReconnect: (error) => say("reconnect", { reason: error.reason }),
     ...(request.start === undefined ? {} : { start: request.start }),
+    ...(request.snapshot_mode === undefined ? {} : { start: { snapshot: { incremental: request.snapshot_mode === "incremental" } } }),
     ...(request.window_events === undefined ? {} : { windowEvents: request.window_events }),
   };
   const stream = client.subscribe(options);
@@ -135,15 +176,22 @@ async function main(): Promise<number> {
           sayTransaction(tx);
         }
       } else if (command === "until") {
-        goal = parseLsn(argument);
-        try {
-          for await (const tx of stream) sayTransaction(tx);
-        } catch (error) {
-          if (!(error instanceof Reached)) throw error;
+        for (goal = parseLsn(argument); goal !== undefined; ) {
+          try {
+            for await (const tx of stream) sayTransaction(tx);
+          } catch (error) {
+            if (error instanceof Reached) goal = undefined;
+            else if (error instanceof TimelineChangedError || error instanceof GapError) sayLoss(error);
+            else throw error;
+          }
         }
-        goal = undefined;
       } else if (command === "ack") stream.ack();
       else if (command === "flush") say("flushed", { checkpoint: String(await stream.flush()) });
+      else if (command === "backfill") {
+        say("backfill", { snapshot: await client.startBackfill(request.subscriber ?? "", [argument]) });
+      } else if (command === "retracted") {
+        for await (const tx of client.readRetracted(argument)) sayTransaction(tx);
+      }
       else throw new Error(`no such command: ${command ?? ""}`);
       say("done");
     }

@@ -173,6 +173,10 @@ impl Follower {
                 }
                 Ok(Some(Item::Other(Kind::TimelineChanged(changed))))
             }
+            Kind::SnapshotEnd(end) => {
+                self.resume.clone_from(&end.position);
+                Ok(Some(Item::Other(Kind::SnapshotEnd(end))))
+            }
             other => Ok(Some(Item::Other(other))),
         }
     }

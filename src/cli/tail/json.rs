@@ -175,7 +175,18 @@ fn other(kind: &Kind) -> Map<String, Value> {
                 "reason": gap.reason,
             }),
         ),
-        Kind::SnapshotBegin(snapshot) => ("snapshot_begin", json!({ "snapshot_id": snapshot.snapshot_id })),
+        Kind::SnapshotBegin(begin) => (
+            "snapshot_begin",
+            json!({
+                "snapshot_id": begin.snapshot_id,
+                "mode": begin.mode().as_str_name().trim_start_matches("SNAPSHOT_MODE_").to_ascii_lowercase(),
+                "restarted": begin.restarted,
+                "tables": begin.tables.iter().map(|table| json!({
+                    "table": table.table,
+                    "estimated_rows": table.estimated_rows,
+                })).collect::<Vec<_>>(),
+            }),
+        ),
         Kind::SnapshotTableEnd(end) => {
             ("snapshot_table_end", json!({ "snapshot_id": end.snapshot_id, "table": end.table, "rows": end.rows }))
         }

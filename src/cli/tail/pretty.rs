@@ -202,6 +202,12 @@ impl View {
                     |position: &Option<pb::Position>| position.as_ref().map_or("?", |p| p.lsn.as_str()).to_owned();
                 self.note(out, &format!("gap from {} to {}: {}", lsn(&gap.after), lsn(&gap.up_to), gap.reason));
             }
+            Kind::SnapshotBegin(begin) => {
+                let rows: i64 = begin.tables.iter().map(|table| table.estimated_rows.max(0)).sum();
+                let again = if begin.restarted { " starts over" } else { "" };
+                let tables = plural(begin.tables.len() as u64, "table");
+                self.note(out, &format!("snapshot{again}: {tables}, about {}", plural(rows.unsigned_abs(), "row")));
+            }
             Kind::SnapshotTableEnd(end) => {
                 self.note(out, &format!("snapshot of {}: {}", end.table, plural(end.rows, "row")));
             }

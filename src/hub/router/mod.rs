@@ -10,6 +10,7 @@
 
 mod index;
 mod log;
+mod patience;
 mod table;
 mod tiers;
 

@@ -2,7 +2,7 @@
 //! runs beside the streams: what it does for a change does not depend on how many groups there are. A residual predicate
 //! costs an evaluation for each change of its table, and ten thousand of them cost more than everything else in the hub
 //! together, so they are evaluated in threads that yield to everything else: to ingest above all, because what is not
-//! taken in is WAL that the primary has to keep. The first [`KEEPING_UP`] share a thread that keeps up as long as there
+//! taken in is WAL that the primary has to keep ([`patience`](super::patience)). The first [`KEEPING_UP`] share a thread that keeps up as long as there
 //! is CPU time to be had; further ones are spread over threads that come last, one for each core, which read what has left the
 //! memory from the journal. So predicates never delay changes, nor the many the few: only the streams that have them lag.
 
@@ -10,11 +10,12 @@ use std::{
     io,
     sync::{Arc, Weak, atomic::Ordering},
     thread,
+    time::Instant,
 };
 
 use tokio::{runtime::Handle, sync::watch};
 
-use super::{Ahead, Router};
+use super::{Ahead, Router, patience::Patience};
 use crate::{
     feed::{Feed, Fetched, Marks},
     hub::group::Groups,
@@ -23,9 +24,17 @@ use crate::{
 
 /// Groups with residual predicates that share the thread that keeps up.
 const KEEPING_UP: usize = if cfg!(test) { 2 } else { 128 };
-/// Of the threads that evaluate, 0 to 19 ([setpriority(2)](https://man7.org/linux/man-pages/man2/setpriority.2.html)).
-const KEEPING_UP_NICE: i32 = 10;
-const LAGGING_NICE: i32 = 19;
+const FEW: Place = Place { nice: 10, share: 0.25 };
+const MANY: Place = Place { nice: 19, share: 0.05 };
+
+/// Of a thread that evaluates.
+#[derive(Clone, Copy)]
+struct Place {
+    /// 0 to 19 ([setpriority(2)](https://man7.org/linux/man-pages/man2/setpriority.2.html)).
+    nice: i32,
+    /// Of a core, while others want it.
+    share: f64,
+}
 
 pub(in crate::hub) struct Routers {
     /// Of the groups without residual predicates.
@@ -63,13 +72,13 @@ impl Routers {
         if let Some(running) = Running::begin(&routers.indexed, groups, feed) {
             tokio::spawn(running.beside_streams());
         }
-        let evaluators = std::iter::once((&routers.keeping_up, KEEPING_UP_NICE))
-            .chain(routers.lagging.iter().map(|router| (router, LAGGING_NICE)));
-        for (router, nice) in evaluators.filter(|(router, _)| router.members.load(Ordering::Relaxed) > 0) {
+        let evaluators =
+            std::iter::once((&routers.keeping_up, FEW)).chain(routers.lagging.iter().map(|router| (router, MANY)));
+        for (router, place) in evaluators.filter(|(router, _)| router.members.load(Ordering::Relaxed) > 0) {
             let Some(running) = Running::begin(router, groups, feed) else { continue };
             let runtime = Handle::current();
             let thread = thread::Builder::new().name("predicates".to_owned());
-            if let Err(error) = thread.spawn(move || running.evaluate(&runtime, nice)) {
+            if let Err(error) = thread.spawn(move || running.evaluate(&runtime, place)) {
                 tracing::error!(%error, "no thread for predicates: streams evaluate their own");
             }
         }
@@ -108,10 +117,11 @@ impl Running {
         }
     }
 
-    fn evaluate(mut self, runtime: &Handle, nice: i32) {
-        if let Err(error) = rustix::process::nice(nice).map_err(io::Error::from) {
+    fn evaluate(mut self, runtime: &Handle, place: Place) {
+        if let Err(error) = rustix::process::nice(place.nice).map_err(io::Error::from) {
             tracing::warn!(%error, "predicates are evaluated at the priority of everything else");
         }
+        let mut patience = Patience::new(place.share);
         let mut lineage = self.marks.borrow().tail.lineage;
         while runtime.block_on(self.marks.changed()).is_ok() {
             self.router.published.begin(self.marks.borrow_and_update().next_block);
@@ -122,13 +132,20 @@ impl Running {
                 if std::mem::replace(&mut lineage, marks.tail.lineage) != marks.tail.lineage {
                     self.router.wake_everybody();
                 }
-                let mut cursor = match self.router.step(&*feed, marks, None) {
+                let began = Instant::now();
+                let step = self.router.step(&*feed, marks, None);
+                patience.give_way(began.elapsed());
+                let mut cursor = match step {
                     Ahead::Done => break,
                     Ahead::Routed => continue,
                     Ahead::Cold(cursor) => cursor,
                 };
                 match runtime.block_on(feed.fetch(&mut cursor)) {
-                    Ok(Fetched::Block(block)) => self.router.route(&block, &*feed, None),
+                    Ok(Fetched::Block(block)) => {
+                        let began = Instant::now();
+                        self.router.route(&block, &*feed, None);
+                        patience.give_way(began.elapsed());
+                    }
                     Ok(Fetched::AtTail) => break,
                     // Whoever needs it reads it and finds out.
                     Err(_) => self.router.lose(marks),

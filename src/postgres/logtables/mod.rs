@@ -21,6 +21,7 @@ use super::{
     replication::{identifier, literal},
     sql::{Sql, get, text},
 };
+use crate::failpoint;
 
 pub use row::{Field, fields};
 
@@ -257,6 +258,10 @@ pub async fn status(sql: &Sql) -> Result<Status> {
 /// Empties what the snapshot covers; how many leaves that were.
 pub async fn prune(sql: &Sql, upto: &str) -> Result<u64> {
     let row = sql.one("SELECT walcast.prune($1::text::pg_snapshot)", &[text(&upto)]).await?;
+    if failpoint::planted("prune_too_many") {
+        let next = "SELECT 'TRUNCATE walcast.log_' || (leaf + 2) % 3 FROM walcast.settings";
+        sql.batch(&get::<String>(&sql.one(next, &[]).await?, 0)?).await?;
+    }
     Ok(get::<i32>(&row, 0)?.unsigned_abs().into())
 }
 

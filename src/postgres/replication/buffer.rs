@@ -41,6 +41,12 @@ impl Buffer {
         self.bytes[self.start..self.end].first().copied()
     }
 
+    /// The same with the first byte of its body.
+    pub(super) fn tag_and_kind(&self) -> Option<(u8, u8)> {
+        let front = self.bytes[self.start..self.end].first_chunk::<6>()?;
+        Some((front[0], front[5]))
+    }
+
     /// Consumes the frame at the front, if it is complete: its tag and body.
     pub(super) fn next(&mut self) -> Result<Option<(u8, &[u8])>> {
         let Some(length) = self.frame_length()? else { return Ok(None) };

@@ -139,6 +139,11 @@ impl Channel {
         self.input.tag()
     }
 
+    /// The same with the first byte of its body.
+    pub(super) fn peek_inside(&self) -> Option<(u8, u8)> {
+        self.input.tag_and_kind()
+    }
+
     /// The next message, notices logged and left out. For everything but the stream of changes.
     pub(super) async fn answer(&mut self) -> Result<Answer> {
         loop {
@@ -149,7 +154,10 @@ impl Channel {
             match tag {
                 b'E' => return Ok(Answer::Error(frame::notice(body))),
                 b'W' => return Ok(Answer::CopyBoth),
-                b'N' => tracing::info!(notice = %frame::notice(body), "notice from the source"),
+                b'N' => match frame::notice(body) {
+                    notice if notice.severity == "LOG" => tracing::debug!(%notice, "from the source"),
+                    notice => tracing::info!(%notice, "notice from the source"),
+                },
                 // NegotiateProtocolVersion and whatever a later server adds cannot follow a start-up with 3.0.
                 _ => {
                     let mut whole = BytesMut::with_capacity(body.len() + 5);

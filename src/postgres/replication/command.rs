@@ -9,6 +9,7 @@ use crate::{
     postgres::{
         error::{Error, Phase, Result},
         server::Identity,
+        slot::BACKEND,
     },
 };
 
@@ -50,6 +51,13 @@ impl Replication {
             Some([_, Some(content)]) => Ok(content.clone()),
             _ => Err(Error::Protocol("the answer to TIMELINE_HISTORY".into())),
         }
+    }
+
+    /// This session's server process and when it began, as [`slot::backend`](crate::postgres::slot::backend) has it.
+    pub async fn backend(&mut self) -> Result<String> {
+        let rows = self.rows(&format!("{BACKEND} pg_catalog.pg_backend_pid()")).await?;
+        let first = rows.into_iter().next().and_then(|row| row.into_iter().next().flatten());
+        first.ok_or_else(|| Error::Protocol("the server does not know the session's process".into()))
     }
 
     /// Creates a logical pgoutput slot without exporting a snapshot. The server first waits for every transaction that
@@ -99,6 +107,10 @@ impl Replication {
     /// verifies, and one byte that is not UTF-8 would end the stream at the same place for ever (22021).
     pub(super) async fn take_bytes_as_they_are(&mut self) -> Result<()> {
         self.rows("SET client_encoding = 'SQL_ASCII'").await.map(drop)
+    }
+
+    pub(super) async fn hear_where_decoding_is_consistent(&mut self) -> Result<()> {
+        self.rows("SET client_min_messages = log").await.map(drop)
     }
 
     pub(super) async fn query(&mut self, command: &str) -> Result<()> {

@@ -73,6 +73,7 @@ pub(super) fn notice(body: &[u8]) -> Notice {
             b'M' => notice.message = value,
             b'D' => notice.detail = Some(value),
             b'H' => notice.hint = Some(value),
+            b'R' => notice.routine = value,
             _ => {}
         }
     }

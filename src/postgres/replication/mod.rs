@@ -15,6 +15,7 @@
 mod buffer;
 mod channel;
 mod command;
+mod consistent;
 mod frame;
 mod pace;
 mod startup;
@@ -35,7 +36,7 @@ use super::{
 use crate::lsn::Lsn;
 
 pub(super) use self::startup::PINNED;
-pub use self::{command::CreatedSlot, frame::Frame};
+pub use self::{command::CreatedSlot, consistent::Consistency, frame::Frame};
 
 /// Between the epochs of Unix and PostgreSQL (2000-01-01).
 const EPOCH: Duration = Duration::from_secs(946_684_800);
@@ -87,6 +88,7 @@ impl Replication {
     ///
     /// A missing publication is not noticed here but with the first change.
     pub async fn start(mut self, slot: &str, from: Lsn, publication: &str) -> Result<ReplicationStream> {
+        self.hear_where_decoding_is_consistent().await?;
         let command = format!(
             "START_REPLICATION SLOT {} LOGICAL {from} (proto_version '1', publication_names {}, messages 'true')",
             identifier(slot),

@@ -146,19 +146,29 @@ async fn a_connection_beyond_the_limit_is_closed_and_room_is_used_again() {
 #[tokio::test]
 async fn one_connection_opens_no_more_streams_than_it_may() {
     use std::sync::atomic::Ordering;
+
+    use tonic_types::StatusExt as _;
     let server = start(Options { streams_per_connection: 2, ..Options::default() }).await;
     server.hub.scripts.lock().extend([Script::Stuck, Script::Stuck, Script::Stuck]);
     let mut client = server.changes().await;
     let first = within(client.subscribe(pb::SubscribeRequest::default())).await.unwrap();
     let _second = within(client.subscribe(pb::SubscribeRequest::default())).await.unwrap();
-    let mut other = client.clone();
-    let third = tokio::spawn(async move { other.subscribe(pb::SubscribeRequest::default()).await });
-    // Another connection's call comes later and passes; the third stream is still waiting then.
+    let refused = within(client.subscribe(pb::SubscribeRequest::default())).await.unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted);
+    let details = refused.get_error_details();
+    assert_eq!(details.error_info().unwrap().reason, "TOO_MANY_STREAMS");
+    assert!(details.retry_info().unwrap().retry_delay.is_some());
+    // Other calls and other connections are not concerned.
+    within(client.list_relations(pb::ListRelationsRequest::default())).await.unwrap();
     within(server.changes().await.subscribe(pb::SubscribeRequest::default())).await.unwrap();
-    assert!(!third.is_finished());
     assert!(server.hub.open.load(Ordering::SeqCst) <= 3);
     drop(first);
-    within(third).await.unwrap().unwrap();
+    within(async {
+        while client.subscribe(pb::SubscribeRequest::default()).await.is_err() {
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+    })
+    .await;
 }
 
 #[test]

@@ -127,7 +127,7 @@ impl<'a> Decimal<'a> {
     }
 
     /// As a literal, if it is short enough for PostgreSQL to take it whatever its sign and scale.
-    pub fn to_text(&self) -> Option<String> {
+    pub fn to_text(self) -> Option<String> {
         const DIGITS: i64 = 4000;
         let digits: String = self.significant().map(char::from).collect();
         let fits = |exponent: i64| exponent.abs() + digits.len() as i64 <= DIGITS;

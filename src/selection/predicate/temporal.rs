@@ -378,7 +378,7 @@ mod tests {
 
     #[test]
     fn texts_are_read_back() {
-        for micros in [0, 1, -1, DAY - 1, -DAY, 700_000_000_000_000_123, -60_000_000_000_000_000, INFINITY, i64::MIN] {
+        for micros in [0, 1, -1, DAY - 1, -DAY, 200_000_000_000_000_123, -60_000_000_000_000_000, INFINITY, i64::MIN] {
             let text = timestamp_text(micros, "+00").unwrap();
             assert_eq!(timestamptz(text.as_bytes()), Some(micros), "{text}");
         }

@@ -17,7 +17,7 @@ use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage};
 use super::{
     process::{self, Account},
     versions,
-    wait::eventually_blocking,
+    wait::{eventually, eventually_blocking},
 };
 
 /// How `pg_ctl stop -m` names it.
@@ -221,16 +221,15 @@ impl Cluster {
         let _ = server.wait();
     }
 
-    /// A streaming standby of this server, made by copying the files between start and stop of a backup (the npm
-    /// binaries carry no pg_basebackup). Takes no turn of its own, so that tests with two servers cannot deadlock.
-    pub async fn standby(&self, settings: &[(&str, &str)]) -> Cluster {
-        let dir = process::fresh_dir("standby");
+    /// The files of this server as of now, without slots and not started: what a base backup is.
+    pub async fn backup(&self) -> Cluster {
+        let dir = process::fresh_dir("backup");
         process::give_to_server(&dir);
         let db = self.connect().await;
         let (start, stop) = if self.major >= 15 {
-            ("SELECT pg_backup_start('standby', true)", "SELECT labelfile FROM pg_backup_stop(false)")
+            ("SELECT pg_backup_start('backup', true)", "SELECT labelfile FROM pg_backup_stop(false)")
         } else {
-            ("SELECT pg_start_backup('standby', true, false)", "SELECT labelfile FROM pg_stop_backup(false, false)")
+            ("SELECT pg_start_backup('backup', true, false)", "SELECT labelfile FROM pg_stop_backup(false, false)")
         };
         db.query(start, &[]).await.expect("backup start");
         copy(&self.data_dir(), &dir.join("data"));
@@ -240,17 +239,49 @@ impl Cluster {
         for slot in fs::read_dir(data.join("pg_replslot")).expect("pg_replslot").flatten() {
             fs::remove_dir_all(slot.path()).expect("slot directory");
         }
-        for (name, text) in [("backup_label", label.as_str()), ("standby.signal", "")] {
-            fs::write(data.join(name), text).expect(name);
-            process::give_to_server(&data.join(name));
-        }
-        let mut standby = Cluster { major: self.major, bin: self.bin.clone(), dir, port: 0, server: None, _slot: None };
+        let backup = Cluster { major: self.major, bin: self.bin.clone(), dir, port: 0, server: None, _slot: None };
+        backup.put("backup_label", &label);
+        backup
+    }
+
+    fn put(&self, name: &str, text: &str) {
+        let path = self.data_dir().join(name);
+        fs::write(&path, text).expect(name);
+        process::give_to_server(&path);
+    }
+
+    /// A streaming standby of this server, made by copying the files between start and stop of a backup (the npm
+    /// binaries carry no pg_basebackup). Takes no turn of its own, so that tests with two servers cannot deadlock.
+    pub async fn standby(&self, settings: &[(&str, &str)]) -> Cluster {
+        let mut standby = self.backup().await;
+        standby.put("standby.signal", "");
         let primary = format!("host=127.0.0.1 port={} user=postgres dbname=postgres", self.port);
         let mut all = vec![("primary_conninfo", primary.as_str()), ("hot_standby_feedback", "on")];
         all.extend_from_slice(settings);
         standby.configure(&all);
         standby.resume();
         standby
+    }
+
+    /// Starts a backup as the server was at an LSN, on a new timeline, at the port of the server that it was taken from.
+    /// That one has been stopped; its WAL is the archive.
+    pub async fn restore(&mut self, from: &Cluster, target: walcast::lsn::Lsn) {
+        assert!(from.server.is_none(), "the server runs");
+        self.put("recovery.signal", "");
+        let fetch = format!("cp \"{}/pg_wal/%f\" \"%p\"", from.data_dir().display());
+        let (target, port) = (target.to_string(), from.port.to_string());
+        self.configure(&[
+            ("restore_command", &fetch),
+            ("recovery_target_lsn", &target),
+            ("recovery_target_action", "promote"),
+            ("port", &port),
+        ]);
+        self.resume();
+        eventually(Duration::from_secs(60), || async {
+            let recovers = self.connect().await.text("SELECT pg_is_in_recovery()").await;
+            if recovers.as_deref() == Some("f") { Ok(()) } else { Err("still in recovery") }
+        })
+        .await;
     }
 
     /// Ends recovery and waits until the server takes writes.
@@ -331,7 +362,7 @@ impl Permit {
     fn take() -> Permit {
         let cpus = std::thread::available_parallelism().map_or(2, |n| n.get());
         let limit = std::env::var("WALCAST_TEST_CLUSTERS").ok().and_then(|text| text.parse().ok());
-        let limit = limit.unwrap_or(cpus.clamp(2, 8));
+        let limit = limit.unwrap_or((cpus * 2).clamp(3, 8));
         let mut running = RUNNING.0.lock().expect("permits");
         while *running >= limit {
             running = RUNNING.1.wait(running).expect("permits");

@@ -181,6 +181,26 @@ impl History {
         self.streams.iter().map(StreamLog::changes).sum()
     }
 
+    /// Writes every event to a file that outlives the test, a line each; its path.
+    pub fn keep(&self) -> String {
+        let name = if self.subscriber.is_empty() { "anonymous" } else { &self.subscriber };
+        let dir = std::path::Path::new(env!("CARGO_TARGET_TMPDIR"));
+        let file = dir.join(format!("history-{}-{name}-{:08x}.txt", std::process::id(), fastrand::u32(..)));
+        let mut text = format!("{}\nfilter {:?}\n", self.note, self.filter);
+        for stream in &self.streams {
+            text += &format!(
+                "\nstream {} start {:?} resumes after {:?}\n",
+                stream.number, stream.start, stream.resumes_after
+            );
+            text += &stream.last_lines(usize::MAX);
+            text += &format!("ended {:?}\n", stream.end);
+        }
+        match std::fs::write(&file, text) {
+            Ok(()) => file.display().to_string(),
+            Err(error) => format!("nowhere: {error}"),
+        }
+    }
+
     /// Everything the hub answered with instead of OK.
     pub fn failures(&self) -> impl Iterator<Item = &Failure> {
         self.streams.iter().filter_map(|stream| match &stream.end {

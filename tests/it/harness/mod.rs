@@ -12,6 +12,7 @@ pub mod pair;
 pub mod parsed;
 pub mod process;
 pub mod proxy;
+pub mod replays;
 pub mod stage;
 pub mod truth;
 pub mod validators;

@@ -11,6 +11,7 @@ use super::{
     history::{self, History, StreamLog},
     hub::{Hub, READY},
     parsed::{Identity, Parsed, Unit},
+    replays::Replays,
     stage::held,
     truth::{self, Truth},
     validators::{self, Broken},
@@ -23,7 +24,7 @@ pub enum Slots {
     Lost,
     /// By copying their files.
     Copied,
-    /// By the servers themselves (17 and later).
+    /// By the servers themselves (17 and later), or by the hub (16).
     Synced,
 }
 
@@ -60,16 +61,23 @@ impl Pair {
         db.run("SELECT pg_create_physical_replication_slot('standby', true)").await;
         let standby = follow(&primary, slots).await;
         truth::watch(&db).await;
-        let hub = Hub::new(&dsn(&[&primary, &standby])).args(args);
+        let mut hub = Hub::new(&dsn(&[&primary, &standby])).args(args);
+        if major == 16 && slots != Slots::Synced {
+            hub = hub.args(&["--set", "source.failover_slot=false"]);
+        }
         Pair { hub, primary, standby, slots }
     }
 
     /// Waits until the slots are on the standby and usable there. The oracle's is copied in any case: a slot that never
     /// advances is never synchronized.
     pub async fn carry(&mut self) {
-        if self.slots == Slots::Lost {
-            return;
+        if self.slots != Slots::Lost {
+            self.carry_with_oracle().await;
         }
+    }
+
+    /// The same, and the oracle's slot also where the hub's is to be lost.
+    pub async fn carry_with_oracle(&mut self) {
         self.primary.connect().await.run("CHECKPOINT").await;
         self.caught_up().await;
         self.standby.stop(Shutdown::Fast);
@@ -79,7 +87,7 @@ impl Pair {
         }
         self.standby.resume();
         self.caught_up().await;
-        if self.slots == Slots::Synced {
+        if self.slots == Slots::Synced && self.primary.major() > 16 {
             self.synchronized().await;
         }
     }
@@ -87,15 +95,19 @@ impl Pair {
     /// The slot's file and the serialized snapshots that its decoding begins with. Without those, PostgreSQL looks for a
     /// consistent point anew and silently skips what commits before it: see docs/failover.md.
     fn copy(&self, slot: &str) {
+        self.copy_state(slot);
+        copy(&self.primary, "pg_logical/snapshots", &self.standby, "pg_logical");
+    }
+
+    /// The slot's file alone, as some tools do it. The standby must not run.
+    pub fn copy_state(&self, slot: &str) {
         let _ = fs::remove_dir_all(self.standby.data_dir().join("pg_replslot").join(slot));
-        for (from, to) in
-            [(format!("pg_replslot/{slot}"), "pg_replslot"), ("pg_logical/snapshots".into(), "pg_logical")]
-        {
-            let mut cp = std::process::Command::new("cp");
-            let status =
-                cp.arg("-a").arg(self.primary.data_dir().join(from)).arg(self.standby.data_dir().join(to)).status();
-            assert!(status.expect("cp").success());
-        }
+        copy(&self.primary, &format!("pg_replslot/{slot}"), &self.standby, "pg_replslot");
+    }
+
+    /// The serialized snapshots of the server that died, for the one that lives.
+    pub fn copy_snapshots(&self) {
+        copy(&self.standby, "pg_logical/snapshots", &self.primary, "pg_logical");
     }
 
     async fn synchronized(&self) {
@@ -107,6 +119,17 @@ impl Pair {
                 Some("t") => Ok(()),
                 other => Err(format!("ready = {other:?}")),
             }
+        })
+        .await;
+    }
+
+    /// Waits until the hub says that the standby could take over with the slot.
+    pub async fn client_says_ready(&self) {
+        let client = self.client();
+        eventually(Duration::from_secs(60), || async {
+            let status = client.status().await.map_err(|failure| format!("{failure:?}"))?;
+            let standbys = status.source.map(|source| source.standbys).unwrap_or_default();
+            if matches!(&standbys[..], [standby] if standby.ready) { Ok(()) } else { Err(format!("{standbys:?}")) }
         })
         .await;
     }
@@ -139,6 +162,12 @@ impl Pair {
     pub async fn cut_off(&self) {
         isolate(&self.standby).await;
     }
+}
+
+fn copy(from: &Cluster, what: &str, to: &Cluster, place: &str) {
+    let mut cp = std::process::Command::new("cp");
+    let status = cp.arg("-a").arg(from.data_dir().join(what)).arg(to.data_dir().join(place)).status();
+    assert!(status.expect("cp").success());
 }
 
 /// Waits until the standby has replayed what the primary has flushed.
@@ -229,10 +258,17 @@ impl Pair {
 
     /// Holds a history against every guarantee: what was retracted is left out of it first.
     pub async fn check(&self, history: &History) {
-        let truth = self.truth().await;
+        self.check_with(history, &Replays::default()).await;
+    }
+
+    /// The same across replays from log tables.
+    pub async fn check_with(&self, history: &History, replays: &Replays) {
+        let truth = replays.place(self.truth().await);
         held(history, formal(history));
         let kept = kept(history);
-        held(&kept, validators::all(&kept, &truth));
+        held(&kept, validators::ordered(&held(&kept, Parsed::of(&kept))));
+        let placed = replays.place_history(&kept);
+        held(&placed, validators::of_one_course(&placed, &truth));
     }
 }
 
@@ -268,7 +304,7 @@ async fn follow_at(primary: &Cluster, slots: Slots, port: Option<u16>) -> Cluste
     if let Some(port) = &port {
         settings.push(("port", port));
     }
-    if slots == Slots::Synced {
+    if slots == Slots::Synced && primary.major() > 16 {
         settings.push(("sync_replication_slots", "on"));
     }
     primary.standby(&settings).await

@@ -247,7 +247,8 @@ pub fn held<T>(history: &History, checked: Result<T, validators::Broken>) -> T {
             let before = before.map_or_else(String::new, |stream| {
                 format!("the stream before it ended so ({:?}):\n{}", stream.end, stream.last_lines(12))
             });
-            panic!("subscriber {:?} ({}): {violation}{before}", history.subscriber, history.note)
+            let kept = history.keep();
+            panic!("subscriber {:?} ({}): {violation}{before}history: {kept}", history.subscriber, history.note)
         }
     }
 }

@@ -114,6 +114,11 @@ pub async fn read(cluster: &Cluster, database: &str, publication: &str) -> Truth
             }
             _ => continue, // types and origins
         };
+        match &what {
+            Op::Row(_, table) if !ours(table) => continue,
+            Op::Truncate(tables) if !tables.iter().any(|table| ours(table)) => continue,
+            _ => {}
+        }
         let entry = open.as_mut().expect("a change inside a transaction");
         entry.items.push(Expected { ordinal: entry.items.len() as u64 + 1, what });
     }

@@ -7,7 +7,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use fastrand::Rng;
@@ -31,6 +31,10 @@ pub struct Plan {
     pub large_rows: u32,
     /// ALTER TABLE in mid-stream by the first client.
     pub ddl: bool,
+    /// Between two transactions of a client while nobody waits for commits.
+    pub pause: Duration,
+    /// Some transactions are prepared, and some of those stay in doubt for a while.
+    pub prepared: bool,
     /// Number of the first client.
     pub first_client: u32,
 }
@@ -41,7 +45,16 @@ impl Plan {
         let given = std::env::var("WALCAST_TEST_SEED").ok().and_then(|text| text.parse().ok());
         let seed = given.unwrap_or_else(|| fastrand::u64(..));
         println!("workload seed: WALCAST_TEST_SEED={seed}");
-        Plan { seed, clients: 4, transactions: 0, large_rows: 0, ddl: true, first_client: 0 }
+        Plan {
+            seed,
+            clients: 4,
+            transactions: 0,
+            large_rows: 0,
+            ddl: true,
+            prepared: false,
+            pause: Duration::ZERO,
+            first_client: 0,
+        }
     }
 }
 
@@ -93,6 +106,10 @@ struct Counts {
     unknown: AtomicU64,
     large: AtomicU64,
     ddl: AtomicU64,
+    empty: AtomicU64,
+    prepared: AtomicU64,
+    /// So many commits somebody waits for.
+    awaited: AtomicU64,
 }
 
 /// What the clients heard.
@@ -107,6 +124,10 @@ pub struct Report {
     pub unknown: u64,
     pub large: u64,
     pub ddl: u64,
+    /// Committed with a transaction id and without a change; not among `committed`.
+    pub empty: u64,
+    /// Ended by COMMIT PREPARED or ROLLBACK PREPARED, or about to be.
+    pub prepared: u64,
 }
 
 /// Running clients.
@@ -124,7 +145,7 @@ impl Workload {
         let mut clients = JoinSet::new();
         for client in 0..plan.clients {
             let random = Rng::with_seed(plan.seed ^ u64::from(client).wrapping_mul(0x9E37_79B9_7F4A_7C15));
-            let worker = Client { number: plan.first_client + client, n: 0, random, plan, counts: counts.clone() };
+            let worker = Client::new(plan.first_client + client, random, plan, counts.clone());
             clients.spawn(worker.work(config.clone(), stop.clone()));
         }
         Workload { plan, stop, counts, clients }
@@ -143,11 +164,14 @@ impl Workload {
             unknown: get(&self.counts.unknown),
             large: get(&self.counts.large),
             ddl: get(&self.counts.ddl),
+            empty: get(&self.counts.empty),
+            prepared: get(&self.counts.prepared),
         }
     }
 
     /// Waits until the clients have heard of this many commits.
     pub async fn commits(&self, at_least: u64, deadline: Duration) {
+        self.counts.awaited.fetch_max(at_least, Ordering::Relaxed);
         eventually(deadline, || async {
             let report = self.report();
             if report.committed >= at_least { Ok(()) } else { Err(report) }
@@ -180,9 +204,22 @@ struct Client {
     random: Rng,
     plan: Plan,
     counts: Arc<Counts>,
+    doubt: Option<Doubt>,
+}
+
+/// A prepared transaction of a client that goes on with others. Those touch nothing that it may have locked.
+struct Doubt {
+    gid: String,
+    /// Transactions until it ends.
+    left: u32,
+    commit: bool,
 }
 
 impl Client {
+    fn new(number: u32, random: Rng, plan: Plan, counts: Arc<Counts>) -> Client {
+        Client { number, n: 0, random, plan, counts, doubt: None }
+    }
+
     async fn work(mut self, config: Config, stop: Arc<AtomicBool>) {
         let mut connection: Option<Db> = None;
         if self.number == 0
@@ -206,13 +243,48 @@ impl Client {
             self.n += 1;
             self.transaction(&db).await;
             connection = Some(db);
+            let awaited =
+                || self.counts.awaited.load(Ordering::Relaxed) > self.counts.committed.load(Ordering::Relaxed);
+            let begun = Instant::now();
+            while begun.elapsed() < self.plan.pause && !awaited() && !stop.load(Ordering::Relaxed) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
         }
+        if let (Some(db), Some(doubt)) = (connection, self.doubt.take()) {
+            self.end_doubt(&db, doubt).await;
+        }
+    }
+
+    async fn end_doubt(&mut self, db: &Db, doubt: Doubt) {
+        let (end, counter) = match doubt.commit {
+            true => ("COMMIT", &self.counts.committed),
+            false => ("ROLLBACK", &self.counts.rolled_back),
+        };
+        self.count(db.batch_execute(&format!("{end} PREPARED '{}'", doubt.gid)).await, counter);
+    }
+
+    /// A transaction that was told to end.
+    fn count(&self, ended: Result<(), tokio_postgres::Error>, counter: &AtomicU64) {
+        let counter = match ended {
+            Ok(()) => counter,
+            Err(error) if error.as_db_error().is_some_and(|db| !db.code().code().starts_with("57P")) => {
+                &self.counts.failed
+            }
+            Err(_) => &self.counts.unknown,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
     }
 
     /// One transaction; whatever goes wrong in it is counted and left behind.
     async fn transaction(&mut self, db: &Db) {
+        if self.random.u32(..25) == 0 {
+            if db.batch_execute("BEGIN; SELECT pg_current_xact_id(); COMMIT").await.is_ok() {
+                self.counts.empty.fetch_add(1, Ordering::Relaxed);
+            }
+            return;
+        }
         let roll_back = self.random.u32(..12) == 0;
-        let statements = self.statements();
+        let statements = if self.doubt.is_some() { self.apart() } else { self.statements() };
         let ledger = format!("INSERT INTO load.ledger (client, n) VALUES ({}, {})", self.number, self.n);
         let body = async {
             db.batch_execute("BEGIN").await?;
@@ -224,18 +296,36 @@ impl Client {
         if body.await.is_err() {
             self.counts.failed.fetch_add(1, Ordering::Relaxed);
             let _ = db.batch_execute("ROLLBACK").await;
-            return;
+        } else if self.plan.prepared && self.doubt.is_none() && !roll_back && self.random.u32(..10) == 0 {
+            self.prepare(db).await;
+        } else if roll_back {
+            self.count(db.batch_execute("ROLLBACK").await, &self.counts.rolled_back);
+        } else {
+            self.count(db.batch_execute("COMMIT").await, &self.counts.committed);
         }
-        let (end, counter) =
-            if roll_back { ("ROLLBACK", &self.counts.rolled_back) } else { ("COMMIT", &self.counts.committed) };
-        let counter = match db.batch_execute(end).await {
-            Ok(()) => counter,
-            Err(error) if error.as_db_error().is_some_and(|db| !db.code().code().starts_with("57P")) => {
-                &self.counts.failed
+        match self.doubt.take() {
+            Some(doubt) if doubt.left == 0 => self.end_doubt(db, doubt).await,
+            Some(doubt) => self.doubt = Some(Doubt { left: doubt.left - 1, ..doubt }),
+            None => {}
+        }
+    }
+
+    async fn prepare(&mut self, db: &Db) {
+        let gid = format!("client {} number {}", self.number, self.n);
+        match db.batch_execute(&format!("PREPARE TRANSACTION '{gid}'")).await {
+            Ok(()) => {
+                self.counts.prepared.fetch_add(1, Ordering::Relaxed);
+                let left = self.random.u32(..6).saturating_sub(3);
+                self.doubt = Some(Doubt { gid, left, commit: self.random.u32(..4) > 0 });
             }
-            Err(_) => &self.counts.unknown,
-        };
-        counter.fetch_add(1, Ordering::Relaxed);
+            // The server rolls back what it cannot prepare.
+            Err(_) => drop(self.counts.failed.fetch_add(1, Ordering::Relaxed)),
+        }
+    }
+
+    /// A statement that waits for nobody.
+    fn apart(&self) -> Vec<String> {
+        vec![format!("INSERT INTO load.bulk VALUES ({}, {}, 0, 'apart')", self.number, self.n)]
     }
 
     fn statements(&mut self) -> Vec<String> {

@@ -25,6 +25,7 @@ type request struct {
 	TLS           *struct{ CA, Cert, Key string }
 	Subscriber    string
 	Start         string
+	SnapshotMode  string `json:"snapshot_mode"`
 	Tables        []string
 	ExcludeTables []string `json:"exclude_tables"`
 	Operations    []walcast.Operation
@@ -137,9 +138,56 @@ func sayTransaction(tx *walcast.Transaction) {
 	if !tx.CommitTime.IsZero() {
 		committed = tx.CommitTime.Format("2006-01-02T15:04:05.000000Z")
 	}
+	var snapshot any
+	if tx.SnapshotID != "" {
+		snapshot = tx.SnapshotID
+	}
 	say("transaction", map[string]any{
-		"position": tx.Position.String(), "commit_lsn": tx.CommitLSN, "xid": tx.XID, "commit_time": committed, "changes": changes,
+		"position": tx.Position.String(), "commit_lsn": tx.CommitLSN, "xid": tx.XID, "commit_time": committed,
+		"snapshot": snapshot, "changes": changes,
 	})
+}
+
+func saySnapshot(event walcast.Event) error {
+	switch event := event.(type) {
+	case *walcast.SnapshotBegin:
+		tables := []string{}
+		for _, table := range event.Tables {
+			tables = append(tables, table.Table)
+		}
+		say("snapshot", map[string]any{"step": "begin", "snapshot": event.SnapshotID, "restarted": event.Restarted, "tables": tables})
+	case *walcast.SnapshotTableEnd:
+		say("snapshot", map[string]any{"step": "table_end", "snapshot": event.SnapshotID, "table": event.Table, "rows": event.Rows})
+	case *walcast.SnapshotEnd:
+		say("snapshot", map[string]any{
+			"step": "end", "snapshot": event.SnapshotID, "rows": event.Rows, "position": event.Position.String(),
+		})
+	}
+	return nil
+}
+
+// sayLoss tells what a failover took back or the hub's policy left out, which is no reason to end.
+func sayLoss(err error) bool {
+	var forked *walcast.TimelineChangedError
+	var gap *walcast.GapError
+	switch {
+	case errors.As(err, &forked):
+		retracted := []any{}
+		for _, entry := range forked.Event.Retracted {
+			retracted = append(retracted, map[string]any{
+				"position": entry.Position.String(), "xid": entry.Transaction.XID, "changes": entry.Changes,
+			})
+		}
+		say("timeline_changed", map[string]any{
+			"old_lineage": forked.Event.OldLineage, "new_lineage": forked.Event.NewLineage, "switch_lsn": forked.Event.SwitchLSN,
+			"position": forked.Event.Position.String(), "retracted": retracted,
+		})
+	case errors.As(err, &gap):
+		say("gap", map[string]any{"after": gap.Event.After.String(), "up_to": gap.Event.UpTo.String()})
+	default:
+		return false
+	}
+	return true
 }
 
 func sayError(err error) {
@@ -198,6 +246,7 @@ func run() error {
 			}
 			return nil
 		},
+		OnSnapshot: saySnapshot,
 		OnReconnect: func(err error, _ time.Duration) {
 			var hub *walcast.HubError
 			errors.As(err, &hub)
@@ -208,6 +257,10 @@ func run() error {
 		if subscribe.Start, err = walcast.ParseStart(asked.Start); err != nil {
 			return err
 		}
+	}
+	if asked.SnapshotMode != "" {
+		modes := map[string]walcast.SnapshotMode{"consistent": walcast.Consistent, "incremental": walcast.Incremental}
+		subscribe.Start = walcast.Snapshot{Mode: modes[asked.SnapshotMode]}
 	}
 	stream, err := client.Subscribe(context.Background(), subscribe)
 	if err != nil {
@@ -239,17 +292,21 @@ func run() error {
 			if goal, err = walcast.ParseLSN(argument); err != nil {
 				return err
 			}
-			until = true
-			for tx, err := range stream.Transactions() {
-				if errors.Is(err, errReached) {
-					break
+			for until = true; until; {
+				for tx, err := range stream.Transactions() {
+					if errors.Is(err, errReached) {
+						until = false
+						break
+					}
+					if sayLoss(err) {
+						break
+					}
+					if err != nil {
+						return err
+					}
+					sayTransaction(tx)
 				}
-				if err != nil {
-					return err
-				}
-				sayTransaction(tx)
 			}
-			until = false
 		case "ack":
 			if err := stream.AckAll(); err != nil {
 				return err
@@ -260,6 +317,19 @@ func run() error {
 				return err
 			}
 			say("flushed", map[string]any{"checkpoint": checkpoint.String()})
+		case "backfill":
+			snapshot, err := client.StartBackfill(context.Background(), asked.Subscriber, walcast.BackfillOptions{Tables: []string{argument}})
+			if err != nil {
+				return err
+			}
+			say("backfill", map[string]any{"snapshot": snapshot})
+		case "retracted":
+			for tx, err := range client.ReadRetracted(context.Background(), argument, walcast.SubscribeOptions{}) {
+				if err != nil {
+					return err
+				}
+				sayTransaction(tx)
+			}
 		default:
 			return fmt.Errorf("no such command: %s", command)
 		}

@@ -2,6 +2,7 @@ mod decisions;
 mod language;
 mod oracle;
 mod properties;
+mod pushed;
 mod speed;
 mod typing;
 

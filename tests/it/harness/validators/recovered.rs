@@ -44,7 +44,8 @@ pub fn recovered(parsed: &Parsed<'_>, truth: &Truth, exact_order: bool) -> Resul
         let Some((at, entry)) = by_xid.get(&(span.xid as u32)) else {
             return wrong(format!("xid {} is not in the source's history", span.xid));
         };
-        let replayed = span.provenance == pb::Provenance::LogReplay as i32;
+        let log = [pb::Provenance::LogReplay as i32, pb::Provenance::LogPoll as i32];
+        let replayed = log.contains(&span.provenance);
         if replayed != (span.identity.2 > 0) {
             return wrong(format!("xid {}: sequence {} and provenance {}", span.xid, span.identity.2, span.provenance));
         }

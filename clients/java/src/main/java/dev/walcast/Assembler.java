@@ -53,6 +53,11 @@ final class Assembler {
         this.maxTransactionBytes = maxTransactionBytes;
     }
 
+    /** Whether a transaction has begun that is not complete. */
+    boolean isWithinTransaction() {
+        return open != null;
+    }
+
     /** A new stream: part of a transaction comes again, and relations are numbered anew. */
     void reopen() {
         if (open != null && streaming) {

@@ -122,14 +122,19 @@ public final class Client implements AutoCloseable {
      * @return what to subscribe to
      */
     public SubscriptionBuilder subscription() {
-        return new SubscriptionBuilder(target.maxMessageBytes(), options -> {
-            synchronized (this) {
-                open();
-                Subscription subscription = new Subscription(target, options, subscriptions::remove);
-                subscriptions.add(subscription);
-                return subscription;
-            }
-        });
+        return new SubscriptionBuilder(this, target.maxMessageBytes());
+    }
+
+    synchronized Subscription subscribe(Options options) {
+        open();
+        Subscription subscription = new Subscription(target, options, subscriptions::remove);
+        subscriptions.add(subscription);
+        return subscription;
+    }
+
+    synchronized RetractedTransactions readRetracted(String lineage, Options options) {
+        open();
+        return new RetractedTransactions(target, lineage, options);
     }
 
     private void open() {
@@ -238,22 +243,15 @@ public final class Client implements AutoCloseable {
     }
 
     /**
-     * Starts a snapshot of tables into a running subscription.
+     * Starts a snapshot of tables into the open stream of a subscriber, in incremental mode.
      *
      * @param subscriber its name
-     * @param how to read
-     * @param tables globs over {@code schema.table}; none is all
+     * @param rows to read
      * @return the snapshot's identifier
      * @throws HubException if the hub refuses or does not answer
      */
-    public String startBackfill(String subscriber, Start.Snapshot how, String... tables) {
-        Walcast.BackfillRequest request = Walcast.BackfillRequest.newBuilder()
-                .setSubscriber(subscriber)
-                .setAction(Walcast.BackfillAction.BACKFILL_ACTION_START)
-                .setFilter(Walcast.Filter.newBuilder().addAllTables(List.of(tables)))
-                .setOptions(Messages.snapshot(how))
-                .build();
-        return changes(stub -> stub.backfill(request)).getSnapshotId();
+    public String startBackfill(String subscriber, Backfill rows) {
+        return changes(stub -> stub.backfill(rows.request(subscriber))).getSnapshotId();
     }
 
     /** What to do with a backfill that was started. */

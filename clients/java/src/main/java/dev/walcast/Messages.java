@@ -8,7 +8,6 @@ import java.util.ArrayList;
 import java.util.Collection;
 import java.util.List;
 import walcast.v1.EventOuterClass;
-import walcast.v1.EventOuterClass.SnapshotMode;
 import walcast.v1.Walcast;
 
 /** Between the protocol's messages and what users see. */
@@ -30,18 +29,11 @@ final class Messages {
                     .setSeconds(since.time().getEpochSecond())
                     .setNanos(since.time().getNano()));
         } else if (start instanceof Start.Snapshot snapshot) {
-            message.setSnapshot(snapshot(snapshot));
+            message.setSnapshot(Walcast.SnapshotOptions.newBuilder()
+                    .setMode(snapshot.mode().message())
+                    .setMaxRowsPerSecond(snapshot.maxRowsPerSecond()));
         }
         return message.build();
-    }
-
-    static Walcast.SnapshotOptions snapshot(Start.Snapshot snapshot) {
-        return Walcast.SnapshotOptions.newBuilder()
-                .setMode(snapshot.incremental()
-                        ? SnapshotMode.SNAPSHOT_MODE_INCREMENTAL
-                        : SnapshotMode.SNAPSHOT_MODE_CONSISTENT)
-                .setMaxRowsPerSecond(snapshot.maxRowsPerSecond())
-                .build();
     }
 
     static List<EventOuterClass.Operation> operations(Collection<Operation> operations) {

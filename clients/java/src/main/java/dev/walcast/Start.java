@@ -44,10 +44,10 @@ public sealed interface Start {
     /**
      * The rows that are there, then the changes that follow them without a gap.
      *
-     * @param incremental whether it is read in chunks between changes rather than as of one point
+     * @param mode how it is read
      * @param maxRowsPerSecond bound on the load on the source; 0 is unlimited
      */
-    record Snapshot(boolean incremental, int maxRowsPerSecond) implements Start {}
+    record Snapshot(SnapshotMode mode, int maxRowsPerSecond) implements Start {}
 
     /**
      * The oldest change that the journal has.
@@ -88,12 +88,12 @@ public sealed interface Start {
     }
 
     /**
-     * The rows that are there as of one point, then changes.
+     * The rows that are there, read as the hub chooses, then changes.
      *
      * @return the start
      */
     static Start snapshot() {
-        return new Snapshot(false, 0);
+        return new Snapshot(SnapshotMode.HUB_CHOOSES, 0);
     }
 
     /**

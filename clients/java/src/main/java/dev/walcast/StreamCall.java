@@ -35,7 +35,7 @@ final class StreamCall {
     record Ended(Status status, Metadata trailers) implements Item {}
 
     /** Leaves responses as bytes: {@link Assembler} reads them, in the iterating thread. */
-    private static final class ResponseMarshaller implements Marshaller<Received> {
+    static final class ResponseMarshaller implements Marshaller<Received> {
         @Override
         public InputStream stream(Received value) {
             throw new UnsupportedOperationException("responses are not sent");

@@ -7,16 +7,15 @@ import java.util.List;
 import java.util.Objects;
 import java.util.function.BiConsumer;
 import java.util.function.Consumer;
-import java.util.function.Function;
 
 /** What to subscribe to and how. Nothing said is everything, anonymously, from now on. */
 public final class SubscriptionBuilder {
     private final Options options = new Options();
-    private final Function<Options, Subscription> subscribe;
+    private final Client client;
 
-    SubscriptionBuilder(int maxMessageBytes, Function<Options, Subscription> subscribe) {
+    SubscriptionBuilder(Client client, int maxMessageBytes) {
+        this.client = client;
         this.options.maxMessageBytes = maxMessageBytes;
-        this.subscribe = subscribe;
     }
 
     /**
@@ -284,7 +283,19 @@ public final class SubscriptionBuilder {
      * @return to be closed
      */
     public Subscription subscribe() {
-        return subscribe.apply(options);
+        return client.subscribe(options);
+    }
+
+    /**
+     * Rather than to subscribe: reads the transactions that a failover took back, for as long as the journal retains them. Of
+     * what was said here that counts which selects and decodes.
+     *
+     * @param lineage that ended, as in {@link Event.TimelineChanged#oldLineage}, or that of a position which the hub refuses with
+     *     {@link HubException.PositionDiverged}
+     * @return to be closed
+     */
+    public RetractedTransactions readRetracted(String lineage) {
+        return client.readRetracted(lineage, options);
     }
 
     /**

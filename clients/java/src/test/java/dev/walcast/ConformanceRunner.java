@@ -180,7 +180,51 @@ public final class ConformanceRunner {
                 "commit_lsn", tx.commitLsn(),
                 "xid", tx.xid(),
                 "commit_time", tx.commitTime() == null ? null : tx.commitTime().toString(),
+                "snapshot", tx.snapshotId().isEmpty() ? null : tx.snapshotId(),
                 "changes", changes);
+    }
+
+    private static void say(Event event) {
+        if (event instanceof Event.SnapshotBegin begin) {
+            say(
+                    "snapshot",
+                    "step", "begin",
+                    "snapshot", begin.snapshotId(),
+                    "restarted", begin.restarted(),
+                    "tables", List.copyOf(begin.tables().keySet()));
+        } else if (event instanceof Event.SnapshotTableEnd end) {
+            say(
+                    "snapshot",
+                    "step", "table_end",
+                    "snapshot", end.snapshotId(),
+                    "table", end.table(),
+                    "rows", end.rows());
+        } else if (event instanceof Event.SnapshotEnd end) {
+            say(
+                    "snapshot",
+                    "step", "end",
+                    "snapshot", end.snapshotId(),
+                    "rows", end.rows(),
+                    "position", end.position().toString());
+        }
+    }
+
+    private static void say(Event.TimelineChanged changed) {
+        List<Object> retracted = new ArrayList<>();
+        for (Event.Retracted entry : changed.retracted()) {
+            Map<String, Object> out = new LinkedHashMap<>();
+            out.put("position", entry.position().toString());
+            out.put("xid", entry.transaction().xid());
+            out.put("changes", entry.changes());
+            retracted.add(out);
+        }
+        say(
+                "timeline_changed",
+                "old_lineage", changed.oldLineage(),
+                "new_lineage", changed.newLineage(),
+                "switch_lsn", changed.switchLsn(),
+                "position", changed.position().toString(),
+                "retracted", retracted);
     }
 
     private static void say(WalcastException error) {
@@ -224,6 +268,7 @@ public final class ConformanceRunner {
                 .excludeTables(texts(request.get("exclude_tables")))
                 .columns(texts(request.get("columns")))
                 .progressInterval(Duration.ofMillis(200))
+                .onSnapshot(ConformanceRunner::say)
                 .onReconnect((error, delay) -> say("reconnect", "reason", error.reason()))
                 .onProgress(progress -> {
                     if (goal[0] != null && progress.position().reaches(
@@ -243,6 +288,10 @@ public final class ConformanceRunner {
         if (request.get("start") != null) {
             builder.start(Start.parse((String) request.get("start")));
         }
+        if (request.get("snapshot_mode") != null) {
+            builder.start(new Start.Snapshot(
+                    SnapshotMode.valueOf(((String) request.get("snapshot_mode")).toUpperCase()), 0));
+        }
         if (Boolean.FALSE.equals(request.get("auto_ack"))) {
             builder.autoAck(false);
         }
@@ -256,7 +305,8 @@ public final class ConformanceRunner {
         return builder.subscribe();
     }
 
-    private static void obey(Subscription stream, String command, String argument, Position[] goal) {
+    private static void obey(
+            Client client, String name, Subscription stream, String command, String argument, Position[] goal) {
         switch (command) {
             case "next" -> {
                 for (int count = Integer.parseInt(argument); count > 0; count--) {
@@ -264,13 +314,26 @@ public final class ConformanceRunner {
                 }
             }
             case "until" -> {
-                goal[0] = new Position(argument, "");
-                try {
-                    while (stream.hasNext()) {
-                        say(stream.next());
+                for (goal[0] = new Position(argument, ""); goal[0] != null; ) {
+                    try {
+                        while (stream.hasNext()) {
+                            say(stream.next());
+                        }
+                    } catch (Reached reached) {
+                        goal[0] = null;
+                    } catch (WalcastException.TimelineChanged changed) {
+                        say(changed.event());
+                    } catch (WalcastException.Gap gap) {
+                        say("gap", "after", gap.event().after().toString(), "up_to", gap.event().upTo().toString());
                     }
-                } catch (Reached reached) {
-                    goal[0] = null;
+                }
+            }
+            case "backfill" -> say("backfill", "snapshot", client.startBackfill(name, Backfill.of(argument)));
+            case "retracted" -> {
+                try (RetractedTransactions retracted = client.subscription().readRetracted(argument)) {
+                    while (retracted.hasNext()) {
+                        say(retracted.next());
+                    }
                 }
             }
             case "ack" -> stream.ack();
@@ -291,7 +354,7 @@ public final class ConformanceRunner {
                     if (words[0].equals("close")) {
                         break;
                     }
-                    obey(stream, words[0], words.length > 1 ? words[1] : "", goal);
+                    obey(client, (String) request.get("subscriber"), stream, words[0], words.length > 1 ? words[1] : "", goal);
                 }
             } catch (WalcastException error) {
                 say(error);

@@ -1,0 +1,54 @@
+//! A slot of the hub's own on a standby. PostgreSQL 16 lets a [standby decode by
+//! itself](https://www.postgresql.org/docs/16/logicaldecoding-explanation.html#LOGICALDECODING-REPLICATION-SLOTS), and what
+//! it made there outlives its promotion. (17 and later keep the primary's slot in step instead; before 16 a standby refuses.)
+//! The slot is moved on behind what the journal has acknowledged, never past it, so that after a promotion it has what the
+//! journal lacks.
+
+use std::time::Duration;
+
+use super::{
+    conninfo::{ConnectOptions, HostSpec, TargetSessionAttrs},
+    error::Result,
+    server, slot,
+    sql::{Sql, text},
+    standby::log_snapshot,
+};
+use crate::lsn::Lsn;
+
+/// Between two records of running transactions that a creation is helped with.
+const HELP: Duration = Duration::from_millis(200);
+
+/// Makes the slot on a standby, or moves it on to `confirmed`; one that the server has invalidated is made anew the next
+/// time. A server that is no standby is left alone, and so is a slot that somebody uses. To be called with a time limit: a
+/// creation waits for the transactions that are open on the primary.
+pub async fn keep(options: &ConnectOptions, spec: &HostSpec, name: &str, confirmed: Lsn, primary: &Sql) -> Result<()> {
+    let mut one = options.clone();
+    one.hosts = vec![spec.clone()];
+    one.target_session_attrs = TargetSessionAttrs::Any;
+    let sql = Sql::connect(&one).await?;
+    if !server::in_recovery(&sql).await? {
+        return Ok(());
+    }
+    match slot::state(&sql, name).await? {
+        Some(slot) if slot.active_pid.is_some() => Ok(()),
+        Some(slot) if slot.is_lost() => slot::drop(&sql, name).await.map(drop),
+        Some(slot) if slot.confirmed_flush < Some(confirmed) => {
+            let to = confirmed.to_string();
+            let statement = "SELECT pg_catalog.pg_replication_slot_advance($1, $2::text::pg_lsn)::text";
+            sql.query(statement, &[text(&name), text(&to.as_str())]).await.map(drop)
+        }
+        Some(_) => Ok(()),
+        None => {
+            let statement = "SELECT pg_catalog.pg_create_logical_replication_slot($1, 'pgoutput')::text";
+            let params = [text(&name)];
+            let creating = sql.query(statement, &params);
+            tokio::pin!(creating);
+            loop {
+                tokio::select! {
+                    created = &mut creating => return created.map(drop),
+                    () = tokio::time::sleep(HELP) => drop(log_snapshot(primary).await),
+                }
+            }
+        }
+    }
+}
