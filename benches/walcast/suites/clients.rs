@@ -163,7 +163,7 @@ impl Suites {
             "hub CPU s",
             "client RSS MB",
         ];
-        let mut section = Section::new("a-clients", "What one client process iterates", about, &columns);
+        let mut section = Section::new("b-clients", "What one client process iterates", about, &columns);
         section.unit = "changes/s".to_owned();
         let mut built: Vec<(&str, Result<(), String>)> = Vec::new();
         for contender in CONTENDERS {
