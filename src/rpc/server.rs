@@ -365,8 +365,9 @@ where
     async fn connection(self: Arc<Self>, stream: TcpStream, _permit: OwnedSemaphorePermit) {
         let Ok(peer) = stream.peer_addr() else { return };
         let Some(tls) = &self.tls else { return self.http(stream, peer).await };
-        match timeout(self.handshake_limit, tls.acceptor().accept(stream)).await {
-            Ok(Ok(stream)) => self.http(stream, peer).await,
+        // Apart, so that a connection without TLS does not hold the space for both: 3.4 KB instead of 8.5.
+        match Box::pin(timeout(self.handshake_limit, tls.acceptor().accept(stream))).await {
+            Ok(Ok(stream)) => Box::pin(self.http(stream, peer)).await,
             Ok(Err(error)) => tracing::debug!(%peer, %error, "TLS handshake failed"),
             Err(_) => tracing::debug!(%peer, "TLS handshake took too long"),
         }
