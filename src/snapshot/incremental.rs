@@ -8,7 +8,11 @@
 //! of a change, and behind the low mark, without seeing it
 //! ([DBLog](https://arxiv.org/abs/2010.12597) assumes that it cannot).
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use tokio::{
@@ -41,7 +45,7 @@ const CHUNK_TIME: Duration = Duration::from_millis(200);
 const FIRST_LIMIT: usize = 1024;
 const MAX_LIMIT: usize = 64 * 1024;
 /// Bytes of encoded rows at which the next chunk is made smaller; at twice as many the chunk ends where it is.
-const CHUNK_BYTES: usize = 4 << 20;
+const CHUNK_BYTES: usize = 8 << 20;
 /// When a chunk ends where it is, whatever it has.
 const LONGEST_CHUNK: Duration = Duration::from_millis(700);
 /// How long a mark may take to arrive.
@@ -333,14 +337,18 @@ impl Reader {
     /// The rows that no transaction touched which the chunk's snapshot does not see, of those up to the mark.
     async fn valid(&mut self, read: &mut Read, floor: Position, content: &str) -> Result<Vec<Bytes>, SnapshotError> {
         let places = read.places();
-        let mut by_key: HashMap<Vec<u8>, usize> = HashMap::with_capacity(read.rows.len());
-        for (number, range) in read.rows.iter().enumerate() {
-            let view = ChangeView::parse(&read.encoder.bytes()[range.clone()]);
-            let key = view.ok().and_then(|view| view.after).and_then(|row| row.key(&places));
-            let key = key.ok_or_else(|| SnapshotError::new(Reason::Internal, "a row without its key"))?;
-            by_key.insert(key, number);
-        }
-        let touched = Touched { feed: &*self.exporter.feed, oid: read.relation.oid, key: &read.key, rows: by_key };
+        let by_key = || {
+            let mut by_key = HashMap::with_capacity(read.rows.len());
+            for (number, range) in read.rows.iter().enumerate() {
+                let view = ChangeView::parse(&read.encoder.bytes()[range.clone()]);
+                let key = view.ok().and_then(|view| view.after).and_then(|row| row.key(&places));
+                let key = key.ok_or_else(|| SnapshotError::new(Reason::Internal, "a row without its key"))?;
+                by_key.insert(key, number);
+            }
+            Ok(by_key)
+        };
+        let (oid, rows) = (read.relation.oid, OnceLock::new());
+        let touched = Touched { feed: &*self.exporter.feed, oid, key: &read.key, find: &by_key, rows };
         let marked = tokio::time::timeout(MARK_LAG, touched.up_to(floor, &mut self.seen, &read.seen, content)).await;
         let left = marked.map_err(|_| away("a mark of the snapshot has not arrived"))??;
         if let Some(floor) = self.seen.floor() {
@@ -353,11 +361,21 @@ impl Reader {
             read.boundary = None;
             self.waits = again == 0;
         }
-        let mut keep = vec![false; read.lines.len().max(read.rows.len())];
-        left.rows.into_values().filter(|number| *number < read.rows.len()).for_each(|number| keep[number] = true);
+        let keep = left.rows.map(|rows| {
+            let mut keep = vec![false; read.rows.len()];
+            for number in rows.into_values() {
+                if let Some(keep) = keep.get_mut(number) {
+                    *keep = true;
+                }
+            }
+            keep
+        });
         let mut framed = Vec::new();
         let mut piece = Vec::with_capacity(PIECE);
-        for (range, _) in read.rows.iter().zip(&keep).filter(|(_, keep)| **keep) {
+        for (number, range) in read.rows.iter().enumerate() {
+            if keep.as_ref().is_some_and(|keep| !keep[number]) {
+                continue;
+            }
             piece.extend_from_slice(&read.encoder.bytes()[range.clone()]);
             if piece.len() >= PIECE {
                 framed.push(Bytes::from(std::mem::replace(&mut piece, Vec::with_capacity(PIECE))));

@@ -1,6 +1,6 @@
 //! Which rows of a chunk were touched by transactions that the chunk's snapshot does not see.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::OnceLock};
 
 use super::scan::{self, index, unreadable};
 use crate::{
@@ -53,8 +53,10 @@ pub(super) struct Touched<'a> {
     pub oid: u32,
     /// Its key's columns.
     pub key: &'a [String],
-    /// Encoded key values of the rows that are left.
-    pub rows: HashMap<Vec<u8>, usize>,
+    /// Finds the rows by key: only called where something may have been touched, since most chunks are left alone.
+    pub find: &'a (dyn Fn() -> Result<HashMap<Vec<u8>, usize>, SnapshotError> + Sync),
+    /// By encoded key values, the rows that are left.
+    pub rows: OnceLock<HashMap<Vec<u8>, usize>>,
 }
 
 /// What a transaction has done to the chunk so far.
@@ -68,8 +70,8 @@ struct Done {
 
 /// What is left of a chunk.
 pub(super) struct Left {
-    /// Rows by key.
-    pub rows: HashMap<Vec<u8>, usize>,
+    /// Rows by key; `None`: all.
+    pub rows: Option<HashMap<Vec<u8>, usize>>,
     /// From this row on the chunk must be read again: a change brings it without a TOASTed value that it has left alone,
     /// and nobody else would.
     pub again: Option<usize>,
@@ -102,7 +104,7 @@ impl Touched<'_> {
                     before = position;
                     if is_mark(&block, span, mark) {
                         *known = Seen { unseen, up_to: Some(position) };
-                        return Ok(Left { rows: self.rows, again });
+                        return Ok(Left { rows: self.rows.into_inner(), again });
                     }
                     continue;
                 }
@@ -130,12 +132,23 @@ impl Touched<'_> {
         }
     }
 
+    fn rows(&self) -> Result<&HashMap<Vec<u8>, usize>, SnapshotError> {
+        match self.rows.get() {
+            Some(rows) => Ok(rows),
+            None => {
+                let rows = (self.find)()?;
+                Ok(self.rows.get_or_init(|| rows))
+            }
+        }
+    }
+
     fn take_out(&mut self, done: Done) {
         if done.all {
-            self.rows.clear();
+            self.rows = OnceLock::from(HashMap::new());
         }
+        let Some(rows) = self.rows.get_mut() else { return };
         for key in done.keys {
-            self.rows.remove(&key);
+            rows.remove(&key);
         }
     }
 
@@ -166,10 +179,12 @@ impl Touched<'_> {
                         return Err(super::interrupted("a change does not tell its key"));
                     }
                     if view.after.is_some_and(|row| row.iter().any(|value| value == Value::Unchanged)) {
-                        let touched = old.iter().chain(&new).filter_map(|key| self.rows.get(key)).min().copied();
+                        let rows = self.rows()?;
+                        let touched = old.iter().chain(&new).filter_map(|key| rows.get(key)).min().copied();
                         done.partly = done.partly.into_iter().chain(touched).min();
                     }
-                    done.keys.extend(old.into_iter().chain(new).filter(|key| self.rows.contains_key(key)));
+                    let rows = self.rows()?;
+                    done.keys.extend(old.into_iter().chain(new).filter(|key| rows.contains_key(key)));
                 }
             }
         }
