@@ -128,6 +128,12 @@ fn damaged_copy(with_store: bool) -> TempDir {
     copy
 }
 
+/// A sector of 512 bytes, with zeros or with something else.
+fn overwrite(bytes: &mut [u8], sector: usize, zero: bool) {
+    let bytes = &mut bytes[sector * 512..][..512];
+    bytes.iter_mut().for_each(|byte| *byte = if zero { 0 } else { byte.wrapping_mul(7) ^ 0x5a });
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -174,11 +180,28 @@ proptest! {
         let path = &paths[file.index(paths.len())];
         let mut bytes = fs::read(path).expect("a segment");
         for (page, zero) in pages {
-            let start = page.index(bytes.len() / 512) * 512;
-            bytes[start..start + 512].iter_mut().for_each(|byte| *byte = if zero { 0 } else { byte.wrapping_mul(7) ^ 0x5a });
+            let page = page.index(bytes.len() / 512);
+            overwrite(&mut bytes, page, zero);
         }
         fs::write(path, bytes).expect("damaged");
         runtime().block_on(check(copy.path()));
+    }
+}
+
+/// Sectors of the first records of a segment: nothing in it says any more what its start belongs to.
+#[test]
+fn damage_where_the_records_begin_leaves_nothing_out_silently() {
+    for segment in 1..segments(sample().dir.path()).len() {
+        for with_store in [true, false] {
+            let copy = damaged_copy(with_store);
+            let path = &segments(copy.path())[segment];
+            let mut bytes = fs::read(path).expect("a segment");
+            for (page, zero) in [(16, false), (25, false), (21, true)] {
+                overwrite(&mut bytes, page, zero);
+            }
+            fs::write(path, bytes).expect("damaged");
+            runtime().block_on(check(copy.path()));
+        }
     }
 }
 
