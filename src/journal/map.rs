@@ -21,6 +21,8 @@ pub(super) struct Place {
     pub open_since: Option<u64>,
     /// Latest commit time up to the next place; 0 for none.
     pub commit_time: i64,
+    /// `commit_time` was found by reading, and records were damaged: there may have been a later one.
+    pub is_damaged: bool,
 }
 
 /// A segment.
@@ -169,8 +171,8 @@ impl Map {
         Some(chunk)
     }
 
-    /// The first chunk that may hold a commit at or after this time. Of a headless one nothing is known: it may, unless
-    /// an earlier commit follows it.
+    /// The first chunk that may hold a commit at or after this time. Of a headless or damaged one nobody knows: it may,
+    /// unless an earlier commit follows it.
     pub fn chunk_of_time(&self, time: i64) -> Option<Chunk> {
         let held = |segment: &&Segment| self.held_from.is_none_or(|from| segment.number < from);
         let mut unknown = None;
@@ -178,12 +180,18 @@ impl Map {
             if segment.is_headless() {
                 unknown.get_or_insert((s, 0));
             }
-            for (p, place) in segment.places.iter().enumerate().filter(|(_, place)| place.commit_time != 0) {
-                if place.commit_time >= time {
-                    let (s, c) = unknown.unwrap_or((s, segment.heads() + p));
-                    return Some(self.chunk(s, c));
+            for (p, place) in segment.places.iter().enumerate() {
+                let here = (s, segment.heads() + p);
+                if place.commit_time != 0 {
+                    if place.commit_time >= time {
+                        let (s, c) = unknown.unwrap_or(here);
+                        return Some(self.chunk(s, c));
+                    }
+                    unknown = None;
                 }
-                unknown = None;
+                if place.is_damaged {
+                    unknown.get_or_insert(here);
+                }
             }
         }
         unknown.map(|(s, c)| self.chunk(s, c))
