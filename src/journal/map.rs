@@ -21,6 +21,8 @@ pub(super) struct Place {
     pub open_since: Option<u64>,
     /// Latest commit time up to the next place; 0 for none.
     pub commit_time: i64,
+    /// `commit_time` was found by reading, and records were damaged: there may have been a later one.
+    pub is_damaged: bool,
 }
 
 /// A segment.
@@ -42,7 +44,26 @@ pub(super) struct Segment {
     pub places: Vec<Place>,
 }
 
-/// A range of records between two places, which is read at once.
+impl Segment {
+    /// Whether the STATE that it begins with is not among the places: because it is damaged, or not published yet. The
+    /// records in front of the first place are then a chunk of their own, of which nobody knows what is open in front
+    /// of it. Without that chunk, damage in front of the first place would be in no chunk, and nobody would be told.
+    pub fn is_headless(&self) -> bool {
+        self.places.first().is_none_or(|place| place.block != self.first_block)
+    }
+
+    /// How many of its chunks lie in front of the first place.
+    fn heads(&self) -> usize {
+        usize::from(self.is_headless())
+    }
+
+    /// Whether a transaction may be open where it begins.
+    pub fn may_begin_open(&self) -> bool {
+        self.is_headless() || self.places.first().is_some_and(|place| place.open_since.is_some())
+    }
+}
+
+/// A range of records between two places, or in front of the first, which is read at once.
 #[derive(Clone, Debug)]
 pub(super) struct Chunk {
     pub segment: u64,
@@ -56,8 +77,12 @@ pub(super) struct Chunk {
     pub after: Position,
     /// The resume point in front of the next chunk; `None` for the last one.
     pub next_after: Option<Position>,
+    /// Means nothing when `headless`.
     pub open_since: Option<u64>,
+    /// 0 when `headless`, whatever it holds.
     pub commit_time: i64,
+    /// No STATE begins it. See [`Segment::is_headless`].
+    pub headless: bool,
     pub unreadable: Option<Arc<str>>,
 }
 
@@ -125,26 +150,51 @@ impl Map {
             return None;
         }
         let s = self.segments.partition_point(|segment| segment.first_block <= block).checked_sub(1)?;
-        let p = self.segments[s].places.partition_point(|place| place.block <= block).saturating_sub(1);
-        Some(self.chunk(s, p))
+        let segment = &self.segments[s];
+        let c = segment.heads() + segment.places.partition_point(|place| place.block <= block);
+        Some(self.chunk(s, c.saturating_sub(1)))
     }
 
-    /// The chunk in which the first commit after `position` lies, if any: the last one that begins at or before it.
+    /// Where to look for the first commit after `position`: the last chunk that begins at or before it, or, when that
+    /// does not say what is open in front of it, the last one before it that does.
     pub fn chunk_of_position(&self, position: Position) -> Option<Chunk> {
         let key = self.key(position);
-        let s = self.segments.partition_point(|segment| self.key(segment.after) <= key).checked_sub(1)?;
-        let places = &self.segments[s].places;
-        let p = places.partition_point(|place| self.key(place.after) <= key).saturating_sub(1);
-        Some(self.chunk(s, p))
+        let mut s = self.segments.partition_point(|segment| self.key(segment.after) <= key).checked_sub(1)?;
+        let segment = &self.segments[s];
+        let c = segment.heads() + segment.places.partition_point(|place| self.key(place.after) <= key);
+        let mut chunk = self.chunk(s, c.saturating_sub(1));
+        while chunk.headless && s > 0 {
+            s -= 1;
+            let segment = &self.segments[s];
+            chunk = self.chunk(s, (segment.heads() + segment.places.len()).saturating_sub(1));
+        }
+        Some(chunk)
     }
 
-    /// The first chunk with a commit at or after this time.
+    /// The first chunk that may hold a commit at or after this time. Of a headless or damaged one nobody knows: it may,
+    /// unless an earlier commit follows it.
     pub fn chunk_of_time(&self, time: i64) -> Option<Chunk> {
         let held = |segment: &&Segment| self.held_from.is_none_or(|from| segment.number < from);
-        self.segments.iter().take_while(held).enumerate().find_map(|(s, segment)| {
-            let p = segment.places.iter().position(|place| place.commit_time != 0 && place.commit_time >= time)?;
-            Some(self.chunk(s, p))
-        })
+        let mut unknown = None;
+        for (s, segment) in self.segments.iter().take_while(held).enumerate() {
+            if segment.is_headless() {
+                unknown.get_or_insert((s, 0));
+            }
+            for (p, place) in segment.places.iter().enumerate() {
+                let here = (s, segment.heads() + p);
+                if place.commit_time != 0 {
+                    if place.commit_time >= time {
+                        let (s, c) = unknown.unwrap_or(here);
+                        return Some(self.chunk(s, c));
+                    }
+                    unknown = None;
+                }
+                if place.is_damaged {
+                    unknown.get_or_insert(here);
+                }
+            }
+        }
+        unknown.map(|(s, c)| self.chunk(s, c))
     }
 
     /// What follows a chunk that was read: the chunk itself, if it has grown since, or the next one.
@@ -153,12 +203,12 @@ impl Map {
         let Some(segment) = self.segments.get(s).filter(|segment| segment.number == chunk.segment) else {
             return After::Gone;
         };
-        let p = segment.places.partition_point(|place| place.offset <= chunk.from);
-        let now = self.chunk(s, p.saturating_sub(1));
+        let c = segment.heads() + segment.places.partition_point(|place| place.offset <= chunk.from);
+        let now = self.chunk(s, c.saturating_sub(1));
         if now.to > chunk.to {
             After::Chunk(now)
-        } else if p < segment.places.len() {
-            After::Chunk(self.chunk(s, p))
+        } else if c < segment.heads() + segment.places.len() {
+            After::Chunk(self.chunk(s, c))
         } else if s + 1 < self.segments.len() && self.held_from != Some(self.segments[s + 1].number) {
             After::Chunk(self.chunk(s + 1, 0))
         } else {
@@ -166,10 +216,11 @@ impl Map {
         }
     }
 
-    fn chunk(&self, s: usize, p: usize) -> Chunk {
+    /// A segment's chunk `c`, counted with the one in front of the first place if there is one.
+    fn chunk(&self, s: usize, c: usize) -> Chunk {
         let segment = &self.segments[s];
-        let place = segment.places.get(p);
-        let next = segment.places.get(p + 1);
+        let place = c.checked_sub(segment.heads()).and_then(|p| segment.places.get(p));
+        let next = segment.places.get(c + 1 - segment.heads());
         let next_segment = self.segments.get(s + 1);
         let from = place.map_or(super::segment::RECORDS, |place| place.offset);
         Chunk {
@@ -187,6 +238,7 @@ impl Map {
             next_after: next.map(|next| next.after).or(next_segment.map(|segment| segment.after)),
             open_since: place.and_then(|place| place.open_since),
             commit_time: place.map_or(0, |place| place.commit_time),
+            headless: place.is_none(),
             unreadable: segment.unreadable.clone(),
         }
     }

@@ -290,7 +290,7 @@ impl Shared {
                 let expired = Error::Expired { requested, earliest: map.earliest() };
                 let retained = !alive || map.key(at) >= map.key(map.earliest());
                 let Some(chunk) = map.chunk_of_position(at).filter(|_| retained) else { return Err(expired) };
-                let (open_since, floor) = (Ok(chunk.open_since), chunk.after);
+                let (open_since, floor) = (opens(&chunk), chunk.after);
                 let search = Search { history: map.history.clone(), tail, position: at, open_since, floor };
                 (search, chunk, map.first_block(), expired)
             };
@@ -301,7 +301,9 @@ impl Shared {
                 }
                 match self.map.read().chunk_after(&chunk) {
                     After::Chunk(next) => {
-                        search.open_since = Ok(next.open_since);
+                        if !next.headless {
+                            search.open_since = Ok(next.open_since);
+                        }
                         chunk = next;
                     }
                     After::Tail => break Some(search.open_since.clone()?.unwrap_or(chunk.next_block)),
@@ -317,14 +319,26 @@ impl Shared {
     }
 
     async fn locate_since(&self, time: i64) -> Result<Cursor, Error> {
+        let mut behind: Option<Chunk> = None;
         loop {
-            let (chunk, earliest, tail) = {
+            let (next, earliest, tail) = {
                 let map = self.map.read();
-                (map.chunk_of_time(time), earliest_cursor(&map), tail_cursor(&map))
+                let next = match &behind {
+                    None => map.chunk_of_time(time).map_or(After::Tail, After::Chunk),
+                    Some(chunk) => map.chunk_after(chunk),
+                };
+                (next, earliest_cursor(&map), tail_cursor(&map))
             };
-            let Some(chunk) = chunk else { return Ok(tail) };
+            let chunk = match next {
+                After::Chunk(chunk) => chunk,
+                After::Tail => return Ok(tail),
+                After::Gone => {
+                    behind = None;
+                    continue;
+                }
+            };
             let Some(decoded) = self.read_chunk(&chunk).await? else { continue };
-            let mut open_since = chunk.open_since;
+            let mut open_since = opens(&chunk);
             let mut expected = chunk.first_block;
             for block in &decoded.blocks {
                 if block.number != expected
@@ -335,20 +349,37 @@ impl Shared {
                 expected = block.number + 1;
                 let fresh = block.continued_begin().is_empty();
                 if block.commit_time != 0 && block.commit_time >= time {
-                    let first = if fresh { block.number } else { open_since.unwrap_or(block.number) };
+                    let first = match open_since {
+                        Ok(open) if !fresh => open.unwrap_or(block.number),
+                        Err(_) if !fresh && block.number >= earliest.block => {
+                            self.locate_at(block.after, block.after, false).await?.block
+                        }
+                        _ => block.number,
+                    };
                     let found = Cursor { block: first, after: block.after };
                     return Ok(if found.block < earliest.block { earliest } else { found });
                 }
                 open_since = match block.ends_open {
-                    false => None,
-                    true if fresh || block.up_to != block.after => Some(block.number),
+                    false => Ok(None),
+                    true if fresh || block.up_to != block.after => Ok(Some(block.number)),
                     true => open_since,
                 };
             }
-            let lost = decoded.gaps.first().map(chunk::Gap::error);
-            return Err(lost.unwrap_or_else(|| hole(&chunk, expected)));
+            if let Some(lost) = decoded.gaps.first() {
+                return Err(lost.error());
+            }
+            behind = Some(chunk);
         }
     }
+}
+
+/// Where the transaction begins that is open in front of a chunk.
+fn opens(chunk: &Chunk) -> Result<Option<u64>, Error> {
+    if !chunk.headless {
+        return Ok(chunk.open_since);
+    }
+    let detail = format!("{}: what is open in front of {} is lost", chunk.path.display(), chunk.from);
+    Err(Error::Corrupt { after: chunk.after, up_to: chunk.next_after, detail })
 }
 
 fn hole(chunk: &Chunk, number: u64) -> Error {
@@ -369,8 +400,7 @@ fn earliest_cursor(map: &Map) -> Cursor {
 pub(super) fn find_earliest(map: &Map) -> io::Result<Option<(Position, u64, Option<i64>)>> {
     let Some(segment) = map.segments.first() else { return Ok(None) };
     let chunk = map.chunk_of_block(segment.first_block);
-    let opens_inside = segment.places.first().is_some_and(|place| place.open_since.is_some());
-    if segment.after.lineage != LineageId::default() && !opens_inside {
+    if segment.after.lineage != LineageId::default() && !segment.may_begin_open() {
         let time = chunk.map_or(Ok(None), |chunk| first_commit_time(map, chunk, 0))?;
         return Ok(Some((segment.after, segment.first_block, time)));
     }
@@ -381,6 +411,10 @@ pub(super) fn find_earliest(map: &Map) -> io::Result<Option<(Position, u64, Opti
     let Some(mut chunk) = chunk else { return Ok(None) };
     loop {
         let decoded = chunk::read(&chunk)?;
+        let damaged = decoded.gaps.first().is_some_and(|gap| gap.first == segment.first_block);
+        if damaged && segment.after.lineage != LineageId::default() {
+            return Ok(Some((segment.after, segment.first_block, first_commit_time(map, chunk, 0)?)));
+        }
         for block in &decoded.blocks {
             let start = match block.continued_begin().is_empty() {
                 true => Some(block.after),
@@ -419,7 +453,7 @@ fn founded(segment: &Segment) -> io::Result<Option<(Position, u64)>> {
 /// The first commit time at or after a block.
 fn first_commit_time(map: &Map, mut chunk: Chunk, from: u64) -> io::Result<Option<i64>> {
     loop {
-        if chunk.commit_time != 0 {
+        if chunk.commit_time != 0 || chunk.headless {
             let decoded = chunk::read(&chunk)?;
             let first = decoded.blocks.iter().find(|block| block.number >= from && block.commit_time != 0);
             if let Some(block) = first {

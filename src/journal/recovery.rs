@@ -112,7 +112,9 @@ pub(super) fn find(dir: &Path, known: &Known) -> Result<Option<Found>, Error> {
     }
     drop_unreadable_front(&mut segments, &mut finder.damage);
     let sealed = segments.len() - 1;
-    for segment in segments.iter_mut().take(sealed).filter(|segment| segment.unreadable.is_none()) {
+    let ends: Vec<u64> = segments.iter().skip(1).map(|next| next.first_block).collect();
+    let sealed = segments.iter_mut().take(sealed).zip(ends).filter(|(segment, _)| segment.unreadable.is_none());
+    for (segment, end) in sealed {
         let in_store = finder.covered.is_some_and(|covered| segment.number < covered.at.segment);
         match known.places.get(&segment.number) {
             Some((salt, places))
@@ -122,7 +124,7 @@ pub(super) fn find(dir: &Path, known: &Known) -> Result<Option<Found>, Error> {
             {
                 segment.places.clone_from(places);
             }
-            _ => finder.hop(segment)?,
+            _ => finder.hop(segment, end)?,
         }
     }
     place_unreadable(&mut segments, &mut finder.damage)?;
@@ -269,15 +271,20 @@ impl Finder {
         Ok(relation)
     }
 
-    /// Finds the places of a sealed segment by its record headers.
-    fn hop(&mut self, segment: &mut Segment) -> Result<(), Error> {
+    /// Finds the places of a sealed segment by its record headers. Its blocks go up to `end`, exclusive.
+    fn hop(&mut self, segment: &mut Segment, end: u64) -> Result<(), Error> {
         let file = File::open(&segment.path).map_err(Error::io(&segment.path))?;
         let pieces = FilePieces::new(&file, segment.len, 4096).map_err(Error::io(&segment.path))?;
         let mut scanner = Scanner::new(pieces, segment.salt, RECORDS, false);
+        let mut next_block = segment.first_block;
         loop {
             match scanner.step().map_err(Error::io(&segment.path))? {
                 Step::End { .. } => break,
-                Step::Damage { .. } => {}
+                Step::Damage { .. } => {
+                    if let Some(place) = segment.places.last_mut() {
+                        place.is_damaged = true;
+                    }
+                }
                 Step::Record { offset, header, payload } => {
                     let at = Pointer { segment: segment.number, offset };
                     match Kind::from_byte(header.kind) {
@@ -293,6 +300,7 @@ impl Finder {
                             }
                         }
                         Some(Kind::Block) => {
+                            next_block = header.block + 1;
                             if let Some(place) = segment.places.last_mut() {
                                 place.commit_time = place.commit_time.max(header.commit_time);
                             }
@@ -310,6 +318,9 @@ impl Finder {
                     }
                 }
             }
+        }
+        if let Some(place) = segment.places.last_mut() {
+            place.is_damaged |= next_block < end;
         }
         let places = segment.places.iter().map(|place| rows::put_place(segment.number, segment.salt, place));
         self.rows.extend(places);
@@ -333,7 +344,7 @@ impl Finder {
                 segment.places.extend(places.iter().filter(|place| place.offset < covered.at.offset));
                 if segment.places.first().is_none_or(|place| place.block != segment.first_block) {
                     let mut front = Segment { len: covered.at.offset, places: Vec::new(), ..segment.clone() };
-                    self.hop(&mut front)?;
+                    self.hop(&mut front, covered.next_block)?;
                     segment.places = front.places;
                 }
                 self.seed(tail, segment.number);
@@ -408,6 +419,7 @@ impl Finder {
         tail: &mut Tail,
     ) -> Result<u64, Error> {
         let mut scanner = scanner(file, segment, from)?;
+        let first_row = self.rows.len();
         let mut pending: Option<String> = None;
         let mut started = from == RECORDS;
         let mut reached = from;
@@ -416,6 +428,9 @@ impl Finder {
                 Step::End { .. } => break,
                 Step::Damage { from, .. } if from >= cut => break,
                 Step::Damage { from, to, detail } => {
+                    if let Some(place) = segment.places.last_mut() {
+                        place.is_damaged = true;
+                    }
                     pending.get_or_insert(format!("{}: {detail} at {from}..{to}", segment.path.display()));
                     continue;
                 }
@@ -467,7 +482,6 @@ impl Finder {
                     tail.restore(header.block, header.last, state);
                     segment.places.push(place);
                     let covered = Covered { at, salt: segment.salt, next_block: header.block, tail: header.last };
-                    self.rows.push(rows::put_place(segment.number, segment.salt, &place));
                     self.rows.push(rows::put_covered(&covered));
                 }),
                 None => Ok(()),
@@ -480,6 +494,9 @@ impl Finder {
         if let Some(detail) = pending {
             self.damage.push(Damage { after: tail.position, up_to: None, detail });
         }
+        let found = segment.places.iter().filter(|place| place.offset >= from);
+        let found = found.map(|place| rows::put_place(segment.number, segment.salt, place));
+        self.rows.splice(first_row..first_row, found);
         Ok(reached)
     }
 
@@ -510,7 +527,7 @@ fn scanner<'f>(file: &'f File, segment: &Segment, from: u64) -> Result<Scanner<F
 
 fn place(offset: u64, header: &RecordHeader, state: &State) -> Place {
     let open_since = state.open.as_ref().map(|open| open.first_block);
-    Place { offset, block: header.block, after: header.last, open_since, commit_time: 0 }
+    Place { offset, block: header.block, after: header.last, open_since, commit_time: 0, is_damaged: false }
 }
 
 /// The intact record at an offset.

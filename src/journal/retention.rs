@@ -105,8 +105,7 @@ fn needs(map: &Map, position: Position, next: &Segment) -> bool {
         return false;
     }
     let (at, start) = (map.key(map.history.floor(position)), map.key(next.after));
-    let inside = next.places.first().is_some_and(|place| place.open_since.is_some());
-    at < start || (at == start && inside)
+    at < start || (at == start && next.may_begin_open())
 }
 
 fn remove(shared: &Shared, desk: &Desk, count: usize) -> std::io::Result<()> {

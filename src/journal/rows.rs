@@ -59,6 +59,7 @@ pub(super) fn put_place(segment: u64, salt: u64, place: &Place) -> Write {
     put_position(&mut value, place.after);
     value.put_u64_le(place.open_since.unwrap_or(u64::MAX));
     value.put_i64_le(place.commit_time);
+    value.put_u8(u8::from(place.is_damaged));
     seal(Table::Places, place_key(segment, place.offset), value)
 }
 
@@ -166,7 +167,8 @@ fn read_place(mut key: &[u8], mut value: &[u8]) -> Option<Row> {
     let after = get_position(&mut value);
     let open_since = Some(value.try_get_u64_le().ok()?).filter(|block| *block != u64::MAX);
     let commit_time = value.try_get_i64_le().ok()?;
-    Some(Row::Place { segment, salt, place: Place { offset, block, after, open_since, commit_time } })
+    let is_damaged = value.try_get_u8().is_ok_and(|flag| flag != 0); // older rows end in front of it
+    Some(Row::Place { segment, salt, place: Place { offset, block, after, open_since, commit_time, is_damaged } })
 }
 
 fn read_pointer(mut key: &[u8], mut value: &[u8]) -> Option<Row> {

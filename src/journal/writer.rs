@@ -268,6 +268,7 @@ impl Writer {
             after: position,
             open_since: state.open.as_ref().map(|open| open.first_block),
             commit_time: 0,
+            is_damaged: false,
         });
         self.record(Kind::State, false, (position, position), |out| put_state(out, &state));
     }

@@ -18,6 +18,8 @@ struct Sample {
     dir: TempDir,
     units: Vec<Unit>,
     blocks: Vec<bytes::Bytes>,
+    /// Commit times, and the resume points in front of their blocks.
+    times: Vec<(i64, Position)>,
 }
 
 fn runtime() -> tokio::runtime::Runtime {
@@ -41,12 +43,13 @@ fn sample() -> &'static Sample {
                 opened.flush().await;
             }
             let mut cursor = opened.journal.locate(Start::Earliest).await.expect("earliest");
-            let mut blocks = Vec::new();
+            let (mut blocks, mut times) = (Vec::new(), Vec::new());
             while let Fetched::Block(block) = opened.journal.fetch(&mut cursor).await.expect("readable") {
                 blocks.push(block.message().clone());
+                times.extend((block.commit_time != 0).then_some((block.commit_time, block.after)));
             }
             opened.close().await;
-            Sample { dir, units: script.units, blocks }
+            Sample { dir, units: script.units, blocks, times }
         })
     })
 }
@@ -86,7 +89,28 @@ async fn check(dir: &Path) {
     for start in sample.units.iter().map(|unit| unit.position).step_by(3) {
         check_start(&opened.journal, start).await;
     }
+    for (time, after) in sample.times.iter().step_by(2) {
+        check_time(&opened.journal, *time, *after).await;
+    }
     opened.close().await;
+}
+
+/// From a commit time the units come that follow the resume point in front of it, as far as they are retained.
+async fn check_time(journal: &Journal, time: i64, after: Position) {
+    let cursor = match journal.locate(Start::Since(time)).await {
+        Ok(cursor) => cursor,
+        Err(Error::Corrupt { .. }) => return,
+        Err(error) => panic!("not an answer to damage: {error}"),
+    };
+    let tail = journal.marks().borrow().tail;
+    let from = if after.order() < journal.window().earliest.order() { journal.window().earliest } else { after };
+    let (units, order) = (&sample().units, |unit: &Unit| unit.position.order());
+    let expected = &units[units.partition_point(|unit| order(unit) <= from.order())..];
+    let mut reader = Reader::new(cursor);
+    let result = reader.drain(journal).await;
+    assert_eq!(reader.units, expected[..reader.units.len().min(expected.len())], "since {time}");
+    let end = expected.partition_point(|unit| order(unit) <= tail.order());
+    assert!(result.is_err() || reader.units.len() == end, "nothing is left out since {time}");
 }
 
 /// From a position the right units come, up to the damage, and go on behind it where the error says.
@@ -126,6 +150,12 @@ fn damaged_copy(with_store: bool) -> TempDir {
         fs::remove_dir_all(copy.path().join("sled")).expect("a store");
     }
     copy
+}
+
+/// A sector of 512 bytes, with zeros or with something else.
+fn overwrite(bytes: &mut [u8], sector: usize, zero: bool) {
+    let bytes = &mut bytes[sector * 512..][..512];
+    bytes.iter_mut().for_each(|byte| *byte = if zero { 0 } else { byte.wrapping_mul(7) ^ 0x5a });
 }
 
 proptest! {
@@ -174,11 +204,72 @@ proptest! {
         let path = &paths[file.index(paths.len())];
         let mut bytes = fs::read(path).expect("a segment");
         for (page, zero) in pages {
-            let start = page.index(bytes.len() / 512) * 512;
-            bytes[start..start + 512].iter_mut().for_each(|byte| *byte = if zero { 0 } else { byte.wrapping_mul(7) ^ 0x5a });
+            let page = page.index(bytes.len() / 512);
+            overwrite(&mut bytes, page, zero);
         }
         fs::write(path, bytes).expect("damaged");
         runtime().block_on(check(copy.path()));
+    }
+}
+
+/// Where a segment's first STATE begins, and behind it.
+fn first_state(bytes: &[u8]) -> std::ops::Range<usize> {
+    use crate::journal::segment::{FileHeader, Kind, RECORDS, Scanner, Slice, Step};
+    let salt = FileHeader::decode(bytes).expect("a header").salt;
+    let mut scanner = Scanner::new(Slice { base: 0, bytes: bytes.to_vec().into() }, salt, RECORDS, true);
+    loop {
+        match scanner.step().expect("readable") {
+            Step::Record { offset, header, .. } if header.kind == Kind::State as u8 => {
+                return offset as usize..(offset + header.size()) as usize;
+            }
+            Step::Record { .. } => {}
+            step => panic!("no STATE: {step:?}"),
+        }
+    }
+}
+
+/// What is open in front of a segment can be read from the one before, so losing the STATE it begins with loses nothing.
+#[test]
+fn a_lost_state_at_the_front_of_a_segment_costs_no_unit() {
+    let count = segments(sample().dir.path()).len();
+    for segment in 1..count - 1 {
+        let copy = damaged_copy(false);
+        let path = &segments(copy.path())[segment];
+        let mut bytes = fs::read(path).expect("a segment");
+        let state = first_state(&bytes);
+        bytes[state.start + 20] ^= 1;
+        fs::write(path, bytes).expect("damaged");
+        runtime().block_on(async {
+            let opened = open(options(copy.path()));
+            let units = &sample().units;
+            let starts = units.iter().map(|unit| (Start::After(unit.position), unit.position));
+            let since = sample().times.iter().map(|(time, after)| (Start::Since(*time), *after));
+            for (start, after) in starts.chain(since) {
+                let cursor = opened.journal.locate(start.clone()).await.expect("nothing is lost");
+                let read = read_units(&opened.journal, cursor).await.expect("nothing is lost");
+                let expected = &units[units.partition_point(|unit| unit.position.order() <= after.order())..];
+                assert_eq!(read.len(), expected.len(), "{start:?}");
+                assert_eq!(read, expected);
+            }
+            opened.close().await;
+        });
+    }
+}
+
+/// Sectors of the first records of a segment: nothing in it says any more what its start belongs to.
+#[test]
+fn damage_where_the_records_begin_leaves_nothing_out_silently() {
+    for segment in 1..segments(sample().dir.path()).len() {
+        for with_store in [true, false] {
+            let copy = damaged_copy(with_store);
+            let path = &segments(copy.path())[segment];
+            let mut bytes = fs::read(path).expect("a segment");
+            for (page, zero) in [(16, false), (25, false), (21, true)] {
+                overwrite(&mut bytes, page, zero);
+            }
+            fs::write(path, bytes).expect("damaged");
+            runtime().block_on(check(copy.path()));
+        }
     }
 }
 
