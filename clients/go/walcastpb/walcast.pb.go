@@ -1636,14 +1636,19 @@ type JournalStatus struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The oldest position that a stream can start after (exclusive).
 	Earliest *Position `protobuf:"bytes,1,opt,name=earliest,proto3" json:"earliest,omitempty"`
-	// The last durable resume point.
+	// The last resume point that is delivered; durable unless `eager`.
 	Tail *Position `protobuf:"bytes,2,opt,name=tail,proto3" json:"tail,omitempty"`
 	// Bytes on disk.
 	Bytes uint64 `protobuf:"varint,3,opt,name=bytes,proto3" json:"bytes,omitempty"`
 	// Commit time of the first retained transaction; not present while there is none.
 	EarliestCommitTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=earliest_commit_time,json=earliestCommitTime,proto3" json:"earliest_commit_time,omitempty"`
 	// What failovers took back, oldest first. ReadRetracted reads it as long as it is retained.
-	Retracted     []*RetractedRange `protobuf:"bytes,5,rep,name=retracted,proto3" json:"retracted,omitempty"`
+	Retracted []*RetractedRange `protobuf:"bytes,5,rep,name=retracted,proto3" json:"retracted,omitempty"`
+	// Whether changes are delivered before they are durable (the hub's setting journal.eager).
+	Eager bool `protobuf:"varint,6,opt,name=eager,proto3" json:"eager,omitempty"`
+	// The last durable resume point, where changes are delivered before they are durable; at tail, or behind it. Otherwise
+	// not present: all that is delivered is durable, and this is tail.
+	Durable       *Position `protobuf:"bytes,7,opt,name=durable,proto3" json:"durable,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1709,6 +1714,20 @@ func (x *JournalStatus) GetEarliestCommitTime() *timestamppb.Timestamp {
 func (x *JournalStatus) GetRetracted() []*RetractedRange {
 	if x != nil {
 		return x.Retracted
+	}
+	return nil
+}
+
+func (x *JournalStatus) GetEager() bool {
+	if x != nil {
+		return x.Eager
+	}
+	return false
+}
+
+func (x *JournalStatus) GetDurable() *Position {
+	if x != nil {
+		return x.Durable
 	}
 	return nil
 }
@@ -2292,13 +2311,15 @@ const file_walcast_v1_walcast_proto_rawDesc = "" +
 	"\rStandbyStatus\x12\x16\n" +
 	"\x06server\x18\x01 \x01(\tR\x06server\x12\x14\n" +
 	"\x05ready\x18\x02 \x01(\bR\x05ready\x12\x16\n" +
-	"\x06detail\x18\x03 \x01(\tR\x06detail\"\x89\x02\n" +
+	"\x06detail\x18\x03 \x01(\tR\x06detail\"\xcf\x02\n" +
 	"\rJournalStatus\x120\n" +
 	"\bearliest\x18\x01 \x01(\v2\x14.walcast.v1.PositionR\bearliest\x12(\n" +
 	"\x04tail\x18\x02 \x01(\v2\x14.walcast.v1.PositionR\x04tail\x12\x14\n" +
 	"\x05bytes\x18\x03 \x01(\x04R\x05bytes\x12L\n" +
 	"\x14earliest_commit_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x12earliestCommitTime\x128\n" +
-	"\tretracted\x18\x05 \x03(\v2\x1a.walcast.v1.RetractedRangeR\tretracted\"\xc8\x01\n" +
+	"\tretracted\x18\x05 \x03(\v2\x1a.walcast.v1.RetractedRangeR\tretracted\x12\x14\n" +
+	"\x05eager\x18\x06 \x01(\bR\x05eager\x12.\n" +
+	"\adurable\x18\a \x01(\v2\x14.walcast.v1.PositionR\adurable\"\xc8\x01\n" +
 	"\x0eRetractedRange\x12\x1f\n" +
 	"\vold_lineage\x18\x01 \x01(\tR\n" +
 	"oldLineage\x12\x1f\n" +
@@ -2452,40 +2473,41 @@ var file_walcast_v1_walcast_proto_depIdxs = []int32{
 	33, // 32: walcast.v1.JournalStatus.tail:type_name -> walcast.v1.Position
 	34, // 33: walcast.v1.JournalStatus.earliest_commit_time:type_name -> google.protobuf.Timestamp
 	23, // 34: walcast.v1.JournalStatus.retracted:type_name -> walcast.v1.RetractedRange
-	33, // 35: walcast.v1.RetractedRange.after:type_name -> walcast.v1.Position
-	33, // 36: walcast.v1.RetractedRange.up_to:type_name -> walcast.v1.Position
-	26, // 37: walcast.v1.ListSubscribersResponse.subscribers:type_name -> walcast.v1.Subscriber
-	33, // 38: walcast.v1.Subscriber.checkpoint:type_name -> walcast.v1.Position
-	31, // 39: walcast.v1.Subscriber.lag:type_name -> google.protobuf.Duration
-	34, // 40: walcast.v1.Subscriber.last_seen:type_name -> google.protobuf.Timestamp
-	5,  // 41: walcast.v1.Subscriber.filter:type_name -> walcast.v1.Filter
-	3,  // 42: walcast.v1.ResetSubscriberRequest.start:type_name -> walcast.v1.Start
-	33, // 43: walcast.v1.ResetSubscriberResponse.checkpoint:type_name -> walcast.v1.Position
-	2,  // 44: walcast.v1.ChangeStreamService.Subscribe:input_type -> walcast.v1.SubscribeRequest
-	10, // 45: walcast.v1.ChangeStreamService.Consume:input_type -> walcast.v1.ConsumeRequest
-	11, // 46: walcast.v1.ChangeStreamService.Acknowledge:input_type -> walcast.v1.AcknowledgeRequest
-	13, // 47: walcast.v1.ChangeStreamService.Backfill:input_type -> walcast.v1.BackfillRequest
-	15, // 48: walcast.v1.ChangeStreamService.ListRelations:input_type -> walcast.v1.ListRelationsRequest
-	17, // 49: walcast.v1.ChangeStreamService.ReadRetracted:input_type -> walcast.v1.ReadRetractedRequest
-	18, // 50: walcast.v1.AdminService.GetStatus:input_type -> walcast.v1.GetStatusRequest
-	24, // 51: walcast.v1.AdminService.ListSubscribers:input_type -> walcast.v1.ListSubscribersRequest
-	27, // 52: walcast.v1.AdminService.ResetSubscriber:input_type -> walcast.v1.ResetSubscriberRequest
-	29, // 53: walcast.v1.AdminService.DeleteSubscriber:input_type -> walcast.v1.DeleteSubscriberRequest
-	7,  // 54: walcast.v1.ChangeStreamService.Subscribe:output_type -> walcast.v1.SubscribeResponse
-	8,  // 55: walcast.v1.ChangeStreamService.Consume:output_type -> walcast.v1.ConsumeResponse
-	12, // 56: walcast.v1.ChangeStreamService.Acknowledge:output_type -> walcast.v1.AcknowledgeResponse
-	14, // 57: walcast.v1.ChangeStreamService.Backfill:output_type -> walcast.v1.BackfillResponse
-	16, // 58: walcast.v1.ChangeStreamService.ListRelations:output_type -> walcast.v1.ListRelationsResponse
-	9,  // 59: walcast.v1.ChangeStreamService.ReadRetracted:output_type -> walcast.v1.ReadRetractedResponse
-	19, // 60: walcast.v1.AdminService.GetStatus:output_type -> walcast.v1.GetStatusResponse
-	25, // 61: walcast.v1.AdminService.ListSubscribers:output_type -> walcast.v1.ListSubscribersResponse
-	28, // 62: walcast.v1.AdminService.ResetSubscriber:output_type -> walcast.v1.ResetSubscriberResponse
-	30, // 63: walcast.v1.AdminService.DeleteSubscriber:output_type -> walcast.v1.DeleteSubscriberResponse
-	54, // [54:64] is the sub-list for method output_type
-	44, // [44:54] is the sub-list for method input_type
-	44, // [44:44] is the sub-list for extension type_name
-	44, // [44:44] is the sub-list for extension extendee
-	0,  // [0:44] is the sub-list for field type_name
+	33, // 35: walcast.v1.JournalStatus.durable:type_name -> walcast.v1.Position
+	33, // 36: walcast.v1.RetractedRange.after:type_name -> walcast.v1.Position
+	33, // 37: walcast.v1.RetractedRange.up_to:type_name -> walcast.v1.Position
+	26, // 38: walcast.v1.ListSubscribersResponse.subscribers:type_name -> walcast.v1.Subscriber
+	33, // 39: walcast.v1.Subscriber.checkpoint:type_name -> walcast.v1.Position
+	31, // 40: walcast.v1.Subscriber.lag:type_name -> google.protobuf.Duration
+	34, // 41: walcast.v1.Subscriber.last_seen:type_name -> google.protobuf.Timestamp
+	5,  // 42: walcast.v1.Subscriber.filter:type_name -> walcast.v1.Filter
+	3,  // 43: walcast.v1.ResetSubscriberRequest.start:type_name -> walcast.v1.Start
+	33, // 44: walcast.v1.ResetSubscriberResponse.checkpoint:type_name -> walcast.v1.Position
+	2,  // 45: walcast.v1.ChangeStreamService.Subscribe:input_type -> walcast.v1.SubscribeRequest
+	10, // 46: walcast.v1.ChangeStreamService.Consume:input_type -> walcast.v1.ConsumeRequest
+	11, // 47: walcast.v1.ChangeStreamService.Acknowledge:input_type -> walcast.v1.AcknowledgeRequest
+	13, // 48: walcast.v1.ChangeStreamService.Backfill:input_type -> walcast.v1.BackfillRequest
+	15, // 49: walcast.v1.ChangeStreamService.ListRelations:input_type -> walcast.v1.ListRelationsRequest
+	17, // 50: walcast.v1.ChangeStreamService.ReadRetracted:input_type -> walcast.v1.ReadRetractedRequest
+	18, // 51: walcast.v1.AdminService.GetStatus:input_type -> walcast.v1.GetStatusRequest
+	24, // 52: walcast.v1.AdminService.ListSubscribers:input_type -> walcast.v1.ListSubscribersRequest
+	27, // 53: walcast.v1.AdminService.ResetSubscriber:input_type -> walcast.v1.ResetSubscriberRequest
+	29, // 54: walcast.v1.AdminService.DeleteSubscriber:input_type -> walcast.v1.DeleteSubscriberRequest
+	7,  // 55: walcast.v1.ChangeStreamService.Subscribe:output_type -> walcast.v1.SubscribeResponse
+	8,  // 56: walcast.v1.ChangeStreamService.Consume:output_type -> walcast.v1.ConsumeResponse
+	12, // 57: walcast.v1.ChangeStreamService.Acknowledge:output_type -> walcast.v1.AcknowledgeResponse
+	14, // 58: walcast.v1.ChangeStreamService.Backfill:output_type -> walcast.v1.BackfillResponse
+	16, // 59: walcast.v1.ChangeStreamService.ListRelations:output_type -> walcast.v1.ListRelationsResponse
+	9,  // 60: walcast.v1.ChangeStreamService.ReadRetracted:output_type -> walcast.v1.ReadRetractedResponse
+	19, // 61: walcast.v1.AdminService.GetStatus:output_type -> walcast.v1.GetStatusResponse
+	25, // 62: walcast.v1.AdminService.ListSubscribers:output_type -> walcast.v1.ListSubscribersResponse
+	28, // 63: walcast.v1.AdminService.ResetSubscriber:output_type -> walcast.v1.ResetSubscriberResponse
+	30, // 64: walcast.v1.AdminService.DeleteSubscriber:output_type -> walcast.v1.DeleteSubscriberResponse
+	55, // [55:65] is the sub-list for method output_type
+	45, // [45:55] is the sub-list for method input_type
+	45, // [45:45] is the sub-list for extension type_name
+	45, // [45:45] is the sub-list for extension extendee
+	0,  // [0:45] is the sub-list for field type_name
 }
 
 func init() { file_walcast_v1_walcast_proto_init() }

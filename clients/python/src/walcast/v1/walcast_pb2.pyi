@@ -254,18 +254,22 @@ class StandbyStatus(_message.Message):
     def __init__(self, server: _Optional[str] = ..., ready: bool = ..., detail: _Optional[str] = ...) -> None: ...
 
 class JournalStatus(_message.Message):
-    __slots__ = ("earliest", "tail", "bytes", "earliest_commit_time", "retracted")
+    __slots__ = ("earliest", "tail", "bytes", "earliest_commit_time", "retracted", "eager", "durable")
     EARLIEST_FIELD_NUMBER: _ClassVar[int]
     TAIL_FIELD_NUMBER: _ClassVar[int]
     BYTES_FIELD_NUMBER: _ClassVar[int]
     EARLIEST_COMMIT_TIME_FIELD_NUMBER: _ClassVar[int]
     RETRACTED_FIELD_NUMBER: _ClassVar[int]
+    EAGER_FIELD_NUMBER: _ClassVar[int]
+    DURABLE_FIELD_NUMBER: _ClassVar[int]
     earliest: _event_pb2.Position
     tail: _event_pb2.Position
     bytes: int
     earliest_commit_time: _timestamp_pb2.Timestamp
     retracted: _containers.RepeatedCompositeFieldContainer[RetractedRange]
-    def __init__(self, earliest: _Optional[_Union[_event_pb2.Position, _Mapping]] = ..., tail: _Optional[_Union[_event_pb2.Position, _Mapping]] = ..., bytes: _Optional[int] = ..., earliest_commit_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., retracted: _Optional[_Iterable[_Union[RetractedRange, _Mapping]]] = ...) -> None: ...
+    eager: bool
+    durable: _event_pb2.Position
+    def __init__(self, earliest: _Optional[_Union[_event_pb2.Position, _Mapping]] = ..., tail: _Optional[_Union[_event_pb2.Position, _Mapping]] = ..., bytes: _Optional[int] = ..., earliest_commit_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., retracted: _Optional[_Iterable[_Union[RetractedRange, _Mapping]]] = ..., eager: bool = ..., durable: _Optional[_Union[_event_pb2.Position, _Mapping]] = ...) -> None: ...
 
 class RetractedRange(_message.Message):
     __slots__ = ("old_lineage", "new_lineage", "switch_lsn", "after", "up_to")
