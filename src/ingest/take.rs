@@ -17,6 +17,9 @@ use crate::{
 
 /// SQLSTATE of the warning with which PostgreSQL 18 skips a missing publication: object_not_in_prerequisite_state.
 const SKIPPED_PUBLICATION: &str = "55000";
+/// Where PostgreSQL 17 and later say, with the same code, that the walsender waits for a standby of
+/// [synchronized_standby_slots](https://www.postgresql.org/docs/17/runtime-config-replication.html#GUC-SYNCHRONIZED-STANDBY-SLOTS).
+const WAITS_FOR_STANDBYS: &str = "StandbySlotsHaveCaughtup";
 
 impl State {
     pub(super) fn take(&mut self, frame: Frame<'_>) -> Result<(), Error> {
@@ -33,7 +36,8 @@ impl State {
                 Ok(())
             }
             Frame::Notice(notice) => {
-                if notice.code == SKIPPED_PUBLICATION && notice.severity == "WARNING" {
+                let waits = notice.routine == WAITS_FOR_STANDBYS;
+                if notice.code == SKIPPED_PUBLICATION && notice.severity == "WARNING" && !waits {
                     return Err(Error::PublicationSkipped(notice.message));
                 }
                 if notice.severity == "LOG" {
