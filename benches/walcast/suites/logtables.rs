@@ -215,6 +215,11 @@ async fn recover(rows: u64) -> (f64, f64) {
     let first = client.report();
     let wall = (first.first_us - promoted) as f64 / 1e6;
     assert_eq!((first.id, first.holes), (3, 0), "the first row that the hub had not read");
+    // Its event may be at the subscriber before the line is in the log.
+    eventually(PATIENCE, || async {
+        if hub.log().contains("recovered from the log tables") { Ok(()) } else { Err("no recovery in the log") }
+    })
+    .await;
     hub.kill9();
     let all = client.report();
     assert_eq!(all.holes, 0, "changes were lost or came twice");
