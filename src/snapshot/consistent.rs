@@ -11,9 +11,9 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{Exporter, Locked, Pacer, Session, encoder::Encoder, encoder::PIECE, interrupted, refused};
+use super::{Exporter, Locked, Pacer, Session, encoder::Encoder, interrupted, refused};
 use crate::{
-    feed::{BoxFuture, Piece, Reservation, Rows, SnapshotError},
+    feed::{Batch, BoxFuture, Piece, Reservation, Rows, SnapshotError},
     model::Relation,
     postgres::{
         copy::CopyRows,
@@ -39,8 +39,7 @@ struct Job {
 enum Message {
     Rows {
         relation: Arc<Relation>,
-        framed: bytes::Bytes,
-        rows: u64,
+        batch: Batch,
     },
     /// A job of this table is done.
     Done(usize),
@@ -67,7 +66,7 @@ pub(super) async fn start(
     reservation: Reservation,
     pacer: Pacer,
 ) -> Result<Consistent, SnapshotError> {
-    let exported = table::export_snapshot(&locked.session.0).await.map_err(refused)?;
+    let exported = table::export_snapshot(&locked.session.sql).await.map_err(refused)?;
     let mut jobs = VecDeque::new();
     let mut left = Vec::new();
     for (number, found) in locked.tables.iter().enumerate() {
@@ -88,8 +87,8 @@ pub(super) async fn start(
     let mut sessions = Vec::new();
     for _ in 0..others {
         let session = exporter.session().await?;
-        table::begin_with(&session.0, &exported).await.map_err(refused)?;
-        match table::lock_at_once(&session.0, &names).await {
+        table::begin_with(&session.sql, &exported).await.map_err(refused)?;
+        match table::lock_at_once(&session.sql, &names).await {
             Ok(()) => sessions.push(session),
             Err(error) => tracing::info!(%error, "rows are read over fewer connections"),
         }
@@ -144,23 +143,25 @@ async fn copy_rows(
     job: &Job,
     messages: &mpsc::Sender<Result<Message, SnapshotError>>,
 ) -> Result<bool, SnapshotError> {
-    let mut rows = CopyRows::start(&session.0, &job.query).await.map_err(refused)?;
+    let mut rows = CopyRows::start(&session.sql, &job.query).await.map_err(refused)?;
     let mut encoder = Encoder::new(job.relation.clone());
     while let Some(line) = rows.next().await.map_err(refused)? {
-        encoder.add(&line)?;
-        if encoder.len() >= PIECE && !hand_over(&mut encoder, messages).await {
+        if let Some(batch) = encoder.add(&line)?
+            && !hand_over(job, batch, messages).await
+        {
             return Ok(false);
         }
     }
-    if encoder.len() > 0 && !hand_over(&mut encoder, messages).await {
+    if let Some(batch) = encoder.take()
+        && !hand_over(job, batch, messages).await
+    {
         return Ok(false);
     }
     Ok(messages.send(Ok(Message::Done(job.table))).await.is_ok())
 }
 
-async fn hand_over(encoder: &mut Encoder, messages: &mpsc::Sender<Result<Message, SnapshotError>>) -> bool {
-    let (framed, rows) = encoder.take();
-    messages.send(Ok(Message::Rows { relation: encoder.relation.clone(), framed, rows })).await.is_ok()
+async fn hand_over(job: &Job, batch: Batch, messages: &mpsc::Sender<Result<Message, SnapshotError>>) -> bool {
+    messages.send(Ok(Message::Rows { relation: job.relation.clone(), batch })).await.is_ok()
 }
 
 impl Consistent {
@@ -175,9 +176,9 @@ impl Consistent {
             }
             self.pacer.ready().await;
             match self.messages.recv().await {
-                Some(Ok(Message::Rows { relation, framed, rows })) => {
-                    self.pacer.count(rows);
-                    return Ok(Some(Piece::Rows { relation, framed, rows }));
+                Some(Ok(Message::Rows { relation, batch })) => {
+                    self.pacer.count(batch.rows.into());
+                    return Ok(Some(Piece::Rows { relation, batch }));
                 }
                 Some(Ok(Message::Done(number))) => {
                     self.left[number].1 -= 1;

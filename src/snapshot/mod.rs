@@ -9,6 +9,7 @@
 //! - [`consistent`]: one exported snapshot, several connections, COPY by ranges of pages.
 //! - [`incremental`]: chunks by key, each with a snapshot of its own, between marks in the journal.
 
+mod ahead;
 mod consistent;
 mod encoder;
 mod incremental;
@@ -79,8 +80,8 @@ impl Exporter {
     }
 
     async fn session_at(&self, connect: &ConnectOptions) -> Result<Session, SnapshotError> {
-        let session = Session(copy::connect(connect).await.map_err(refused)?);
-        let sql = &session.0;
+        let mut session = Session { sql: copy::connect(connect).await.map_err(refused)?, timeline: 0 };
+        let sql = &session.sql;
         let lineage = self.feed.lineage().ok_or_else(|| away("the hub has never been connected to its source"))?;
         if server::in_recovery(sql).await.map_err(refused)? {
             return Err(away("the server is a standby, whose snapshots do not list what runs on the primary"));
@@ -94,6 +95,7 @@ impl Exporter {
             return Err(away(&format!("the server is on timeline {timeline}, and the journal on timeline {journal}")));
         }
         self.settled(sql).await?;
+        session.timeline = timeline;
         Ok(session)
     }
 
@@ -111,7 +113,7 @@ impl Exporter {
     /// Tables that are locked, the snapshot that is taken then, and everything that follows from it.
     async fn lock(&self, selection: &Selection) -> Result<Locked, SnapshotError> {
         let session = self.session().await?;
-        let sql = &session.0;
+        let sql = &session.sql;
         let mut wanted = self.selected(sql, selection).await?;
         for _ in 0..ATTEMPTS {
             readable(&wanted, sql).await?;
@@ -178,7 +180,7 @@ impl Exporter {
             return Err(no_key(table));
         }
         let marker = self.session().await?;
-        table::emit_mark(&marker.0, crate::feed::MARK_PREFIX, "begin").await.map_err(refused)?;
+        table::emit_mark(&marker.sql, crate::feed::MARK_PREFIX, "begin").await.map_err(refused)?;
         let lineage = self.journaled(locked.until).await?;
         let start = scan::before(&*self.feed, &locked.seen, locked.until).await?;
         let reservation = self.feed.reserve(start);
@@ -238,7 +240,7 @@ impl Snapshots for Exporter {
     fn refusal<'a>(&'a self, table: &'a str) -> BoxFuture<'a, Option<SnapshotError>> {
         Box::pin(async move {
             let (schema, name) = table.split_once('.')?;
-            let kind = table::kind(&self.session().await.ok()?.0, schema, name).await.ok()??;
+            let kind = table::kind(&self.session().await.ok()?.sql, schema, name).await.ok()??;
             if matches!(kind.as_str(), "table" | "partitioned table") {
                 return None;
             }
@@ -249,11 +251,15 @@ impl Snapshots for Exporter {
 }
 
 /// A session that hangs up when it is no longer needed, whatever the server is sending.
-struct Session(Sql);
+struct Session {
+    sql: Sql,
+    /// To which the server wrote when the session began.
+    timeline: u32,
+}
 
 impl Drop for Session {
     fn drop(&mut self) {
-        self.0.hang_up();
+        self.sql.hang_up();
     }
 }
 
