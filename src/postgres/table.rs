@@ -115,22 +115,8 @@ pub fn quoted(schema: &str, table: &str) -> String {
     format!("{}.{}", identifier(schema), identifier(table))
 }
 
-/// These published tables, as the connection's present snapshot shows them. Those that are not published are left out.
-pub async fn tables(sql: &Sql, publication: &str, names: &[(String, String)]) -> Result<Vec<Table>> {
-    let relations = publication::relations(sql, publication, names).await?;
-    let row_filter = if sql.version() >= 150_000 { "t.rowfilter" } else { "NULL::text" };
-    let statement = format!(
-        "SELECT c.oid, c.relkind = 'p', pg_catalog.has_table_privilege(c.oid, 'SELECT'), {row_filter},
-                (SELECT pg_catalog.array_agg(a.attname::text ORDER BY k.place)
-                 FROM pg_catalog.pg_index i
-                 CROSS JOIN LATERAL unnest(i.indkey::int2[]) WITH ORDINALITY k (attnum, place)
-                 JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
-                 WHERE i.indrelid = c.oid AND i.indisvalid AND k.place <= i.indnkeyatts
-                   AND CASE c.relreplident WHEN 'i' THEN i.indisreplident ELSE i.indisprimary END),
-                p.names, p.pages, p.bytes, p.tuples, pg_catalog.current_setting('server_encoding') = 'UTF8'
-         FROM pg_catalog.pg_publication_tables t
-         JOIN pg_catalog.pg_namespace n ON n.nspname = t.schemaname
-         JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = t.tablename
+/// Of a table `c`: where its rows are, and how many they may be.
+const STORAGE: &str = "
          CROSS JOIN LATERAL (
              SELECT pg_catalog.array_agg(pg_catalog.format('%I.%I', ln.nspname, l.relname) ORDER BY l.oid) AS names,
                     pg_catalog.array_agg(pg_catalog.pg_relation_size(l.oid)
@@ -141,10 +127,56 @@ pub async fn tables(sql: &Sql, publication: &str, names: &[(String, String)]) ->
              FROM pg_catalog.pg_class l JOIN pg_catalog.pg_namespace ln ON ln.oid = l.relnamespace
              WHERE l.oid = c.oid AND c.relkind = 'r'
                 OR c.relkind = 'p' AND l.oid IN (SELECT x.relid FROM pg_catalog.pg_partition_tree(c.oid) x WHERE x.isleaf)
-                   AND l.relkind = 'r') p
+                   AND l.relkind = 'r') p";
+
+/// What is asked of published tables: $1 the publication, $2 the hub's own schema, $3 and $4 arrays of schemas and tables.
+fn statement(version: u32, storage: Option<&str>) -> String {
+    let row_filter = if version >= 150_000 { "t.rowfilter" } else { "NULL::text" };
+    let (columns, storage) = storage.map_or(("", ""), |storage| (", p.names, p.pages, p.bytes, p.tuples", storage));
+    format!(
+        "SELECT c.oid, c.relkind = 'p', pg_catalog.has_table_privilege(c.oid, 'SELECT'), {row_filter},
+                (SELECT pg_catalog.array_agg(a.attname::text ORDER BY k.place)
+                 FROM pg_catalog.pg_index i
+                 CROSS JOIN LATERAL unnest(i.indkey::int2[]) WITH ORDINALITY k (attnum, place)
+                 JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
+                 WHERE i.indrelid = c.oid AND i.indisvalid AND k.place <= i.indnkeyatts
+                   AND CASE c.relreplident WHEN 'i' THEN i.indisreplident ELSE i.indisprimary END),
+                pg_catalog.current_setting('server_encoding') = 'UTF8'{columns}
+         FROM pg_catalog.pg_publication_tables t
+         JOIN pg_catalog.pg_namespace n ON n.nspname = t.schemaname
+         JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = t.tablename
+         {storage}
          WHERE t.pubname = $1 AND t.schemaname <> $2 AND (t.schemaname::text, t.tablename::text) IN
                (SELECT * FROM unnest($3::text[], $4::text[]))"
-    );
+    )
+}
+
+/// A prepared statement of this name whose answer is another one whenever something changes that [`tables`] says of a table
+/// and that matters to how its rows are read and understood. It takes no locks on the table. See [`execute_likeness`].
+pub fn prepare_likeness(name: &str, version: u32) -> String {
+    let (relations, table) = (publication::relations_statement(version), statement(version, None));
+    format!(
+        "PREPARE {name} (text, text, text[], text[]) AS
+         SELECT pg_catalog.concat((SELECT pg_catalog.string_agg(r::text, ',') FROM ({relations}) r),
+                                  ';', (SELECT pg_catalog.string_agg(s::text, ',') FROM ({table}) s))"
+    )
+}
+
+/// Runs what [`prepare_likeness`] has prepared, for one table.
+pub fn execute_likeness(name: &str, publication: &str, relation: &Relation) -> String {
+    format!(
+        "EXECUTE {name} ({}, {}, ARRAY[{}], ARRAY[{}])",
+        literal(publication),
+        literal(OWN_SCHEMA),
+        literal(&relation.schema),
+        literal(&relation.table)
+    )
+}
+
+/// These published tables, as the connection's present snapshot shows them. Those that are not published are left out.
+pub async fn tables(sql: &Sql, publication: &str, names: &[(String, String)]) -> Result<Vec<Table>> {
+    let relations = publication::relations(sql, publication, names).await?;
+    let statement = statement(sql.version(), Some(STORAGE));
     let (schemas, tables): (Vec<&str>, Vec<&str>) = names.iter().map(|(s, t)| (s.as_str(), t.as_str())).unzip();
     let params = [text(&publication), text(&OWN_SCHEMA), (&schemas, Type::TEXT_ARRAY), (&tables, Type::TEXT_ARRAY)];
     let mut rows = std::collections::HashMap::new();
@@ -158,20 +190,20 @@ pub async fn tables(sql: &Sql, publication: &str, names: &[(String, String)]) ->
         if !key.iter().all(|name| relation.columns.iter().any(|column| column.name == *name)) {
             key.clear();
         }
-        let parts: Vec<String> = get::<Option<Vec<String>>>(row, 5)?.unwrap_or_default();
-        let pages: Vec<i64> = get::<Option<Vec<i64>>>(row, 6)?.unwrap_or_default();
+        let parts: Vec<String> = get::<Option<Vec<String>>>(row, 6)?.unwrap_or_default();
+        let pages: Vec<i64> = get::<Option<Vec<i64>>>(row, 7)?.unwrap_or_default();
         found.push(Table {
             relation,
             partitioned: get(row, 1)?,
             readable: get::<Option<bool>>(row, 2)?.unwrap_or(false),
             row_filter: get(row, 3)?,
             wanted: None,
-            utf8: get(row, 9)?,
+            utf8: get(row, 5)?,
             key,
             unread: Vec::new(),
             parts: parts.into_iter().zip(pages).collect(),
-            bytes: get(row, 7)?,
-            estimated_rows: get(row, 8)?,
+            bytes: get(row, 8)?,
+            estimated_rows: get(row, 9)?,
         });
     }
     found.sort_by_cached_key(|table| table.relation.qualified_name());
@@ -192,19 +224,16 @@ pub async fn kind(sql: &Sql, schema: &str, name: &str) -> Result<Option<String>>
 /// Begins a transaction whose snapshot is taken by its first query, after these tables (quoted) are locked against
 /// `TRUNCATE` and rewrites: both make an older snapshot read nothing, silently.
 pub async fn begin_locked(sql: &Sql, tables: &[String]) -> Result<()> {
+    sql.batch(&begin_locked_statements(tables)).await
+}
+
+/// What [`begin_locked`] runs.
+pub fn begin_locked_statements(tables: &[String]) -> String {
     let mut statements = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;".to_owned();
     if !tables.is_empty() {
         let _ = write!(statements, "LOCK TABLE {} IN ACCESS SHARE MODE;", tables.join(", "));
     }
-    sql.batch(&statements).await
-}
-
-/// The same locks in a transaction that has begun, or an error instead of waiting.
-pub async fn lock_at_once(sql: &Sql, tables: &[String]) -> Result<()> {
-    if tables.is_empty() {
-        return Ok(());
-    }
-    sql.batch(&format!("LOCK TABLE {} IN ACCESS SHARE MODE NOWAIT", tables.join(", "))).await
+    statements
 }
 
 /// The snapshot of the present transaction, and where the WAL ended after it was taken.
@@ -218,10 +247,15 @@ pub async fn export_snapshot(sql: &Sql) -> Result<String> {
     get(&sql.one("SELECT pg_catalog.pg_export_snapshot()", &[]).await?, 0)
 }
 
-/// Begins a transaction that sees what the exporting one sees.
-pub async fn begin_with(sql: &Sql, exported: &str) -> Result<()> {
-    let statements = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT";
-    sql.batch(&format!("{statements} {}", literal(exported))).await
+/// Begins a transaction that sees what the exporting one sees, with the same locks, or an error instead of waiting for them.
+pub fn begin_with_statements(exported: &str, tables: &[String]) -> String {
+    let exported = literal(exported);
+    let mut statements =
+        format!("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {exported};");
+    if !tables.is_empty() {
+        let _ = write!(statements, "LOCK TABLE {} IN ACCESS SHARE MODE NOWAIT;", tables.join(", "));
+    }
+    statements
 }
 
 /// Writes a logical message between transactions, and has it flushed: it would otherwise come when something else is. Before
@@ -251,6 +285,11 @@ pub async fn identity(sql: &Sql) -> Result<(u64, u32)> {
     let timeline = timeline.ok_or_else(|| Error::Protocol(format!("{file:?} as the name of a WAL file")))?;
     Ok((get::<i64>(&row, 0)? as u64, timeline))
 }
+
+/// The timeline and the system identifier of a primary as one text; no row on a standby.
+pub const PLACE: &str = "SELECT pg_catalog.left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()), 8)
+                                || ' ' || system_identifier
+                         FROM pg_catalog.pg_control_system() WHERE NOT pg_catalog.pg_is_in_recovery()";
 
 /// A commit that waits for a synchronous standby, or a session of which that cannot be told.
 #[derive(Clone, Debug, PartialEq, Eq)]

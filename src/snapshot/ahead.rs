@@ -4,7 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{Mutex, mpsc, watch},
     time::Instant,
 };
 use tokio_util::task::AbortOnDropHandle;
@@ -12,11 +12,10 @@ use tokio_util::task::AbortOnDropHandle;
 use super::{Exporter, Pacer, Session, encoder::Encoder, interrupted, no_key, readable, refused};
 use crate::{
     feed::{Batch, SnapshotError},
-    model::{Datum, Relation, Value, Visibility},
+    model::{Relation, Value, Visibility},
     postgres::{
-        copy::{CopyRows, RowReader},
+        copier::{Copied, Copier},
         server,
-        sql::Sql,
         table::{self, Table},
     },
     reason::Reason,
@@ -34,6 +33,10 @@ const CHUNK_TIME: Duration = Duration::from_millis(200);
 const LONGEST_CHUNK: Duration = Duration::from_millis(700);
 /// Bytes of encoded rows at which the next chunk is made smaller; at twice as many the chunk ends where it is.
 const CHUNK_BYTES: usize = 4 << 20;
+/// Attempts at reading a table that changes meanwhile.
+const ATTEMPTS: usize = 5;
+/// A prepared statement.
+const LIKENESS: &str = "walcast_likeness";
 const FIRST_LIMIT: usize = 1024;
 const MAX_LIMIT: usize = 64 * 1024;
 /// With a limit of speed, chunks are small enough for so many in a second: a chunk is read at full speed.
@@ -49,6 +52,9 @@ pub(super) struct Order {
     pub pause: watch::Receiver<bool>,
 }
 
+/// The session that reads what tables are like, and writes marks.
+pub(super) type Shared = Arc<Mutex<Session>>;
+
 /// Reads chunks until it is dropped.
 pub(super) struct Ahead {
     reads: mpsc::Receiver<Result<Option<Read>, SnapshotError>>,
@@ -58,8 +64,6 @@ pub(super) struct Ahead {
 /// A chunk as it was read.
 pub(super) struct Read {
     pub seen: Visibility,
-    /// Of the server's history when it was read.
-    pub timeline: u32,
     pub relation: Arc<Relation>,
     /// The key's columns.
     pub key: Vec<String>,
@@ -108,12 +112,14 @@ impl Read {
 
 impl Ahead {
     /// Begins behind `progress`, with chunks of `limit` rows or a few if that is 0.
-    pub fn start(order: Order, progress: Progress, limit: usize) -> Self {
+    pub fn start(order: Order, session: Shared, progress: Progress, limit: usize) -> Self {
         let (sender, reads) = mpsc::channel(1);
         let reader = Reader {
             order,
-            session: None,
+            session,
+            copier: None,
             tables: None,
+            described: None,
             limit: if limit == 0 { FIRST_LIMIT } else { limit },
             most: most(progress.max_rows_per_second),
             pacer: Pacer::new(progress.max_rows_per_second),
@@ -140,11 +146,19 @@ fn most(rows_per_second: u32) -> usize {
     }
 }
 
+/// A table, and the answer of [`LIKENESS`] as long as it is like that.
+struct Described {
+    table: Table,
+    likeness: Vec<u8>,
+}
+
 struct Reader {
     order: Order,
-    session: Option<Session>,
+    session: Shared,
+    copier: Option<Copier>,
     /// What is selected, until a table ends.
     tables: Option<Vec<Table>>,
+    described: Option<Described>,
     limit: usize,
     most: usize,
     pacer: Pacer,
@@ -169,13 +183,12 @@ impl Reader {
     }
 
     async fn chunk(&mut self) -> Result<Option<Read>, SnapshotError> {
-        let session = match self.session.take() {
-            Some(session) => session,
-            None => self.order.exporter.session().await?,
-        };
         let selected = match self.tables.take() {
             Some(tables) => tables,
-            None => self.order.exporter.selected(&session.sql, &self.order.selection).await?,
+            None => {
+                let session = self.session.lock().await;
+                self.order.exporter.selected(&session.sql, &self.order.selection).await?
+            }
         };
         let behind = selected.iter().filter(|table| table.relation.oid >= self.progress.oid);
         // Every table from here on may have been dropped meanwhile.
@@ -186,7 +199,7 @@ impl Reader {
             self.progress.oid = table.relation.oid;
         }
         self.progress.table = table.relation.qualified_name();
-        let mut read = self.read(session, table).await?;
+        let mut read = self.read(table).await?;
         let rows: u64 = read.batches.iter().map(|batch| u64::from(batch.rows)).sum();
         self.pacer.count(rows);
         if read.ends {
@@ -202,14 +215,59 @@ impl Reader {
         Ok(Some(read))
     }
 
-    /// One short transaction.
-    async fn read(&mut self, session: Session, table: &Table) -> Result<Read, SnapshotError> {
+    async fn read(&mut self, table: &Table) -> Result<Read, SnapshotError> {
+        for _ in 0..ATTEMPTS {
+            let described = match self.described.take().filter(|known| known.table.relation.oid == table.relation.oid) {
+                Some(described) => described,
+                None => self.describe(table).await?,
+            };
+            if let Some(read) = self.read_as(&described).await? {
+                self.described = Some(described);
+                return Ok(read);
+            }
+        }
+        Err(interrupted("a table changes faster than it can be read"))
+    }
+
+    /// What the table is like, and by what a transaction can tell that it is like that.
+    async fn describe(&self, table: &Table) -> Result<Described, SnapshotError> {
+        let session = self.session.lock().await;
         let sql = &session.sql;
-        readable(std::slice::from_ref(table), sql).await?;
-        let began = Instant::now();
-        table::begin_locked(sql, &[table.quoted()]).await.map_err(refused)?;
-        let seen = server::current_snapshot(sql).await.map_err(refused)?;
-        let table = self.as_it_is(sql, table).await?;
+        let publication = &self.order.exporter.publication;
+        let statements = format!("DEALLOCATE ALL; {}", table::prepare_likeness(LIKENESS, sql.version()));
+        sql.batch(&statements).await.map_err(refused)?;
+        table::begin_locked(sql, &[]).await.map_err(refused)?;
+        let statement = table::execute_likeness(LIKENESS, publication, &table.relation);
+        let likeness = sql.one(&statement, &[]).await.map_err(refused)?;
+        let likeness: String = likeness.try_get(0).map_err(|error| refused(error.into()))?;
+        let name = (table.relation.schema.clone(), table.relation.table.clone());
+        let found = table::tables(sql, publication, &[name]).await.map_err(refused)?;
+        sql.batch("COMMIT").await.map_err(refused)?;
+        let Some(table) = found.into_iter().find(|found| found.relation.oid == table.relation.oid) else {
+            return Err(interrupted("a table was replaced while it was read"));
+        };
+        readable(std::slice::from_ref(&table), sql).await?;
+        let Some(table) = super::wanted(table, &self.order.selection)? else {
+            return Err(interrupted("a table is no longer selected"));
+        };
+        if table.key.is_empty() { Err(no_key(&table)) } else { Ok(Described { table, likeness: likeness.into_bytes() }) }
+    }
+
+    async fn copier(&mut self) -> Result<Copier, SnapshotError> {
+        if let Some(copier) = self.copier.take() {
+            return Ok(copier);
+        }
+        let session = self.session.lock().await;
+        let mut copier = self.order.exporter.copier(&session).await?;
+        let statement = table::prepare_likeness(LIKENESS, session.sql.version());
+        copier.run(&statement).await.map_err(refused)?;
+        Ok(copier)
+    }
+
+    /// One short transaction; `None`: the table is not like that any more.
+    async fn read_as(&mut self, described: &Described) -> Result<Option<Read>, SnapshotError> {
+        let Described { table, likeness } = described;
+        let mut copier = self.copier().await?;
         let mut progress = self.progress.clone();
         if table.key != progress.key_columns {
             progress.key.clear();
@@ -217,83 +275,70 @@ impl Reader {
         }
         let relation = self.order.exporter.numbered(&table.relation);
         let limit = self.limit.min(self.most);
-        let (query, boundary) = query(sql, &table, &progress.key, limit).await?;
+        let mut statements = format!(
+            "{} SELECT pg_catalog.pg_current_snapshot(); {};",
+            table::begin_locked_statements(&[table.quoted()]),
+            table::execute_likeness(LIKENESS, &self.order.exporter.publication, &table.relation)
+        );
+        if table.filtered() {
+            // The time of a chunk is that of the rows that are looked at, however few of them come.
+            statements.push_str(&table.select_boundary(&progress.key, limit));
+        }
+        let began = Instant::now();
+        let mut answers = copier.run(&statements).await.map_err(refused)?.into_iter();
+        let mut answer = || answers.next().and_then(|row| row.into_iter().next().flatten()).unwrap_or_default();
+        let seen = server::parse_snapshot(&String::from_utf8_lossy(&answer())).map_err(refused)?;
+        if answer() != *likeness {
+            copier.run("ROLLBACK").await.map_err(refused)?;
+            self.copier = Some(copier);
+            return Ok(None);
+        }
+        let boundary = answers.next().map(texts).transpose()?;
+        let query = match table.filtered() {
+            true => table.select_between(&progress.key, boundary.as_deref().unwrap_or_default()),
+            false => table.select_chunk(&progress.key, limit),
+        };
+        copier.send(&format!("COPY ({query}) TO STDOUT; COMMIT")).await.map_err(refused)?;
         let mut encoder = Encoder::new(relation.clone());
-        let mut copied = CopyRows::start(sql, &query).await.map_err(refused)?;
         let (mut rows, mut bytes) = (0, 0);
         let mut batches = Vec::new();
-        let mut hung_up = false;
-        while let Some(line) = copied.next().await.map_err(refused)? {
-            rows += 1;
-            if let Some(batch) = encoder.add(&line)? {
-                bytes += batch.message.len();
-                batches.push(batch);
-                if bytes >= 2 * CHUNK_BYTES || began.elapsed() >= LONGEST_CHUNK {
-                    hung_up = true;
-                    break;
+        let whole = loop {
+            match copier.next().map_err(refused)? {
+                Some(Copied::Row(line)) => {
+                    rows += 1;
+                    let Some(batch) = encoder.add(line)? else { continue };
+                    bytes += batch.message.len();
+                    batches.push(batch);
+                    if bytes >= 2 * CHUNK_BYTES || began.elapsed() >= LONGEST_CHUNK {
+                        break false;
+                    }
                 }
+                Some(Copied::End) => break true,
+                None => copier.fill().await.map_err(refused)?,
             }
-        }
+        };
         batches.extend(encoder.take());
-        let mut ends = false;
-        if !hung_up {
-            sql.batch("COMMIT").await.map_err(refused)?;
-            ends = if table.filtered() { boundary.is_none() } else { rows < limit };
-        }
         let took = began.elapsed();
-        if hung_up {
+        if !whole {
             self.limit = (rows / 2).max(1);
         } else if took > CHUNK_TIME || bytes > CHUNK_BYTES {
             self.limit = (limit / 2).max(1);
         } else if took < CHUNK_TIME / 2 && bytes < CHUNK_BYTES / 2 {
             self.limit = (limit * 2).min(MAX_LIMIT);
         }
-        let timeline = session.timeline;
-        if !hung_up {
-            self.session = Some(session);
+        if whole {
+            self.copier = Some(copier);
         }
-        let limit = self.limit;
-        let mut read =
-            Read { seen, timeline, relation, key: table.key, batches, ends, last: false, progress, limit };
-        if let Some(boundary) = boundary.filter(|_| !hung_up) {
+        let ends = whole && if table.filtered() { boundary.is_none() } else { rows < limit };
+        let (key, limit) = (table.key.clone(), self.limit);
+        let mut read = Read { seen, relation, key, batches, ends, last: false, progress, limit };
+        if let Some(boundary) = boundary.filter(|_| whole) {
             read.progress.key = boundary;
         } else if let Some(last) = read.rows().last() {
             read.progress.key = read.key_of(last)?;
         }
-        Ok(read)
+        Ok(Some(read))
     }
-
-    /// The table as the transaction sees it.
-    async fn as_it_is(&self, sql: &Sql, table: &Table) -> Result<Table, SnapshotError> {
-        let name = (table.relation.schema.clone(), table.relation.table.clone());
-        let found = table::tables(sql, &self.order.exporter.publication, &[name]).await.map_err(refused)?;
-        let Some(table) = found.into_iter().find(|found| found.relation.oid == table.relation.oid) else {
-            return Err(interrupted("a table was replaced while it was read"));
-        };
-        let Some(table) = super::wanted(table, &self.order.selection)? else {
-            return Err(interrupted("a table is no longer selected"));
-        };
-        if table.key.is_empty() { Err(no_key(&table)) } else { Ok(table) }
-    }
-}
-
-/// How the next chunk is read, and the key at which it ends if rows are left out: then its time is that of the rows that
-/// are looked at, however few of them come.
-async fn query(
-    sql: &Sql,
-    table: &Table,
-    after: &[String],
-    limit: usize,
-) -> Result<(String, Option<Vec<String>>), SnapshotError> {
-    if !table.filtered() {
-        return Ok((table.select_chunk(after, limit), None));
-    }
-    let mut found = CopyRows::start(sql, &table.select_boundary(after, limit)).await.map_err(refused)?;
-    let mut boundary = None;
-    while let Some(line) = found.next().await.map_err(refused)? {
-        boundary = Some(texts(&line)?);
-    }
-    Ok((table.select_between(after, boundary.as_deref().unwrap_or_default()), boundary))
 }
 
 fn unresumable() -> SnapshotError {
@@ -301,14 +346,9 @@ fn unresumable() -> SnapshotError {
 }
 
 /// The columns of a key.
-fn texts(line: &[u8]) -> Result<Vec<String>, SnapshotError> {
-    let mut reader = RowReader::default();
-    let text = |datum| match datum {
-        Datum::Text(text) => std::str::from_utf8(text).ok().map(str::to_owned),
-        _ => None,
-    };
-    let row = reader.read(line).map_err(refused)?;
-    row.map(text).collect::<Option<_>>().ok_or_else(unresumable)
+fn texts(row: Vec<Option<Vec<u8>>>) -> Result<Vec<String>, SnapshotError> {
+    let text = |value: Option<Vec<u8>>| value.and_then(|value| String::from_utf8(value).ok());
+    row.into_iter().map(text).collect::<Option<_>>().ok_or_else(unresumable)
 }
 
 fn literal(value: Value<'_>) -> Option<String> {

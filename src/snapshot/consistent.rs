@@ -1,9 +1,9 @@
-//! Consistent mode: all rows as of one snapshot. One connection takes it after locking the tables; others import it, and all
+//! Consistent mode: all rows as of one snapshot. One connection takes it after locking the tables; others import it and
 //! copy ranges of pages ([TID range scans](https://www.postgresql.org/docs/14/release-14.html)).
 //!
 //! A lock that is waited for blocks those that come later, even where they would be compatible. So a reader that found an
-//! ALTER TABLE in front of it would wait for the first connection, which nobody lets go. The first one reads too, and the
-//! others are used if they get their locks at once.
+//! ALTER TABLE in front of it would wait for the first connection, which nobody lets go. Readers are used if they get their
+//! locks at once; if none does, the first one reads.
 
 use std::{collections::VecDeque, sync::Arc};
 
@@ -16,6 +16,7 @@ use crate::{
     feed::{Batch, BoxFuture, Piece, Reservation, Rows, SnapshotError},
     model::Relation,
     postgres::{
+        copier::{Copied, Copier},
         copy::CopyRows,
         table::{self, Table},
     },
@@ -46,6 +47,7 @@ enum Message {
 }
 
 type Jobs = Arc<Mutex<VecDeque<Job>>>;
+type Messages = mpsc::Sender<Result<Message, SnapshotError>>;
 
 /// A snapshot that is being read.
 pub(super) struct Consistent {
@@ -57,6 +59,8 @@ pub(super) struct Consistent {
     unfinished: usize,
     pacer: Pacer,
     _readers: Vec<AbortOnDropHandle<()>>,
+    /// Its snapshot is what the readers read, and its locks are theirs.
+    _holder: Option<Session>,
     _reservation: Reservation,
 }
 
@@ -82,23 +86,40 @@ pub(super) async fn start(
     }
     let ended = left.iter().enumerate().filter(|(_, (_, jobs))| *jobs == 0).map(|(number, _)| number).collect();
     let unfinished = left.len();
-    let others = jobs.len().clamp(1, READERS) - 1;
     let names: Vec<String> = locked.tables.iter().map(Table::quoted).collect();
-    let mut sessions = Vec::new();
-    for _ in 0..others {
-        let session = exporter.session().await?;
-        table::begin_with(&session.sql, &exported).await.map_err(refused)?;
-        match table::lock_at_once(&session.sql, &names).await {
-            Ok(()) => sessions.push(session),
-            Err(error) => tracing::info!(%error, "rows are read over fewer connections"),
+    let begin = table::begin_with_statements(&exported, &names);
+    let mut readers = Vec::new();
+    for _ in 0..jobs.len().clamp(1, READERS) {
+        let mut copier = exporter.copier(&locked.session).await?;
+        match copier.run(&begin).await {
+            Ok(_) => readers.push(Reader::Copier(copier)),
+            Err(error) => {
+                tracing::info!(%error, "rows are read over fewer connections");
+                break;
+            }
         }
     }
-    sessions.push(locked.session);
+    let holder = match readers.is_empty() {
+        true => {
+            readers.push(Reader::Holder(locked.session));
+            None
+        }
+        false => Some(locked.session),
+    };
     let jobs: Jobs = Arc::new(Mutex::new(jobs));
     let (sender, messages) = mpsc::channel(AHEAD);
-    let start = |session| AbortOnDropHandle::new(tokio::spawn(read(session, jobs.clone(), sender.clone())));
-    let tasks = sessions.into_iter().map(start).collect();
-    Ok(Consistent { messages, left, ended, unfinished, pacer, _readers: tasks, _reservation: reservation })
+    let start = |reader| AbortOnDropHandle::new(tokio::spawn(read(reader, jobs.clone(), sender.clone())));
+    let readers = readers.into_iter().map(start).collect();
+    Ok(Consistent {
+        messages,
+        left,
+        ended,
+        unfinished,
+        pacer,
+        _readers: readers,
+        _holder: holder,
+        _reservation: reservation,
+    })
 }
 
 /// Conditions that cut a table of so many pages. The last has no end.
@@ -113,11 +134,22 @@ fn ranges(pages: i64) -> Vec<Option<String>> {
     (0..count).map(condition).collect()
 }
 
+/// Who copies rows.
+enum Reader {
+    Copier(Copier),
+    /// The session that took the snapshot.
+    Holder(Session),
+}
+
 /// Does jobs until none is left, or nobody listens.
-async fn read(session: Session, jobs: Jobs, messages: mpsc::Sender<Result<Message, SnapshotError>>) {
+async fn read(mut reader: Reader, jobs: Jobs, messages: Messages) {
     loop {
         let Some(job) = jobs.lock().pop_front() else { return };
-        match copy_rows(&session, &job, &messages).await {
+        let copied = match &mut reader {
+            Reader::Copier(copier) => copy_rows(copier, &job, &messages).await,
+            Reader::Holder(session) => copy_rows_by_holder(session, &job, &messages).await,
+        };
+        match copied {
             Ok(true) => {}
             Ok(false) => return,
             Err(error) => {
@@ -138,11 +170,25 @@ fn starts_over(error: SnapshotError) -> SnapshotError {
     }
 }
 
-async fn copy_rows(
-    session: &Session,
-    job: &Job,
-    messages: &mpsc::Sender<Result<Message, SnapshotError>>,
-) -> Result<bool, SnapshotError> {
+async fn copy_rows(copier: &mut Copier, job: &Job, messages: &Messages) -> Result<bool, SnapshotError> {
+    copier.send(&format!("COPY ({}) TO STDOUT", job.query)).await.map_err(refused)?;
+    let mut encoder = Encoder::new(job.relation.clone());
+    loop {
+        match copier.next().map_err(refused)? {
+            Some(Copied::Row(line)) => {
+                if let Some(batch) = encoder.add(line)?
+                    && !hand_over(job, batch, messages).await
+                {
+                    return Ok(false);
+                }
+            }
+            Some(Copied::End) => return Ok(finish(encoder, job, messages).await),
+            None => copier.fill().await.map_err(refused)?,
+        }
+    }
+}
+
+async fn copy_rows_by_holder(session: &Session, job: &Job, messages: &Messages) -> Result<bool, SnapshotError> {
     let mut rows = CopyRows::start(&session.sql, &job.query).await.map_err(refused)?;
     let mut encoder = Encoder::new(job.relation.clone());
     while let Some(line) = rows.next().await.map_err(refused)? {
@@ -152,15 +198,19 @@ async fn copy_rows(
             return Ok(false);
         }
     }
+    Ok(finish(encoder, job, messages).await)
+}
+
+async fn finish(mut encoder: Encoder, job: &Job, messages: &Messages) -> bool {
     if let Some(batch) = encoder.take()
         && !hand_over(job, batch, messages).await
     {
-        return Ok(false);
+        return false;
     }
-    Ok(messages.send(Ok(Message::Done(job.table))).await.is_ok())
+    messages.send(Ok(Message::Done(job.table))).await.is_ok()
 }
 
-async fn hand_over(job: &Job, batch: Batch, messages: &mpsc::Sender<Result<Message, SnapshotError>>) -> bool {
+async fn hand_over(job: &Job, batch: Batch, messages: &Messages) -> bool {
     messages.send(Ok(Message::Rows { relation: job.relation.clone(), batch })).await.is_ok()
 }
 

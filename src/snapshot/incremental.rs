@@ -21,8 +21,8 @@
 //!   up to which the snapshot sees everything. Snapshots are taken in the chunks' order, and what one sees the next
 //!   sees too; so what the search for one chunk has found to be seen, it needs not look at for the next, although that one's
 //!   snapshot was taken before the search ended ([`super::touched::Seen`]);
-//! - that chunk and mark are on one history. A session is of one timeline, and a chunk that was read on another than its
-//!   mark's is read again.
+//! - that chunk and mark are on one history. The session that reads is on the server of the one that writes marks, on the
+//!   same timeline, and both are given up together.
 //!
 //! Where a part of a chunk has to be read again, what was read behind it was never marked and is thrown away. Memory holds
 //! what the stream sends, what waits for it or for its mark, and what is being read: three chunks.
@@ -33,15 +33,15 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Mutex, mpsc};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
-    Exporter, Session,
-    ahead::{Ahead, Order, Read},
+    Session,
+    ahead::{Ahead, Order, Read, Shared},
     away,
     encoder::Builder,
-    interrupted, refused,
+    refused,
     touched::{Seen, Touched},
 };
 use crate::{
@@ -49,7 +49,6 @@ use crate::{
     model::Position,
     postgres::table,
     reason::Reason,
-    selection::Selection,
     wire::{rows::ChangeView, token::Progress},
 };
 
@@ -60,15 +59,6 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// Failures one after another that are taken for the source's being away; more end the snapshot, to be resumed.
 const FAILURES: u32 = 20;
 
-/// What [`start`] goes on with.
-pub(super) struct Begun {
-    pub marker: Option<Session>,
-    pub request: Arc<Selection>,
-    pub pause: watch::Receiver<bool>,
-    pub run: u64,
-    pub progress: Progress,
-}
-
 /// A snapshot that is being read.
 pub(super) struct Incremental {
     pieces: mpsc::Receiver<Result<Piece, SnapshotError>>,
@@ -76,12 +66,7 @@ pub(super) struct Incremental {
     order: Order,
 }
 
-pub(super) fn start(exporter: Exporter, begun: Begun, reservation: Reservation) -> Incremental {
-    let Begun { marker, request, pause, run, progress } = begun;
-    start_behind(Order { exporter, selection: request, pause }, marker, run, progress, reservation)
-}
-
-fn start_behind(
+pub(super) fn start(
     order: Order,
     marker: Option<Session>,
     run: u64,
@@ -92,7 +77,7 @@ fn start_behind(
     let placer = Placer {
         order: order.clone(),
         run,
-        marker,
+        session: marker.map(shared),
         ahead: None,
         limit: 0,
         mark: 0,
@@ -113,16 +98,21 @@ impl Rows for Incremental {
         let run = fastrand::u64(1..);
         let feed = &self.order.exporter.feed;
         let reservation = feed.reserve(feed.marks().borrow().tail);
-        *self = start_behind(self.order.clone(), None, run, progress, reservation);
+        *self = start(self.order.clone(), None, run, progress, reservation);
         Some(run)
     }
+}
+
+fn shared(session: Session) -> Shared {
+    Arc::new(Mutex::new(session))
 }
 
 /// Puts each chunk behind its mark.
 struct Placer {
     order: Order,
     run: u64,
-    marker: Option<Session>,
+    /// Writes marks, and tells the reader what tables are like.
+    session: Option<Shared>,
     /// `None`: begins anew behind `progress`.
     ahead: Option<Ahead>,
     /// What the reader had found to be a good number of rows.
@@ -151,7 +141,7 @@ impl Placer {
                 }
                 Err(error) => {
                     self.ahead = None;
-                    self.marker = None;
+                    self.session = None;
                     self.seen = Seen::default();
                     failures += 1;
                     let passes = matches!(error.reason, Reason::SourceUnavailable | Reason::SnapshotInterrupted);
@@ -178,25 +168,19 @@ impl Placer {
 
     /// The next chunk, and what of it holds at its mark.
     async fn chunk(&mut self) -> Result<Chunk, SnapshotError> {
-        let marker = match self.marker.take() {
-            Some(marker) => marker,
-            None => self.order.exporter.session().await?,
+        let session = match &self.session {
+            Some(session) => session.clone(),
+            None => self.session.insert(shared(self.order.exporter.session().await?)).clone(),
         };
-        let order = &self.order;
-        let ahead =
-            self.ahead.get_or_insert_with(|| Ahead::start(order.clone(), self.progress.clone(), self.limit));
-        let read = ahead.next().await?;
+        let start = || Ahead::start(self.order.clone(), session.clone(), self.progress.clone(), self.limit);
+        let read = self.ahead.get_or_insert_with(start).next().await?;
         let floor = match &read {
-            Some(read) if read.timeline != marker.timeline => {
-                return Err(interrupted("the source has failed over while a chunk was read"));
-            }
             Some(read) => Some(self.seen.before(&*self.order.exporter.feed, &read.seen).await?),
             None => None,
         };
         self.mark += 1;
         let content = content(self.run, self.mark);
-        table::emit_mark(&marker.sql, MARK_PREFIX, &content).await.map_err(refused)?;
-        self.marker = Some(marker);
+        table::emit_mark(&session.lock().await.sql, MARK_PREFIX, &content).await.map_err(refused)?;
         let (Some(read), Some(floor)) = (read, floor) else {
             let (mark, progress) = (self.mark, self.progress.clone());
             return Ok(Chunk { mark, relation: None, batches: Vec::new(), ended: Vec::new(), progress, last: true });

@@ -34,6 +34,7 @@ use crate::{
     postgres::{
         self,
         conninfo::ConnectOptions,
+        copier::Copier,
         copy, publication, server,
         sql::Sql,
         table::{self, Table},
@@ -80,7 +81,7 @@ impl Exporter {
     }
 
     async fn session_at(&self, connect: &ConnectOptions) -> Result<Session, SnapshotError> {
-        let mut session = Session { sql: copy::connect(connect).await.map_err(refused)?, timeline: 0 };
+        let mut session = Session { sql: copy::connect(connect).await.map_err(refused)?, place: Vec::new() };
         let sql = &session.sql;
         let lineage = self.feed.lineage().ok_or_else(|| away("the hub has never been connected to its source"))?;
         if server::in_recovery(sql).await.map_err(refused)? {
@@ -95,8 +96,18 @@ impl Exporter {
             return Err(away(&format!("the server is on timeline {timeline}, and the journal on timeline {journal}")));
         }
         self.settled(sql).await?;
-        session.timeline = timeline;
+        session.place = format!("{timeline:08X} {}", system_identifier as i64).into_bytes();
         Ok(session)
+    }
+
+    /// A session that only copies rows, on the server that the other one is on.
+    async fn copier(&self, session: &Session) -> Result<Copier, SnapshotError> {
+        let mut copier = Copier::beside(&session.sql, &self.connect).await.map_err(refused)?;
+        let place = copier.run(table::PLACE).await.map_err(refused)?;
+        if place.first().and_then(|row| row.first()) != Some(&Some(session.place.clone())) {
+            return Err(away("the server has failed over while a session was opened"));
+        }
+        Ok(copier)
     }
 
     /// The published tables of which the selection wants rows, by name, as the session sees them now.
@@ -213,19 +224,14 @@ impl Exporter {
         );
         let rows: Box<dyn crate::feed::Rows> = match mode {
             SnapshotMode::Consistent => {
+                drop(marker);
                 let pacer = Pacer::new(progress.max_rows_per_second);
                 Box::new(consistent::start(self, locked, reservation, pacer).await?)
             }
             SnapshotMode::Incremental => {
-                let state = incremental::Begun {
-                    marker: Some(marker),
-                    request: request.selection,
-                    pause: request.pause,
-                    run,
-                    progress: progress.clone(),
-                };
+                let order = ahead::Order { exporter: self.clone(), selection: request.selection, pause: request.pause };
                 drop(locked);
-                Box::new(incremental::start(self.clone(), state, reservation))
+                Box::new(incremental::start(order, Some(marker), run, progress.clone(), reservation))
             }
         };
         Ok(Snapshot { id: progress.id, mode, tables, restarted, start, handover, progress, run, rows })
@@ -253,8 +259,8 @@ impl Snapshots for Exporter {
 /// A session that hangs up when it is no longer needed, whatever the server is sending.
 struct Session {
     sql: Sql,
-    /// To which the server wrote when the session began.
-    timeline: u32,
+    /// What [`table::PLACE`] gave.
+    place: Vec<u8>,
 }
 
 impl Drop for Session {
