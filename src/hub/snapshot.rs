@@ -16,7 +16,8 @@ use super::{
 };
 use crate::{
     feed::{
-        self, Batch, Chunk, Crossing, Frame, MARK_PREFIX, Piece, Resume, Rows, Snapshot, SnapshotError, SnapshotMode, resume_to_pb,
+        self, Batch, Chunk, Crossing, Frame, MARK_PREFIX, Piece, Resume, Rows, Snapshot, SnapshotError, SnapshotMode,
+        resume_to_pb,
     },
     lsn::Lsn,
     model::{Operation, Relation, RelationId},

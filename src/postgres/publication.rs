@@ -71,15 +71,16 @@ pub async fn published_tables(sql: &Sql, name: &str) -> Result<Vec<(String, Stri
     rows.iter().map(|row| Ok((get(row, 0)?, get(row, 1)?))).collect()
 }
 
-/// What [`relations`] asks: $1 the publication, $2 the hub's own schema, $3 and $4 arrays of schemas and tables.
-pub(super) fn relations_statement(version: u32) -> String {
-    let published = match version {
+/// These published tables as [Relation messages](https://www.postgresql.org/docs/current/protocol-logicalrep-message-formats.html)
+/// would describe them now, their `id` being 0. Those that are not published are left out.
+pub async fn relations(sql: &Sql, name: &str, tables: &[(String, String)]) -> Result<Vec<Relation>> {
+    let published = match sql.version() {
         ..=149_999 => "a.attgenerated = ''",
         // It lists generated columns, which are never sent.
         150_000..=179_999 => "a.attgenerated = '' AND a.attname = ANY (t.attnames)",
         _ => "a.attname = ANY (t.attnames)",
     };
-    format!(
+    let statement = format!(
         "SELECT c.oid, t.schemaname::text, t.tablename::text, c.relreplident::text, a.attname::text, a.atttypid,
                 CASE q.nspname WHEN 'pg_catalog' THEN '' ELSE q.nspname || '.' END || y.typname, a.atttypmod,
                 c.relreplident = 'f'
@@ -95,13 +96,7 @@ pub(super) fn relations_statement(version: u32) -> String {
          WHERE t.pubname = $1 AND t.schemaname <> $2 AND (t.schemaname::text, t.tablename::text) IN
                (SELECT * FROM unnest($3::text[], $4::text[]))
          ORDER BY c.oid, a.attnum"
-    )
-}
-
-/// These published tables as [Relation messages](https://www.postgresql.org/docs/current/protocol-logicalrep-message-formats.html)
-/// would describe them now, their `id` being 0. Those that are not published are left out.
-pub async fn relations(sql: &Sql, name: &str, tables: &[(String, String)]) -> Result<Vec<Relation>> {
-    let statement = relations_statement(sql.version());
+    );
     let (schemas, names): (Vec<&str>, Vec<&str>) = tables.iter().map(|(s, t)| (s.as_str(), t.as_str())).unzip();
     let params = [text(&name), text(&OWN_SCHEMA), (&schemas, Type::TEXT_ARRAY), (&names, Type::TEXT_ARRAY)];
     let mut found: Vec<Relation> = Vec::new();

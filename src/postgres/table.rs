@@ -115,8 +115,57 @@ pub fn quoted(schema: &str, table: &str) -> String {
     format!("{}.{}", identifier(schema), identifier(table))
 }
 
-/// Of a table `c`: where its rows are, and how many they may be.
-const STORAGE: &str = "
+/// A prepared statement of this name whose answer is another one whenever [`tables`] would say something else of a table that
+/// matters to how its rows are read and understood. It is asked with every chunk, so it looks up rows of catalogues by
+/// key instead of listing what is published, and takes no lock on the table. See [`execute_likeness`].
+pub fn prepare_likeness(name: &str, version: u32) -> String {
+    let schemas = match version {
+        150_000.. => {
+            "(SELECT string_agg(s.pnnspid::text, ',' ORDER BY s.pnnspid) FROM pg_publication_namespace s
+              WHERE s.pnpubid = p.oid)"
+        }
+        _ => "''",
+    };
+    format!(
+        "PREPARE {name} (oid, text) AS
+         SELECT concat_ws(';', has_table_privilege($1, 'SELECT'),
+             (SELECT string_agg((c.oid, c.relname, n.nspname, c.relkind, c.relreplident)::text, ',' ORDER BY c.oid)
+              FROM (SELECT $1 AS oid UNION SELECT a.relid FROM pg_partition_ancestors($1) a) x
+              JOIN pg_class c ON c.oid = x.oid JOIN pg_namespace n ON n.oid = c.relnamespace),
+             (SELECT string_agg((a.attnum, a.attname, a.atttypid, y.typname, n.nspname, a.atttypmod, a.attgenerated)::text, ','
+                                ORDER BY a.attnum)
+              FROM pg_attribute a JOIN pg_type y ON y.oid = a.atttypid JOIN pg_namespace n ON n.oid = y.typnamespace
+              WHERE a.attrelid = $1 AND a.attnum > 0),
+             (SELECT string_agg(i::text, ',' ORDER BY i.indexrelid) FROM pg_index i WHERE i.indrelid = $1),
+             (SELECT concat_ws(';', p::text, {schemas},
+                  (SELECT string_agg(r::text, ',' ORDER BY r.oid) FROM pg_publication_rel r
+                   WHERE r.prpubid = p.oid
+                     AND r.prrelid IN (SELECT $1 UNION SELECT a.relid FROM pg_partition_ancestors($1) a)))
+              FROM pg_publication p WHERE p.pubname = $2))"
+    )
+}
+
+/// Runs what [`prepare_likeness`] has prepared, for one table.
+pub fn execute_likeness(name: &str, publication: &str, oid: u32) -> String {
+    format!("EXECUTE {name} ({oid}, {})", literal(publication))
+}
+
+/// These published tables, as the connection's present snapshot shows them. Those that are not published are left out.
+pub async fn tables(sql: &Sql, publication: &str, names: &[(String, String)]) -> Result<Vec<Table>> {
+    let relations = publication::relations(sql, publication, names).await?;
+    let row_filter = if sql.version() >= 150_000 { "t.rowfilter" } else { "NULL::text" };
+    let statement = format!(
+        "SELECT c.oid, c.relkind = 'p', pg_catalog.has_table_privilege(c.oid, 'SELECT'), {row_filter},
+                (SELECT pg_catalog.array_agg(a.attname::text ORDER BY k.place)
+                 FROM pg_catalog.pg_index i
+                 CROSS JOIN LATERAL unnest(i.indkey::int2[]) WITH ORDINALITY k (attnum, place)
+                 JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
+                 WHERE i.indrelid = c.oid AND i.indisvalid AND k.place <= i.indnkeyatts
+                   AND CASE c.relreplident WHEN 'i' THEN i.indisreplident ELSE i.indisprimary END),
+                p.names, p.pages, p.bytes, p.tuples, pg_catalog.current_setting('server_encoding') = 'UTF8'
+         FROM pg_catalog.pg_publication_tables t
+         JOIN pg_catalog.pg_namespace n ON n.nspname = t.schemaname
+         JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = t.tablename
          CROSS JOIN LATERAL (
              SELECT pg_catalog.array_agg(pg_catalog.format('%I.%I', ln.nspname, l.relname) ORDER BY l.oid) AS names,
                     pg_catalog.array_agg(pg_catalog.pg_relation_size(l.oid)
@@ -127,56 +176,10 @@ const STORAGE: &str = "
              FROM pg_catalog.pg_class l JOIN pg_catalog.pg_namespace ln ON ln.oid = l.relnamespace
              WHERE l.oid = c.oid AND c.relkind = 'r'
                 OR c.relkind = 'p' AND l.oid IN (SELECT x.relid FROM pg_catalog.pg_partition_tree(c.oid) x WHERE x.isleaf)
-                   AND l.relkind = 'r') p";
-
-/// What is asked of published tables: $1 the publication, $2 the hub's own schema, $3 and $4 arrays of schemas and tables.
-fn statement(version: u32, storage: Option<&str>) -> String {
-    let row_filter = if version >= 150_000 { "t.rowfilter" } else { "NULL::text" };
-    let (columns, storage) = storage.map_or(("", ""), |storage| (", p.names, p.pages, p.bytes, p.tuples", storage));
-    format!(
-        "SELECT c.oid, c.relkind = 'p', pg_catalog.has_table_privilege(c.oid, 'SELECT'), {row_filter},
-                (SELECT pg_catalog.array_agg(a.attname::text ORDER BY k.place)
-                 FROM pg_catalog.pg_index i
-                 CROSS JOIN LATERAL unnest(i.indkey::int2[]) WITH ORDINALITY k (attnum, place)
-                 JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
-                 WHERE i.indrelid = c.oid AND i.indisvalid AND k.place <= i.indnkeyatts
-                   AND CASE c.relreplident WHEN 'i' THEN i.indisreplident ELSE i.indisprimary END),
-                pg_catalog.current_setting('server_encoding') = 'UTF8'{columns}
-         FROM pg_catalog.pg_publication_tables t
-         JOIN pg_catalog.pg_namespace n ON n.nspname = t.schemaname
-         JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = t.tablename
-         {storage}
+                   AND l.relkind = 'r') p
          WHERE t.pubname = $1 AND t.schemaname <> $2 AND (t.schemaname::text, t.tablename::text) IN
                (SELECT * FROM unnest($3::text[], $4::text[]))"
-    )
-}
-
-/// A prepared statement of this name whose answer is another one whenever something changes that [`tables`] says of a table
-/// and that matters to how its rows are read and understood. It takes no locks on the table. See [`execute_likeness`].
-pub fn prepare_likeness(name: &str, version: u32) -> String {
-    let (relations, table) = (publication::relations_statement(version), statement(version, None));
-    format!(
-        "PREPARE {name} (text, text, text[], text[]) AS
-         SELECT pg_catalog.concat((SELECT pg_catalog.string_agg(r::text, ',') FROM ({relations}) r),
-                                  ';', (SELECT pg_catalog.string_agg(s::text, ',') FROM ({table}) s))"
-    )
-}
-
-/// Runs what [`prepare_likeness`] has prepared, for one table.
-pub fn execute_likeness(name: &str, publication: &str, relation: &Relation) -> String {
-    format!(
-        "EXECUTE {name} ({}, {}, ARRAY[{}], ARRAY[{}])",
-        literal(publication),
-        literal(OWN_SCHEMA),
-        literal(&relation.schema),
-        literal(&relation.table)
-    )
-}
-
-/// These published tables, as the connection's present snapshot shows them. Those that are not published are left out.
-pub async fn tables(sql: &Sql, publication: &str, names: &[(String, String)]) -> Result<Vec<Table>> {
-    let relations = publication::relations(sql, publication, names).await?;
-    let statement = statement(sql.version(), Some(STORAGE));
+    );
     let (schemas, tables): (Vec<&str>, Vec<&str>) = names.iter().map(|(s, t)| (s.as_str(), t.as_str())).unzip();
     let params = [text(&publication), text(&OWN_SCHEMA), (&schemas, Type::TEXT_ARRAY), (&tables, Type::TEXT_ARRAY)];
     let mut rows = std::collections::HashMap::new();
@@ -190,20 +193,20 @@ pub async fn tables(sql: &Sql, publication: &str, names: &[(String, String)]) ->
         if !key.iter().all(|name| relation.columns.iter().any(|column| column.name == *name)) {
             key.clear();
         }
-        let parts: Vec<String> = get::<Option<Vec<String>>>(row, 6)?.unwrap_or_default();
-        let pages: Vec<i64> = get::<Option<Vec<i64>>>(row, 7)?.unwrap_or_default();
+        let parts: Vec<String> = get::<Option<Vec<String>>>(row, 5)?.unwrap_or_default();
+        let pages: Vec<i64> = get::<Option<Vec<i64>>>(row, 6)?.unwrap_or_default();
         found.push(Table {
             relation,
             partitioned: get(row, 1)?,
             readable: get::<Option<bool>>(row, 2)?.unwrap_or(false),
             row_filter: get(row, 3)?,
             wanted: None,
-            utf8: get(row, 5)?,
+            utf8: get(row, 9)?,
             key,
             unread: Vec::new(),
             parts: parts.into_iter().zip(pages).collect(),
-            bytes: get(row, 8)?,
-            estimated_rows: get(row, 9)?,
+            bytes: get(row, 7)?,
+            estimated_rows: get(row, 8)?,
         });
     }
     found.sort_by_cached_key(|table| table.relation.qualified_name());

@@ -237,7 +237,7 @@ impl Reader {
         let statements = format!("DEALLOCATE ALL; {}", table::prepare_likeness(LIKENESS, sql.version()));
         sql.batch(&statements).await.map_err(refused)?;
         table::begin_locked(sql, &[]).await.map_err(refused)?;
-        let statement = table::execute_likeness(LIKENESS, publication, &table.relation);
+        let statement = table::execute_likeness(LIKENESS, publication, table.relation.oid);
         let likeness = sql.one(&statement, &[]).await.map_err(refused)?;
         let likeness: String = likeness.try_get(0).map_err(|error| refused(error.into()))?;
         let name = (table.relation.schema.clone(), table.relation.table.clone());
@@ -250,7 +250,11 @@ impl Reader {
         let Some(table) = super::wanted(table, &self.order.selection)? else {
             return Err(interrupted("a table is no longer selected"));
         };
-        if table.key.is_empty() { Err(no_key(&table)) } else { Ok(Described { table, likeness: likeness.into_bytes() }) }
+        if table.key.is_empty() {
+            Err(no_key(&table))
+        } else {
+            Ok(Described { table, likeness: likeness.into_bytes() })
+        }
     }
 
     async fn copier(&mut self) -> Result<Copier, SnapshotError> {
@@ -278,7 +282,7 @@ impl Reader {
         let mut statements = format!(
             "{} SELECT pg_catalog.pg_current_snapshot(); {};",
             table::begin_locked_statements(&[table.quoted()]),
-            table::execute_likeness(LIKENESS, &self.order.exporter.publication, &table.relation)
+            table::execute_likeness(LIKENESS, &self.order.exporter.publication, table.relation.oid)
         );
         if table.filtered() {
             // The time of a chunk is that of the rows that are looked at, however few of them come.

@@ -4,11 +4,21 @@
 //! A lock that is waited for blocks those that come later, even where they would be compatible. So a reader that found an
 //! ALTER TABLE in front of it would wait for the first connection, which nobody lets go. Readers are used if they get their
 //! locks at once; if none does, the first one reads.
+//!
+//! The transaction holds back vacuum and DDL. It ends with the last row that is read, and when nobody has asked for rows for
+//! `limits.snapshot_idle`: a client that stalls, is paused, or grants no credit, cannot hold it open.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use parking_lot::Mutex;
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{Exporter, Locked, Pacer, Session, encoder::Encoder, interrupted, refused};
@@ -46,8 +56,56 @@ enum Message {
     Done(usize),
 }
 
-type Jobs = Arc<Mutex<VecDeque<Job>>>;
-type Messages = mpsc::Sender<Result<Message, SnapshotError>>;
+/// What readers share.
+#[derive(Clone)]
+struct Jobs {
+    left: Arc<Mutex<VecDeque<Job>>>,
+    messages: mpsc::Sender<Result<Message, SnapshotError>>,
+    asked: Arc<Asked>,
+    /// Its snapshot is what the readers read, and its locks are theirs. It goes with the last of them.
+    _held: Option<Arc<Session>>,
+}
+
+/// When the stream last asked for rows.
+struct Asked {
+    last: Mutex<Instant>,
+    idle: Duration,
+    given_up: AtomicBool,
+}
+
+impl Asked {
+    fn now(&self) {
+        *self.last.lock() = Instant::now();
+    }
+
+    /// When patience ends.
+    fn until(&self) -> Instant {
+        *self.last.lock() + self.idle
+    }
+}
+
+impl Jobs {
+    /// Waits until there is room for the message; false: nobody wants it.
+    async fn tell(&self, message: Message) -> bool {
+        loop {
+            let until = self.asked.until();
+            if let Ok(place) = tokio::time::timeout_at(until, self.messages.reserve()).await {
+                return place.map(|place| place.send(Ok(message))).is_ok();
+            }
+            if self.asked.until() <= Instant::now() {
+                self.asked.given_up.store(true, Ordering::Relaxed);
+                return false;
+            }
+        }
+    }
+
+    async fn rows(&self, job: &Job, batch: Option<Batch>) -> bool {
+        match batch {
+            Some(batch) => self.tell(Message::Rows { relation: job.relation.clone(), batch }).await,
+            None => true,
+        }
+    }
+}
 
 /// A snapshot that is being read.
 pub(super) struct Consistent {
@@ -58,9 +116,8 @@ pub(super) struct Consistent {
     ended: VecDeque<usize>,
     unfinished: usize,
     pacer: Pacer,
+    asked: Arc<Asked>,
     _readers: Vec<AbortOnDropHandle<()>>,
-    /// Its snapshot is what the readers read, and its locks are theirs.
-    _holder: Option<Session>,
     _reservation: Reservation,
 }
 
@@ -99,27 +156,20 @@ pub(super) async fn start(
             }
         }
     }
-    let holder = match readers.is_empty() {
+    let held = match readers.is_empty() {
         true => {
             readers.push(Reader::Holder(locked.session));
             None
         }
-        false => Some(locked.session),
+        false => Some(Arc::new(locked.session)),
     };
-    let jobs: Jobs = Arc::new(Mutex::new(jobs));
     let (sender, messages) = mpsc::channel(AHEAD);
-    let start = |reader| AbortOnDropHandle::new(tokio::spawn(read(reader, jobs.clone(), sender.clone())));
+    let asked =
+        Arc::new(Asked { last: Mutex::new(Instant::now()), idle: exporter.patience.idle, given_up: false.into() });
+    let jobs = Jobs { left: Arc::new(Mutex::new(jobs)), messages: sender, asked: asked.clone(), _held: held };
+    let start = |reader| AbortOnDropHandle::new(tokio::spawn(read(reader, jobs.clone())));
     let readers = readers.into_iter().map(start).collect();
-    Ok(Consistent {
-        messages,
-        left,
-        ended,
-        unfinished,
-        pacer,
-        _readers: readers,
-        _holder: holder,
-        _reservation: reservation,
-    })
+    Ok(Consistent { messages, left, ended, unfinished, pacer, asked, _readers: readers, _reservation: reservation })
 }
 
 /// Conditions that cut a table of so many pages. The last has no end.
@@ -142,18 +192,18 @@ enum Reader {
 }
 
 /// Does jobs until none is left, or nobody listens.
-async fn read(mut reader: Reader, jobs: Jobs, messages: Messages) {
+async fn read(mut reader: Reader, jobs: Jobs) {
     loop {
-        let Some(job) = jobs.lock().pop_front() else { return };
+        let Some(job) = jobs.left.lock().pop_front() else { return };
         let copied = match &mut reader {
-            Reader::Copier(copier) => copy_rows(copier, &job, &messages).await,
-            Reader::Holder(session) => copy_rows_by_holder(session, &job, &messages).await,
+            Reader::Copier(copier) => copy_rows(copier, &job, &jobs).await,
+            Reader::Holder(session) => copy_rows_by_holder(session, &job, &jobs).await,
         };
         match copied {
             Ok(true) => {}
             Ok(false) => return,
             Err(error) => {
-                messages.send(Err(starts_over(error))).await.ok();
+                jobs.messages.send(Err(starts_over(error))).await.ok();
                 return;
             }
         }
@@ -170,48 +220,35 @@ fn starts_over(error: SnapshotError) -> SnapshotError {
     }
 }
 
-async fn copy_rows(copier: &mut Copier, job: &Job, messages: &Messages) -> Result<bool, SnapshotError> {
+async fn copy_rows(copier: &mut Copier, job: &Job, jobs: &Jobs) -> Result<bool, SnapshotError> {
     copier.send(&format!("COPY ({}) TO STDOUT", job.query)).await.map_err(refused)?;
     let mut encoder = Encoder::new(job.relation.clone());
     loop {
-        match copier.next().map_err(refused)? {
-            Some(Copied::Row(line)) => {
-                if let Some(batch) = encoder.add(line)?
-                    && !hand_over(job, batch, messages).await
-                {
-                    return Ok(false);
-                }
+        let batch = match copier.next().map_err(refused)? {
+            Some(Copied::Row(line)) => encoder.add(line)?,
+            Some(Copied::End) => break,
+            None => {
+                copier.fill().await.map_err(refused)?;
+                continue;
             }
-            Some(Copied::End) => return Ok(finish(encoder, job, messages).await),
-            None => copier.fill().await.map_err(refused)?,
-        }
-    }
-}
-
-async fn copy_rows_by_holder(session: &Session, job: &Job, messages: &Messages) -> Result<bool, SnapshotError> {
-    let mut rows = CopyRows::start(&session.sql, &job.query).await.map_err(refused)?;
-    let mut encoder = Encoder::new(job.relation.clone());
-    while let Some(line) = rows.next().await.map_err(refused)? {
-        if let Some(batch) = encoder.add(&line)?
-            && !hand_over(job, batch, messages).await
-        {
+        };
+        if batch.is_some() && !jobs.rows(job, batch).await {
             return Ok(false);
         }
     }
-    Ok(finish(encoder, job, messages).await)
+    Ok(jobs.rows(job, encoder.take()).await && jobs.tell(Message::Done(job.table)).await)
 }
 
-async fn finish(mut encoder: Encoder, job: &Job, messages: &Messages) -> bool {
-    if let Some(batch) = encoder.take()
-        && !hand_over(job, batch, messages).await
-    {
-        return false;
+async fn copy_rows_by_holder(session: &Session, job: &Job, jobs: &Jobs) -> Result<bool, SnapshotError> {
+    let mut rows = CopyRows::start(&session.sql, &job.query).await.map_err(refused)?;
+    let mut encoder = Encoder::new(job.relation.clone());
+    while let Some(line) = rows.next().await.map_err(refused)? {
+        let batch = encoder.add(&line)?;
+        if !jobs.rows(job, batch).await {
+            return Ok(false);
+        }
     }
-    messages.send(Ok(Message::Done(job.table))).await.is_ok()
-}
-
-async fn hand_over(job: &Job, batch: Batch, messages: &Messages) -> bool {
-    messages.send(Ok(Message::Rows { relation: job.relation.clone(), batch })).await.is_ok()
+    Ok(jobs.rows(job, encoder.take()).await && jobs.tell(Message::Done(job.table)).await)
 }
 
 impl Consistent {
@@ -224,6 +261,7 @@ impl Consistent {
             if self.unfinished == 0 {
                 return Ok(None);
             }
+            self.asked.now();
             self.pacer.ready().await;
             match self.messages.recv().await {
                 Some(Ok(Message::Rows { relation, batch })) => {
@@ -237,6 +275,13 @@ impl Consistent {
                     }
                 }
                 Some(Err(error)) => return Err(error),
+                None if self.asked.given_up.load(Ordering::Relaxed) => {
+                    return Err(interrupted(format!(
+                        "nothing was taken of a consistent snapshot for {} s: its transaction on the primary was ended \
+                         (limits.snapshot_idle), and it starts over when its stream is resumed",
+                        self.asked.idle.as_secs()
+                    )));
+                }
                 None => return Err(interrupted("the rows ended before their tables did")),
             }
         }

@@ -59,12 +59,22 @@ pub struct Exporter {
     connect: ConnectOptions,
     publication: String,
     feed: Arc<dyn Feed>,
+    patience: Patience,
+}
+
+/// How long is waited.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// For a client to take more of a consistent snapshot, which holds a transaction open.
+    pub idle: Duration,
+    /// For commits that nobody sees yet to be released.
+    pub settle: Duration,
 }
 
 impl Exporter {
     /// `connect` and `publication`: those of the slot that fills `feed`.
-    pub fn new(connect: ConnectOptions, publication: &str, feed: Arc<dyn Feed>) -> Self {
-        Exporter { connect, publication: publication.to_owned(), feed }
+    pub fn new(connect: ConnectOptions, publication: &str, feed: Arc<dyn Feed>, patience: Patience) -> Self {
+        Exporter { connect, publication: publication.to_owned(), feed, patience }
     }
 
     /// A session on the primary whose changes are in the journal. After a failover the old one may still answer, and be the
@@ -178,14 +188,10 @@ impl Exporter {
         let locked = self.lock(&request.selection).await?;
         let keyless = locked.tables.iter().find(|table| table.key.is_empty());
         let resumed = request.resume.as_ref().is_some_and(|progress| progress.incremental);
-        let mode = match (request.mode, keyless) {
+        let mode = match request.mode {
             _ if resumed => SnapshotMode::Incremental,
-            (Some(SnapshotMode::Incremental), Some(table)) => return Err(no_key(table)),
-            (Some(mode), _) => mode,
-            (None, None) if locked.tables.iter().map(|table| table.bytes).sum::<i64>() > LARGE => {
-                SnapshotMode::Incremental
-            }
-            (None, _) => SnapshotMode::Consistent,
+            Some(mode) => mode,
+            None => default_mode(&locked.tables),
         };
         if let (SnapshotMode::Incremental, Some(table)) = (mode, keyless) {
             return Err(no_key(table));
@@ -253,6 +259,14 @@ impl Snapshots for Exporter {
             let message = format!("{table} is a {kind}: it has no changes of its own; name the tables behind it");
             Some(SnapshotError::new(Reason::SnapshotImpossible, message).with("table", table))
         })
+    }
+}
+
+/// Which mode it is if nobody says.
+fn default_mode(tables: &[Table]) -> SnapshotMode {
+    match tables.iter().map(|table| table.bytes).sum::<i64>() > LARGE {
+        true => SnapshotMode::Incremental,
+        false => SnapshotMode::Consistent,
     }
 }
 

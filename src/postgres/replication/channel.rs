@@ -52,7 +52,10 @@ impl Channel {
     }
 
     /// Appends a message that postgres-protocol writes.
-    pub(in crate::postgres) fn queue_message(&mut self, write: impl FnOnce(&mut BytesMut) -> io::Result<()>) -> Result<()> {
+    pub(in crate::postgres) fn queue_message(
+        &mut self,
+        write: impl FnOnce(&mut BytesMut) -> io::Result<()>,
+    ) -> Result<()> {
         let mut message = BytesMut::new();
         write(&mut message).map_err(|error| Error::Protocol(error.to_string()))?;
         self.output.extend_from_slice(&message);
