@@ -6,6 +6,7 @@ use std::os::unix::process::ExitStatusExt;
 use walcast::{journal::inspect, wire::pb};
 
 use crate::{
+    failover::status_says,
     harness::{
         client::Request,
         eventually,
@@ -177,4 +178,40 @@ async fn two_promotions_in_a_row() {
     follower.reaches(goal, PATIENCE).await;
     check(&pair, &follower.stop().await.history).await;
     check(&pair, &pair.collect(Request::new().earliest()).await).await;
+}
+
+/// Behind the gate a recovery waits, too, and says for whom: what it would show is lost with the primary.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_recovery_waits_for_the_gate() {
+    let gate = ["--set", "source.gate=walreceiver"];
+    let mut pair = Pair::start(versions::default_major(), Slots::Lost, workload::SCHEMA, &gate).await;
+    install(&pair);
+    let write = async |pair: &Pair, n: i64| {
+        pair.db().await.run(&format!("INSERT INTO load.ledger (client, n) VALUES (-1, {n})")).await;
+    };
+    write(&pair, 1).await;
+    horizon(&pair).await;
+    pair.hub.kill9();
+    let slot = "SELECT pg_drop_replication_slot('walcast')";
+    eventually(PATIENCE, || async { pair.db().await.batch_execute(slot).await.map_err(|error| error.to_string()) })
+        .await;
+    write(&pair, 2).await;
+    pair.caught_up().await;
+    pair.cut_off().await;
+    write(&pair, 3).await;
+    pair.hub.spawn();
+    status_says(&pair, |status| {
+        let alarms = status.source.as_ref().map(|source| source.alarms.clone()).unwrap_or_default();
+        alarms.iter().any(|alarm| alarm.starts_with("RECOVERY_BLOCKED: standbys of the gate (walreceiver)"))
+    })
+    .await;
+    let mut live = pair.client().subscribe(&Request::new().earliest()).await;
+    live.until("what was journaled", |log| log.commits() == 1).await;
+    pair.fail_over().await;
+    write(&pair, 4).await;
+    pair.rebuild().await;
+    live.until("what the survivor has", |log| log.commits() == 3).await;
+    let history = live.close();
+    let seen = check(&pair, &history).await;
+    assert_eq!((seen.replayed, seen.retracted), (2, 0));
 }
