@@ -268,7 +268,14 @@ async fn a_disabled_trigger_is_an_alarm_and_not_a_silent_gap() {
     let status = walcast(&stage, &["logtables", "status"]);
     assert_eq!(status.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&status.stdout).contains("NOT PROTECTED public.t: "), "{status:?}");
+    let doctor = || String::from_utf8_lossy(&walcast(&stage, &["doctor"]).stdout).into_owned();
+    assert!(
+        doctor().contains("log tables              public.t: its triggers are missing or disabled"),
+        "{}",
+        doctor()
+    );
     install(&stage);
+    assert!(doctor().contains("every published table is logged"), "{}", doctor());
     eventually(PATIENCE, || async {
         let status = stage.client().status().await.map_err(|failure| format!("{failure:?}"))?;
         let alarms = status.source.unwrap_or_default().alarms;

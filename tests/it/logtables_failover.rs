@@ -12,7 +12,8 @@ use crate::{
         eventually,
         follower::{Follower, Resume},
         history::History,
-        pair::{Pair, Slots, kept, retracted},
+        hub::Hub,
+        pair::{self, Pair, Slots, kept, retracted},
         parsed::Parsed,
         stage::held,
         validators::{self, Replica},
@@ -214,4 +215,49 @@ async fn a_recovery_waits_for_the_gate() {
     let history = live.close();
     let seen = check(&pair, &history).await;
     assert_eq!((seen.replayed, seen.retracted), (2, 0));
+}
+
+/// The new primary dies while the hub replays its log, and a third server takes over from further back: what was begun
+/// belongs to a history that is left. The hub ends, and the next one follows the third.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replay_whose_source_dies_is_forgotten() {
+    let mut pair = Pair::prepare(versions::default_major(), Slots::Lost, workload::SCHEMA, &[]).await;
+    let third = pair.primary.standby(&pair::SETTINGS).await;
+    pair.hub = Hub::new(&pair::dsn(&[&pair.primary, &pair.standby, &third]));
+    pair.hub.start().await;
+    pair.streaming().await;
+    install(&pair);
+    let db = pair.db().await;
+    db.run("INSERT INTO load.ledger (client, n) VALUES (-1, 1)").await;
+    horizon(&pair).await;
+    pair::replayed(&third, &pair.primary).await;
+    pair::isolate(&third).await;
+    pair.hub.kill9();
+    for n in 0..3 {
+        let rows = format!("SELECT -7, {n}, i, repeat(md5(i::text), 200) FROM generate_series(1, 1000) i");
+        db.run(&format!("INSERT INTO load.bulk {rows}")).await;
+    }
+    pair.caught_up().await;
+    drop(db);
+    pair.fail_over().await;
+    let (release, held) = (pair.hub.dir().join("release"), pair.hub.dir().join("release.held"));
+    pair.hub.failpoints("recovery_mid_replay=hold@20");
+    pair.hub.env("WALCAST_FAILPOINT_RELEASE", &release.display().to_string());
+    pair.hub.spawn();
+    eventually(PATIENCE, || async { if held.exists() { Ok(()) } else { Err(pair.hub.log_tail(3)) } }).await;
+    pair.primary.kill9();
+    third.promote().await;
+    pair.primary = third;
+    pair.db().await.run("INSERT INTO load.ledger (client, n) VALUES (-1, 2)").await;
+    std::fs::write(&release, "").expect("a file");
+    let status = pair.hub.wait_exit(PATIENCE).await;
+    assert_eq!(status.code(), Some(1), "{}", pair.hub.log_tail(5));
+    assert!(pair.hub.log().contains("a replay from the log tables was begun and cannot be ended"));
+    pair.hub.failpoints("");
+    pair.hub.start().await;
+    recoveries(&pair, 1).await;
+    pair.db().await.run("INSERT INTO load.ledger (client, n) VALUES (-1, 3)").await;
+    let history = pair.collect(Request::new().earliest()).await;
+    let seen = check(&pair, &history).await;
+    assert_eq!((seen.replayed, seen.retracted), (1, 0));
 }

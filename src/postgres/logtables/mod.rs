@@ -7,8 +7,10 @@
 //! ones not under `session_replication_role = replica`, so they are row triggers, ENABLE ALWAYS; rows are kept as
 //! text under the settings that the stream has, because a column of the row's own type would make ALTER TABLE fail.
 
+mod all_tables;
 pub mod audit;
 pub mod blockers;
+mod check;
 pub mod filter;
 pub mod order;
 pub mod read;
@@ -18,12 +20,13 @@ use tokio_postgres::types::Type;
 
 use super::{
     error::Result,
-    publication::{self, OWN_SCHEMA},
+    publication::OWN_SCHEMA,
     replication::{identifier, literal},
     sql::{Sql, get, text},
 };
 use crate::failpoint;
 
+pub use check::check;
 pub use row::{Field, fields};
 
 /// Everything that runs in the database, apart from the tables' names.
@@ -106,32 +109,8 @@ pub async fn install(sql: &Sql, publication: &str, hub_role: Option<&str>) -> Re
         sql.query("SELECT walcast.protect($1)::text", &[(&oid, Type::OID)]).await?;
         done.tables += 1;
     }
-    done.notes.extend(doubling(sql, publication).await?);
+    done.notes.extend(all_tables::notes(sql, publication).await?);
     Ok(done)
-}
-
-/// Publications that also publish the log, and what to do about it.
-async fn doubling(sql: &Sql, publication: &str) -> Result<Vec<String>> {
-    let rows = sql
-        .query("SELECT p.pubname::text FROM pg_catalog.pg_publication p WHERE p.puballtables ORDER BY 1", &[])
-        .await?;
-    let mut notes = Vec::new();
-    for row in rows {
-        let name: String = get(&row, 0)?;
-        let found = publication::published_tables(sql, &name).await?;
-        let tables =
-            found.iter().map(|(s, t)| format!("{}.{}", identifier(s), identifier(t))).collect::<Vec<_>>().join(", ");
-        notes.push(match name == publication {
-            true => format!(
-                "Publication {name:?} is FOR ALL TABLES, so the log is decoded too (and then left out): about twice the \
-                 volume on the slot. To convert: CREATE PUBLICATION {}_tables FOR TABLE {tables}; then, once \
-                 `walcast status` shows the journal past that point, restart the hub with --publication {name}_tables.",
-                name
-            ),
-            false => format!("Publication {name:?} is FOR ALL TABLES: its subscribers get the log tables too."),
-        });
-    }
-    Ok(notes)
 }
 
 /// Why a table is not protected.

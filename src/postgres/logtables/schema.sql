@@ -166,6 +166,11 @@ DECLARE
     last walcast.shapes;
 BEGIN
     SELECT * INTO last FROM walcast.shapes s WHERE s.relid = relation ORDER BY s.id DESC LIMIT 1;
+    -- ALTER PUBLICATION lets others write. Their rows would get ids behind the one of the new shape and be committed before it.
+    IF last.shape ->> 'filter' IS DISTINCT FROM shape_now ->> 'filter' AND last.captured THEN
+        EXECUTE (SELECT format('LOCK TABLE ONLY %I.%I IN SHARE ROW EXCLUSIVE MODE', n.nspname, c.relname)
+                 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = relation);
+    END IF;
     IF last.captured AND last.shape <> shape_now AND current_setting('walcast.following', true) IS DISTINCT FROM 'on' THEN
         INSERT INTO walcast.shapes (relid, created, captured, shape) VALUES (relation, false, false, last.shape);
     END IF;
