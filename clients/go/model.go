@@ -289,22 +289,27 @@ func (p *Progress) LagBytes() uint64 {
 	return tail - at
 }
 
-func progressFrom(message *walcastpb.Progress) *Progress {
+func progressFrom(message *walcastpb.Progress) (*Progress, error) {
+	positions, err := positionsFrom(message.GetPosition(), message.GetTail())
+	if err != nil {
+		return nil, err
+	}
 	progress := &Progress{
-		Position: PositionFromProto(message.GetPosition()), Tail: PositionFromProto(message.GetTail()),
-		CaughtUp: message.GetCaughtUp(), SourceConnected: message.GetSourceConnected(),
+		Position: positions[0], Tail: positions[1], CaughtUp: message.GetCaughtUp(), SourceConnected: message.GetSourceConnected(),
 	}
 	if message.GetTime() != nil {
 		progress.Time = message.GetTime().AsTime()
 	}
 	if message.GetCheckpoint() != nil {
-		progress.Checkpoint = PositionFromProto(message.GetCheckpoint())
+		if progress.Checkpoint, err = positionFrom(message.GetCheckpoint()); err != nil {
+			return nil, err
+		}
 	}
 	if message.GetExpiresIn() != nil {
 		expires := message.GetExpiresIn().AsDuration()
 		progress.ExpiresIn = &expires
 	}
-	return progress
+	return progress, nil
 }
 
 // Retracted is a transaction that a failover took back.

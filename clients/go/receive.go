@@ -120,13 +120,20 @@ func (c *core) event(event *walcastpb.Event) error {
 	}
 	switch kind := event.GetKind().(type) {
 	case *walcastpb.Event_Progress:
-		progress := progressFrom(kind.Progress)
+		progress, err := progressFrom(kind.Progress)
+		if err != nil {
+			return err
+		}
 		c.received = progress.Position
 		c.ready = append(c.ready, progress)
 	case *walcastpb.Event_TimelineChanged:
-		c.timelineChanged(kind.TimelineChanged)
+		return c.timelineChanged(kind.TimelineChanged)
 	case *walcastpb.Event_Gap:
-		gap := &Gap{PositionFromProto(kind.Gap.GetAfter()), PositionFromProto(kind.Gap.GetUpTo()), kind.Gap.GetReason()}
+		positions, err := positionsFrom(kind.Gap.GetAfter(), kind.Gap.GetUpTo())
+		if err != nil {
+			return err
+		}
+		gap := &Gap{positions[0], positions[1], kind.Gap.GetReason()}
 		c.received = gap.UpTo
 		c.ready = append(c.ready, gap)
 	case *walcastpb.Event_SnapshotBegin:
@@ -141,7 +148,11 @@ func (c *core) event(event *walcastpb.Event) error {
 		c.ready = append(c.ready, &SnapshotTableEnd{end.GetSnapshotId(), end.GetTable(), end.GetRows()})
 	case *walcastpb.Event_SnapshotEnd:
 		end := kind.SnapshotEnd
-		c.received = PositionFromProto(end.GetPosition())
+		position, err := positionFrom(end.GetPosition())
+		if err != nil {
+			return err
+		}
+		c.received = position
 		c.ready = append(c.ready, &SnapshotEnd{end.GetSnapshotId(), c.received, end.GetRows()})
 	default:
 		return protocolError("the hub sent %T, which this version does not know", kind)
@@ -150,10 +161,11 @@ func (c *core) event(event *walcastpb.Event) error {
 }
 
 func (c *core) openedEvent(message *walcastpb.Opened) error {
-	opened := &Opened{
-		PositionFromProto(message.GetAfter()), PositionFromProto(message.GetEarliest()), PositionFromProto(message.GetTail()),
-		message.GetSession(), message.GetCreated(), message.GetFilterChanged(),
+	at, err := positionsFrom(message.GetAfter(), message.GetEarliest(), message.GetTail())
+	if err != nil {
+		return err
 	}
+	opened := &Opened{at[0], at[1], at[2], message.GetSession(), message.GetCreated(), message.GetFilterChanged()}
 	c.mu.Lock()
 	c.opened = opened
 	first := c.received.IsZero()
@@ -223,7 +235,10 @@ func (c *core) commit(commit *walcastpb.Commit) error {
 	}
 	c.open = nil
 	c.typical += (len(transaction.raw) - c.typical) / 4
-	transaction.Position = PositionFromProto(commit.GetPosition())
+	var err error
+	if transaction.Position, err = positionFrom(commit.GetPosition()); err != nil {
+		return err
+	}
 	transaction.TotalChanges = commit.GetTotalChanges()
 	if c.received.Reaches(transaction.Position) {
 		c.log.Debug("a transaction came again and is dropped", "commit_lsn", transaction.CommitLSN)
@@ -350,7 +365,10 @@ func (c *core) message(event *walcastpb.LogicalMessage) error {
 	}
 	c.flushRows()
 	c.settleInterrupted()
-	position := PositionFromProto(event.GetPosition())
+	position, err := positionFrom(event.GetPosition())
+	if err != nil {
+		return err
+	}
 	if c.received.Reaches(position) {
 		return nil
 	}
@@ -367,23 +385,29 @@ func (c *core) message(event *walcastpb.LogicalMessage) error {
 	return nil
 }
 
-func (c *core) timelineChanged(message *walcastpb.TimelineChanged) {
+func (c *core) timelineChanged(message *walcastpb.TimelineChanged) error {
+	var err error
 	for _, entry := range message.GetRetracted() {
 		transaction := transactionFrom(entry.GetBegin())
-		transaction.Position = PositionFromProto(entry.GetPosition())
+		if transaction.Position, err = positionFrom(entry.GetPosition()); err != nil {
+			return err
+		}
 		c.retracted = append(c.retracted, Retracted{transaction, transaction.Position, entry.GetChanges()})
 	}
 	if message.GetMore() {
-		return
+		return nil
 	}
-	event := &TimelineChanged{
-		message.GetOldLineage(), message.GetNewLineage(), message.GetSwitchLsn(), c.retracted, PositionFromProto(message.GetPosition()),
+	position, err := positionFrom(message.GetPosition())
+	if err != nil {
+		return err
 	}
+	event := &TimelineChanged{message.GetOldLineage(), message.GetNewLineage(), message.GetSwitchLsn(), c.retracted, position}
 	c.retracted = nil
 	c.received = event.Position
 	if !c.forks[[3]string{event.OldLineage, event.NewLineage, event.SwitchLSN}] {
 		c.ready = append(c.ready, event)
 	}
+	return nil
 }
 
 func decodeChange(transaction *Transaction, relation *Relation, raw *rawChange) (*Change, error) {
