@@ -23,7 +23,7 @@ const (
 	Read Operation = "read"
 )
 
-var operations = map[uint64]Operation{1: Insert, 2: Update, 3: Delete, 5: Read}
+var operations = [...]Operation{1: Insert, 2: Update, 3: Delete, 5: Read}
 
 var operationNumbers = map[Operation]walcastpb.Operation{
 	Insert: walcastpb.Operation_OPERATION_INSERT, Update: walcastpb.Operation_OPERATION_UPDATE,
@@ -44,7 +44,7 @@ const (
 	Leave Transition = "leave"
 )
 
-var transitions = map[uint64]Transition{1: Enter, 2: Stay, 3: Leave}
+var transitions = [...]Transition{1: Enter, 2: Stay, 3: Leave}
 
 // Column is a column of one relation version.
 type Column struct {

@@ -285,7 +285,7 @@ func (c *core) change(relation *Relation, data []byte) error {
 		}
 		return err
 	}
-	if operations[raw.operation] != Read {
+	if raw.operation != uint64(walcastpb.Operation_OPERATION_READ) {
 		return protocolError("a change outside a transaction")
 	}
 	if c.rows == nil {
@@ -411,35 +411,46 @@ func (c *core) timelineChanged(message *walcastpb.TimelineChanged) error {
 }
 
 func decodeChange(transaction *Transaction, relation *Relation, raw *rawChange) (*Change, error) {
-	operation, known := operations[raw.operation]
-	if !known {
-		return nil, protocolError("operation %d is not known to this version", raw.operation)
+	change := &Change{}
+	return change, change.decode(transaction, relation, raw)
+}
+
+// decode fills a new change.
+func (change *Change) decode(transaction *Transaction, relation *Relation, raw *rawChange) error {
+	if raw.operation >= uint64(len(operations)) || operations[raw.operation] == "" {
+		return protocolError("operation %d is not known to this version", raw.operation)
 	}
-	change := &Change{
-		Transaction: transaction, Relation: relation, Operation: operation, Ordinal: raw.ordinal, Transition: transitions[raw.transition],
+	operation := operations[raw.operation]
+	change.Transaction, change.Relation, change.Operation, change.Ordinal = transaction, relation, operation, raw.ordinal
+	if raw.transition < uint64(len(transitions)) {
+		change.Transition = transitions[raw.transition]
 	}
 	var err error
 	if raw.hasBefore {
 		if change.Before, err = relation.decode(raw.before); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	if raw.hasAfter {
 		if change.After, err = relation.decode(raw.after); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	if raw.hasBefore && raw.hasAfter && operation == Update && relation.ReplicaIdentity == "full" {
 		change.changed, change.changedKnown = relation.changed(raw.before, raw.after)
 	}
-	return change, nil
+	return nil
 }
+
+// changesAtOnce bounds how many changes are allocated together, and so are kept if one of them is.
+const changesAtOnce = 32
 
 // each decodes the gathered events one by one, until the function says no.
 func (t *Transaction) each(change func(*Change) bool, message func(Message)) error {
 	events := t.raw
 	t.raw = nil
 	var raw rawChange
+	var fresh []Change
 	for i := range events {
 		event := &events[i]
 		switch {
@@ -455,7 +466,12 @@ func (t *Transaction) each(change func(*Change) bool, message func(Message)) err
 		if err := parseChange(event.change, &raw); err != nil {
 			return protocolError("%v", err)
 		}
-		decoded, err := decodeChange(t, event.relation, &raw)
+		if len(fresh) == 0 {
+			fresh = make([]Change, min(changesAtOnce, len(events)-i))
+		}
+		decoded := &fresh[0]
+		fresh = fresh[1:]
+		err := decoded.decode(t, event.relation, &raw)
 		if err == errWire {
 			err = protocolError("%v", err)
 		}
