@@ -294,6 +294,47 @@ def backfill(world: World) -> None:
     second.close()
 
 
+def control(world: World) -> None:
+    """A backfill is paused while changes go on, and resumed; another is cancelled."""
+    world.cluster.sql(
+        "CREATE TABLE idle (id int PRIMARY KEY); CREATE TABLE many (id int PRIMARY KEY);"
+        "INSERT INTO many SELECT generate_series(1, 30000)"
+    )
+    world.published(world.hub, "public.idle", "public.many")
+    tables = ["public.idle", "public.many"]
+    runner = world.runner(subscriber="control", start="latest", tables=tables, window_events=1000)
+    runner.ask(f"until {world.commit()}")
+
+    def begun() -> str:
+        """Begins one, which is in the middle: the hub reads no more than a few chunks ahead of the credit."""
+        runner.ask("backfill public.many")
+        snapshot = str(runner.told("backfill")[-1]["snapshot"])
+        while runner.ask("next 1")[-1]["snapshot"] != snapshot:
+            pass
+        return snapshot
+
+    def rows(transactions: list[dict[str, Any]]) -> int:
+        return sum(len(tx["changes"]) for tx in transactions if tx["snapshot"])
+
+    paused = begun()
+    runner.ask(f"pause {paused}")
+    runner.ask(f"until {world.commit()}")
+    held = rows(runner.transactions)
+    world.cluster.sql("INSERT INTO idle VALUES (1)")
+    (change,) = runner.ask(f"until {world.commit()}")
+    assert change["snapshot"] is None and held < 30_000, f"{held} rows, and {change}"
+    runner.ask(f"resume {paused}")
+    end = whole(world, runner)
+    assert end["snapshot"] == paused and end["rows"] == rows(runner.transactions) == 30_000, end
+    cancelled = begun()
+    runner.ask(f"cancel {cancelled}")
+    runner.ask(f"until {world.commit()}")
+    steps = [line["step"] for line in runner.told("snapshot") if line["snapshot"] == cancelled]
+    assert steps == ["begin"], steps
+    gone = runner.error(f"resume {cancelled}")
+    assert gone["reason"] == "SNAPSHOT_IMPOSSIBLE", gone
+
+
 def failover(world: World) -> None:
     """A promoted standby lacks transactions that came: the user is told which, and of the gap by policy, and can read them."""
     directory = world.directory / "failover"
@@ -441,6 +482,7 @@ STEPS: list[Callable[[World], None]] = [
     expired,
     snapshot,
     backfill,
+    control,
     failover,
     schema,
     large,

@@ -23,7 +23,7 @@ const (
 	Read Operation = "read"
 )
 
-var operations = map[uint64]Operation{1: Insert, 2: Update, 3: Delete, 5: Read}
+var operations = [...]Operation{1: Insert, 2: Update, 3: Delete, 5: Read}
 
 var operationNumbers = map[Operation]walcastpb.Operation{
 	Insert: walcastpb.Operation_OPERATION_INSERT, Update: walcastpb.Operation_OPERATION_UPDATE,
@@ -44,7 +44,7 @@ const (
 	Leave Transition = "leave"
 )
 
-var transitions = map[uint64]Transition{1: Enter, 2: Stay, 3: Leave}
+var transitions = [...]Transition{1: Enter, 2: Stay, 3: Leave}
 
 // Column is a column of one relation version.
 type Column struct {
@@ -289,22 +289,27 @@ func (p *Progress) LagBytes() uint64 {
 	return tail - at
 }
 
-func progressFrom(message *walcastpb.Progress) *Progress {
+func progressFrom(message *walcastpb.Progress) (*Progress, error) {
+	positions, err := positionsFrom(message.GetPosition(), message.GetTail())
+	if err != nil {
+		return nil, err
+	}
 	progress := &Progress{
-		Position: PositionFromProto(message.GetPosition()), Tail: PositionFromProto(message.GetTail()),
-		CaughtUp: message.GetCaughtUp(), SourceConnected: message.GetSourceConnected(),
+		Position: positions[0], Tail: positions[1], CaughtUp: message.GetCaughtUp(), SourceConnected: message.GetSourceConnected(),
 	}
 	if message.GetTime() != nil {
 		progress.Time = message.GetTime().AsTime()
 	}
 	if message.GetCheckpoint() != nil {
-		progress.Checkpoint = PositionFromProto(message.GetCheckpoint())
+		if progress.Checkpoint, err = positionFrom(message.GetCheckpoint()); err != nil {
+			return nil, err
+		}
 	}
 	if message.GetExpiresIn() != nil {
 		expires := message.GetExpiresIn().AsDuration()
 		progress.ExpiresIn = &expires
 	}
-	return progress
+	return progress, nil
 }
 
 // Retracted is a transaction that a failover took back.

@@ -91,6 +91,27 @@ func PositionFromProto(message *walcastpb.Position) Position {
 	}
 }
 
+// positionFrom converts the position of an event, and refuses what cannot be resumed from.
+func positionFrom(message *walcastpb.Position) (Position, error) {
+	position := PositionFromProto(message)
+	if _, err := ParseLSN(position.LSN); err != nil {
+		return Position{}, protocolError("the hub sent a position whose LSN is %q", position.LSN)
+	}
+	return position, nil
+}
+
+// positionsFrom converts several.
+func positionsFrom(messages ...*walcastpb.Position) ([]Position, error) {
+	positions := make([]Position, len(messages))
+	var err error
+	for i, message := range messages {
+		if positions[i], err = positionFrom(message); err != nil {
+			return nil, err
+		}
+	}
+	return positions, nil
+}
+
 // Proto is the message for p.
 func (p Position) Proto() *walcastpb.Position {
 	message := &walcastpb.Position{Lsn: p.LSN, Lineage: p.Lineage, Sequence: p.Sequence}

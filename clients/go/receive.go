@@ -120,13 +120,20 @@ func (c *core) event(event *walcastpb.Event) error {
 	}
 	switch kind := event.GetKind().(type) {
 	case *walcastpb.Event_Progress:
-		progress := progressFrom(kind.Progress)
+		progress, err := progressFrom(kind.Progress)
+		if err != nil {
+			return err
+		}
 		c.received = progress.Position
 		c.ready = append(c.ready, progress)
 	case *walcastpb.Event_TimelineChanged:
-		c.timelineChanged(kind.TimelineChanged)
+		return c.timelineChanged(kind.TimelineChanged)
 	case *walcastpb.Event_Gap:
-		gap := &Gap{PositionFromProto(kind.Gap.GetAfter()), PositionFromProto(kind.Gap.GetUpTo()), kind.Gap.GetReason()}
+		positions, err := positionsFrom(kind.Gap.GetAfter(), kind.Gap.GetUpTo())
+		if err != nil {
+			return err
+		}
+		gap := &Gap{positions[0], positions[1], kind.Gap.GetReason()}
 		c.received = gap.UpTo
 		c.ready = append(c.ready, gap)
 	case *walcastpb.Event_SnapshotBegin:
@@ -141,7 +148,11 @@ func (c *core) event(event *walcastpb.Event) error {
 		c.ready = append(c.ready, &SnapshotTableEnd{end.GetSnapshotId(), end.GetTable(), end.GetRows()})
 	case *walcastpb.Event_SnapshotEnd:
 		end := kind.SnapshotEnd
-		c.received = PositionFromProto(end.GetPosition())
+		position, err := positionFrom(end.GetPosition())
+		if err != nil {
+			return err
+		}
+		c.received = position
 		c.ready = append(c.ready, &SnapshotEnd{end.GetSnapshotId(), c.received, end.GetRows()})
 	default:
 		return protocolError("the hub sent %T, which this version does not know", kind)
@@ -150,10 +161,11 @@ func (c *core) event(event *walcastpb.Event) error {
 }
 
 func (c *core) openedEvent(message *walcastpb.Opened) error {
-	opened := &Opened{
-		PositionFromProto(message.GetAfter()), PositionFromProto(message.GetEarliest()), PositionFromProto(message.GetTail()),
-		message.GetSession(), message.GetCreated(), message.GetFilterChanged(),
+	at, err := positionsFrom(message.GetAfter(), message.GetEarliest(), message.GetTail())
+	if err != nil {
+		return err
 	}
+	opened := &Opened{at[0], at[1], at[2], message.GetSession(), message.GetCreated(), message.GetFilterChanged()}
 	c.mu.Lock()
 	c.opened = opened
 	first := c.received.IsZero()
@@ -223,7 +235,10 @@ func (c *core) commit(commit *walcastpb.Commit) error {
 	}
 	c.open = nil
 	c.typical += (len(transaction.raw) - c.typical) / 4
-	transaction.Position = PositionFromProto(commit.GetPosition())
+	var err error
+	if transaction.Position, err = positionFrom(commit.GetPosition()); err != nil {
+		return err
+	}
 	transaction.TotalChanges = commit.GetTotalChanges()
 	if c.received.Reaches(transaction.Position) {
 		c.log.Debug("a transaction came again and is dropped", "commit_lsn", transaction.CommitLSN)
@@ -270,7 +285,7 @@ func (c *core) change(relation *Relation, data []byte) error {
 		}
 		return err
 	}
-	if operations[raw.operation] != Read {
+	if raw.operation != uint64(walcastpb.Operation_OPERATION_READ) {
 		return protocolError("a change outside a transaction")
 	}
 	if c.rows == nil {
@@ -350,7 +365,10 @@ func (c *core) message(event *walcastpb.LogicalMessage) error {
 	}
 	c.flushRows()
 	c.settleInterrupted()
-	position := PositionFromProto(event.GetPosition())
+	position, err := positionFrom(event.GetPosition())
+	if err != nil {
+		return err
+	}
 	if c.received.Reaches(position) {
 		return nil
 	}
@@ -367,55 +385,72 @@ func (c *core) message(event *walcastpb.LogicalMessage) error {
 	return nil
 }
 
-func (c *core) timelineChanged(message *walcastpb.TimelineChanged) {
+func (c *core) timelineChanged(message *walcastpb.TimelineChanged) error {
+	var err error
 	for _, entry := range message.GetRetracted() {
 		transaction := transactionFrom(entry.GetBegin())
-		transaction.Position = PositionFromProto(entry.GetPosition())
+		if transaction.Position, err = positionFrom(entry.GetPosition()); err != nil {
+			return err
+		}
 		c.retracted = append(c.retracted, Retracted{transaction, transaction.Position, entry.GetChanges()})
 	}
 	if message.GetMore() {
-		return
+		return nil
 	}
-	event := &TimelineChanged{
-		message.GetOldLineage(), message.GetNewLineage(), message.GetSwitchLsn(), c.retracted, PositionFromProto(message.GetPosition()),
+	position, err := positionFrom(message.GetPosition())
+	if err != nil {
+		return err
 	}
+	event := &TimelineChanged{message.GetOldLineage(), message.GetNewLineage(), message.GetSwitchLsn(), c.retracted, position}
 	c.retracted = nil
 	c.received = event.Position
 	if !c.forks[[3]string{event.OldLineage, event.NewLineage, event.SwitchLSN}] {
 		c.ready = append(c.ready, event)
 	}
+	return nil
 }
 
 func decodeChange(transaction *Transaction, relation *Relation, raw *rawChange) (*Change, error) {
-	operation, known := operations[raw.operation]
-	if !known {
-		return nil, protocolError("operation %d is not known to this version", raw.operation)
+	change := &Change{}
+	return change, change.decode(transaction, relation, raw)
+}
+
+// decode fills a new change.
+func (change *Change) decode(transaction *Transaction, relation *Relation, raw *rawChange) error {
+	if raw.operation >= uint64(len(operations)) || operations[raw.operation] == "" {
+		return protocolError("operation %d is not known to this version", raw.operation)
 	}
-	change := &Change{
-		Transaction: transaction, Relation: relation, Operation: operation, Ordinal: raw.ordinal, Transition: transitions[raw.transition],
+	operation := operations[raw.operation]
+	change.Transaction, change.Relation, change.Operation, change.Ordinal = transaction, relation, operation, raw.ordinal
+	if raw.transition < uint64(len(transitions)) {
+		change.Transition = transitions[raw.transition]
 	}
 	var err error
 	if raw.hasBefore {
 		if change.Before, err = relation.decode(raw.before); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	if raw.hasAfter {
 		if change.After, err = relation.decode(raw.after); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	if raw.hasBefore && raw.hasAfter && operation == Update && relation.ReplicaIdentity == "full" {
 		change.changed, change.changedKnown = relation.changed(raw.before, raw.after)
 	}
-	return change, nil
+	return nil
 }
+
+// changesAtOnce bounds how many changes are allocated together, and so are kept if one of them is.
+const changesAtOnce = 32
 
 // each decodes the gathered events one by one, until the function says no.
 func (t *Transaction) each(change func(*Change) bool, message func(Message)) error {
 	events := t.raw
 	t.raw = nil
 	var raw rawChange
+	var fresh []Change
 	for i := range events {
 		event := &events[i]
 		switch {
@@ -431,7 +466,12 @@ func (t *Transaction) each(change func(*Change) bool, message func(Message)) err
 		if err := parseChange(event.change, &raw); err != nil {
 			return protocolError("%v", err)
 		}
-		decoded, err := decodeChange(t, event.relation, &raw)
+		if len(fresh) == 0 {
+			fresh = make([]Change, min(changesAtOnce, len(events)-i))
+		}
+		decoded := &fresh[0]
+		fresh = fresh[1:]
+		err := decoded.decode(t, event.relation, &raw)
 		if err == errWire {
 			err = protocolError("%v", err)
 		}

@@ -382,10 +382,19 @@ func TestWhatTheClientDoesNotKnowIsAnError(test *testing.T) {
 	narrow.GetChange().AfterRow.Values = narrow.GetChange().GetAfterRow().GetValues()[:1]
 	odd := insert(1, 1)
 	odd.GetChange().Operation = 77
+	garbled := progress(32)
+	garbled.GetProgress().Position.Lsn = "0/x"
+	forked := fork(false)
+	forked.GetTimelineChanged().Position.Lsn = "20"
+	committed := commit(16, 0)
+	committed.GetCommit().Position.Lsn = "-0/1"
+	lost := commit(16, 0)
+	lost.GetCommit().Position = nil
 	truncate := &walcastpb.Event{Kind: &walcastpb.Event_Truncate{Truncate: &walcastpb.Truncate{RelationIds: []uint32{99}, Ordinal: 1}}}
 	for number, wrong := range []events{
 		{{}}, {insert(1, 1)}, {commit(16, 0)}, {begin(16), begin(32)}, {begin(16), progress(32)},
 		{begin(16), alien}, {begin(16), truncate}, {begin(16), narrow, commit(16, 1)}, {begin(16), odd, commit(16, 1)},
+		{garbled}, {forked}, {begin(16), committed}, {begin(16), lost},
 	} {
 		h := play(test, func(c *connection) error {
 			c.send(opened(0, 0), relation(), wrong)

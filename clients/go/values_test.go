@@ -223,7 +223,7 @@ func TestTheFieldNumbersAreThoseOfTheProto(test *testing.T) {
 	if walcastpb.Missing_MISSING_NULL != missingNull || walcastpb.Missing_MISSING_UNCHANGED != missingUnchanged || walcastpb.Missing_MISSING_ABSENT != missingAbsent {
 		test.Error("reasons for missing values")
 	}
-	if len(operations) != len(walcastpb.Operation_name)-2 || operations[uint64(walcastpb.Operation_OPERATION_READ)] != Read {
+	if len(operations) != len(walcastpb.Operation_name) || operations[uint64(walcastpb.Operation_OPERATION_READ)] != Read {
 		test.Error("operations")
 	}
 }

@@ -6,7 +6,7 @@
 //! peer's preface for ever. And its TLS configuration is fixed at the start. The services are tonic's all the same:
 //! each is a tower service over HTTP requests.
 
-use std::{convert::Infallible, io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+use std::{convert::Infallible, future::Future, io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt, future::poll_fn};
 use http::{Request, Response};
@@ -31,6 +31,7 @@ use super::{
     admin::Admin,
     auth::Auth,
     backend::Backend,
+    cork::{Cork, Corked},
     observe::Observe,
     preface::Counted,
     service::ChangeStreams,
@@ -364,22 +365,23 @@ where
 {
     async fn connection(self: Arc<Self>, stream: TcpStream, _permit: OwnedSemaphorePermit) {
         let Ok(peer) = stream.peer_addr() else { return };
+        let (stream, cork) = Corked::new(stream);
         match &self.tls {
             // Boxed, so that a connection without TLS does not hold the space for it: 2 KB instead of 8.5.
-            Some(tls) => Box::pin(self.encrypted(tls, stream, peer)).await,
-            None => self.http(stream, peer).await,
+            Some(tls) => Box::pin(self.encrypted(tls, stream, cork, peer)).await,
+            None => self.http(stream, cork, peer).await,
         }
     }
 
-    async fn encrypted(&self, tls: &Tls, stream: TcpStream, peer: SocketAddr) {
+    async fn encrypted(&self, tls: &Tls, stream: Corked, cork: Cork, peer: SocketAddr) {
         match Box::pin(timeout(self.handshake_limit, tls.acceptor().accept(stream))).await {
-            Ok(Ok(stream)) => self.http(stream, peer).await,
+            Ok(Ok(stream)) => self.http(stream, cork, peer).await,
             Ok(Err(error)) => tracing::debug!(%peer, %error, "TLS handshake failed"),
             Err(_) => tracing::debug!(%peer, "TLS handshake took too long"),
         }
     }
 
-    async fn http<IO>(&self, io: IO, peer: SocketAddr)
+    async fn http<IO>(&self, io: IO, cork: Cork, peer: SocketAddr)
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -402,7 +404,11 @@ where
         let (mut speaking, mut closing) = (false, false);
         loop {
             tokio::select! {
-                ended = &mut connection => {
+                ended = poll_fn(|cx| {
+                    let polled = connection.as_mut().poll(cx);
+                    cork.push();
+                    polled
+                }) => {
                     if let Err(error) = ended {
                         tracing::debug!(%peer, %error, "connection failed");
                     }

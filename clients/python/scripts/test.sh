@@ -25,3 +25,8 @@ step "$venv/bin/python" -m pytest
 rm -rf dist
 step "$venv/bin/python" -m build --outdir dist . > build/build.log 2>&1 || { cat build/build.log; exit 1; }
 step "$venv/bin/python" scripts/check_dist.py dist
+if [ -n "${WALCAST_BIN:-}" ]; then
+    step "$venv/bin/python" ../conformance/readme.py README.md scripts/run_snippet.sh
+else
+    echo "clients: left out the programs of Python's README (WALCAST_BIN is not set)"
+fi

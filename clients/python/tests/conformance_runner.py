@@ -228,6 +228,8 @@ def main() -> int:
                     say("flushed", checkpoint=str(stream.flush()))
                 elif command == "backfill":
                     say("backfill", snapshot=client.backfill(name, tables=argument))
+                elif command in ("pause", "resume", "cancel"):
+                    client.backfill(name, command, snapshot_id=argument)
                 elif command == "retracted":
                     for tx in client.read_retracted(argument):
                         say_transaction(tx)
@@ -266,6 +268,8 @@ async def main_async() -> int:
                     say("flushed", checkpoint=str(await stream.flush()))
                 elif command == "backfill":
                     say("backfill", snapshot=await client.backfill(name, tables=argument))
+                elif command in ("pause", "resume", "cancel"):
+                    await client.backfill(name, command, snapshot_id=argument)
                 elif command == "retracted":
                     async for tx in client.read_retracted(argument):
                         say_transaction(tx)

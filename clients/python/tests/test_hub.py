@@ -1,11 +1,10 @@
-"""Against a real PostgreSQL and a real hub: the conformance scenario, the README's quick start and the examples."""
+"""Against a real PostgreSQL and a real hub: the conformance scenario and the examples."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import os
-import re
 import sqlite3
 import subprocess
 import sys
@@ -32,28 +31,6 @@ def test_conformance(stage: Any, mode: str) -> None:
     )
     print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
-
-
-def test_the_quick_start_of_the_readme(stage: Any, tmp_path: Path) -> None:
-    readme = (HERE.parent / "README.md").read_text()
-    blocks = re.findall(r"<!-- tested -->\n```(\w+)\n(.*?)```", readme, re.S)
-    code = next(text for language, text in blocks if language == "python")
-    sql = next(text for language, text in blocks if language == "sql")
-    stage.cluster.sql(sql)
-    script = tmp_path / "quickstart.py"
-    script.write_text(code.replace("127.0.0.1:50051", stage.hub.address))
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(HERE.parent / "src")}
-    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True, env=environment) as running:
-        try:
-            assert running.stdout is not None
-            lines = [running.stdout.readline().strip() for _ in range(3)]
-        finally:
-            running.kill()
-    assert lines == [
-        "insert public.orders {'id': 1, 'total': Decimal('9.90'), 'status': 'new'}",
-        "update public.orders {'id': 1, 'total': Decimal('9.90'), 'status': 'paid'}",
-        "delete public.orders {'id': 1}",
-    ]
 
 
 def test_python_m_walcast_tail(stage: Any) -> None:

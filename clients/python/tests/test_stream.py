@@ -296,6 +296,21 @@ def test_an_unknown_reason_is_a_hub_error() -> None:
         assert type(caught.value) is errors.HubError
 
 
+def fork(more: bool, *retracted: int) -> pb.Event:
+    event = pb.TimelineChanged(old_lineage=LINEAGE, new_lineage="bb", switch_lsn="0/20", more=more)
+    event.position.CopyFrom(position(32, "bb"))
+    for number in retracted:
+        event.retracted.add(begin=begin(number).begin, position=position(number), changes=1)
+    return pb.Event(timeline_changed=event)
+
+
+def garbled(event: pb.Event, lsn: str) -> pb.Event:
+    """The event with an LSN that is none."""
+    kind = getattr(event, event.WhichOneof("kind") or "")
+    (kind.after if event.HasField("opened") else kind.position).lsn = lsn
+    return event
+
+
 @pytest.mark.parametrize(
     "events",
     [
@@ -306,6 +321,14 @@ def test_an_unknown_reason_is_a_hub_error() -> None:
         [begin(16), progress(32)],
         [begin(16), pb.Event(change=pb.Change(operation=pb.OPERATION_INSERT, relation_id=99, ordinal=1))],
         [begin(16), pb.Event(truncate=pb.Truncate(relation_ids=[99], ordinal=1))],
+        [begin(16), pb.Event(commit=pb.Commit())],
+        *(
+            [garbled(event, lsn)]
+            for event in (progress(32), fork(False))
+            for lsn in ("", "1", "0/", "0/x", "+0/1", "0/123456789")
+        ),
+        [begin(16), garbled(commit(16), "0/-1")],
+        [garbled(opened(), "0_0/0")],
     ],
 )
 def test_what_the_client_does_not_know_is_an_error(events: list[pb.Event]) -> None:
@@ -314,14 +337,6 @@ def test_what_the_client_does_not_know_is_an_error(events: list[pb.Event]) -> No
 
     with Hub(script) as hub, Client(hub.address) as client, pytest.raises(errors.ProtocolError):
         next(client.subscribe())
-
-
-def fork(more: bool, *retracted: int) -> pb.Event:
-    event = pb.TimelineChanged(old_lineage=LINEAGE, new_lineage="bb", switch_lsn="0/20", more=more)
-    event.position.CopyFrom(position(32, "bb"))
-    for number in retracted:
-        event.retracted.add(begin=begin(number).begin, position=position(number), changes=1)
-    return pb.Event(timeline_changed=event)
 
 
 def test_a_failover_cannot_be_missed() -> None:

@@ -15,8 +15,8 @@ use tokio::{
     sync::Notify,
 };
 use walcast_client::{
-    Backfill, Change, Client, Error, Gap, Operation, Retry, Row, Snapshot, SnapshotEvent, SnapshotMode, Start,
-    Subscription, TimeTz, TimelineChanged, Tls, Transaction, Transition, Value,
+    Backfill, BackfillAction, Change, Client, Error, Gap, Operation, Retry, Row, Snapshot, SnapshotEvent, SnapshotMode,
+    Start, Subscription, TimeTz, TimelineChanged, Tls, Transaction, Transition, Value,
 };
 
 type Failure = Box<dyn std::error::Error>;
@@ -264,6 +264,14 @@ async fn run(request: &Json) -> Result<(), Failure> {
                 let rows = Backfill { tables: vec![argument.to_owned()], ..Backfill::default() };
                 let id = client.start_backfill(request["subscriber"].as_str().unwrap_or_default(), rows).await?;
                 say(&json!({"event": "backfill", "snapshot": id}));
+            }
+            "pause" | "resume" | "cancel" => {
+                let action = match command {
+                    "pause" => BackfillAction::Pause,
+                    "resume" => BackfillAction::Resume,
+                    _ => BackfillAction::Cancel,
+                };
+                client.backfill(request["subscriber"].as_str().unwrap_or_default(), argument, action).await?;
             }
             "retracted" => {
                 let mut retracted = client.subscription().read_retracted(argument).await?;

@@ -89,7 +89,7 @@ fn set<T>(field: Option<T>, what: &str) -> Result<T, Error> {
 }
 
 fn position(message: Option<pb::Position>) -> Result<Position, Error> {
-    set(message, "an event with a position").map(Position::from)
+    set(message, "an event with a position")?.try_into()
 }
 
 impl Assembler {
@@ -227,7 +227,8 @@ impl Assembler {
             self.received = Some(after.clone());
         }
         let pb::Opened { session, created, filter_changed, .. } = message;
-        let (earliest, tail) = (message.earliest.map(Into::into), message.tail.map(Into::into));
+        let at = |message: Option<pb::Position>| message.map(Position::try_from).transpose();
+        let (earliest, tail) = (at(message.earliest)?, at(message.tail)?);
         self.opened = Some(Opened { after, earliest, tail, session, created, filter_changed });
         Ok(())
     }
@@ -241,7 +242,7 @@ impl Assembler {
             caught_up: message.caught_up,
             source_connected: message.source_connected,
             time: message.time.map(time).transpose()?,
-            checkpoint: message.checkpoint.map(Into::into),
+            checkpoint: message.checkpoint.map(Position::try_from).transpose()?,
             expires_in: expires_in.map_err(|error| Error::Protocol(format!("a duration is out of range: {error}")))?,
         };
         self.received = Some(progress.position.clone());
@@ -390,7 +391,7 @@ impl Assembler {
         self.between("message")?;
         let position = message.position.clone();
         let position: Position =
-            position.ok_or_else(|| misplaced("a transactional message outside a transaction"))?.into();
+            position.ok_or_else(|| misplaced("a transactional message outside a transaction"))?.try_into()?;
         if self.received.as_ref().is_some_and(|received| received.reaches(&position)) {
             return Ok(());
         }

@@ -114,7 +114,7 @@ impl Client {
         let request = pb::ResetSubscriberRequest { subscriber: subscriber.into(), start };
         let call = |channel, request| async move { AdminServiceClient::new(channel).reset_subscriber(request).await };
         let checkpoint = self.call(request, call).await?.checkpoint;
-        checkpoint.map(Into::into).ok_or_else(|| Error::Protocol("a reset without checkpoint".into()))
+        checkpoint.ok_or_else(|| Error::Protocol("a reset without checkpoint".into()))?.try_into()
     }
 
     /// Forgets a subscriber, and ends its open stream.

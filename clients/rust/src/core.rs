@@ -56,7 +56,7 @@ pub(crate) async fn acknowledge(
         let channel = target.connect().await?;
         let answer = ChangeStreamServiceClient::new(channel).acknowledge(target.request(request)?).await?;
         let checkpoint = answer.into_inner().checkpoint;
-        checkpoint.map(Position::from).ok_or_else(|| Error::Protocol("an acknowledgement without checkpoint".into()))
+        checkpoint.ok_or_else(|| Error::Protocol("an acknowledgement without checkpoint".into()))?.try_into()
     };
     match tokio::time::timeout(deadline, call).await {
         Ok(answer) => answer,

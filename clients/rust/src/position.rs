@@ -11,7 +11,10 @@ use crate::{Error, pb};
 /// # Errors
 /// [`Error::Argument`] if it is no LSN.
 pub fn lsn_to_u64(lsn: &str) -> Result<u64, Error> {
-    let number = |digits: &str| u32::from_str_radix(digits, 16).ok();
+    let number = |digits: &str| match digits.starts_with('+') {
+        true => None,
+        false => u32::from_str_radix(digits, 16).ok(),
+    };
     lsn.split_once('/')
         .and_then(|(high, low)| Some(u64::from(number(high)?) << 32 | u64::from(number(low)?)))
         .ok_or_else(|| Error::Argument(format!("not an LSN: {lsn:?}")))
@@ -33,8 +36,11 @@ pub struct Position {
 impl Position {
     /// Whether this position is on the same lineage and at or behind the other.
     pub fn reaches(&self, other: &Position) -> bool {
-        let order = |position: &Position| (lsn_to_u64(&position.lsn).unwrap_or(0), position.sequence);
-        self.lineage == other.lineage && order(self) >= order(other)
+        let order = |position: &Position| Some((lsn_to_u64(&position.lsn).ok()?, position.sequence));
+        match (order(self), order(other)) {
+            (Some(mine), Some(its)) => self.lineage == other.lineage && mine >= its,
+            _ => false,
+        }
     }
 }
 
@@ -68,10 +74,16 @@ pub(crate) fn unhex(text: &str) -> Option<Vec<u8>> {
     text.as_bytes().chunks_exact(2).map(|pair| Some(digit(pair[0])? << 4 | digit(pair[1])?)).collect()
 }
 
-impl From<pb::Position> for Position {
-    fn from(message: pb::Position) -> Self {
+/// As a hub sent it. What cannot be resumed from is an [`Error::Protocol`].
+impl TryFrom<pb::Position> for Position {
+    type Error = Error;
+
+    fn try_from(message: pb::Position) -> Result<Self, Error> {
         let pb::Position { lsn, lineage, sequence, snapshot } = message;
-        Position { lsn, lineage, sequence, snapshot }
+        match lsn_to_u64(&lsn) {
+            Ok(_) => Ok(Position { lsn, lineage, sequence, snapshot }),
+            Err(_) => Err(Error::Protocol(format!("the hub sent a position whose LSN is {lsn:?}"))),
+        }
     }
 }
 

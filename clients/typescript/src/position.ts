@@ -1,4 +1,5 @@
 import { create } from "@bufbuild/protobuf";
+import { ProtocolError } from "./errors.js";
 import { type Position as PositionMessage, PositionSchema } from "./gen/walcast/v1/event_pb.js";
 
 /** An LSN "X/Y" as a number of bytes. Throws RangeError. */
@@ -57,9 +58,14 @@ export class Position {
 
   /** @internal */
   static fromMessage(message: PositionMessage | undefined): Position {
-    return message === undefined
-      ? new Position("0/0", "")
-      : new Position(message.lsn, message.lineage, message.sequence, message.snapshot);
+    if (message === undefined) throw new ProtocolError("the hub sent an event without its position");
+    const position = new Position(message.lsn, message.lineage, message.sequence, message.snapshot);
+    try {
+      position.offset();
+    } catch {
+      throw new ProtocolError(`the hub sent a position whose LSN is ${JSON.stringify(message.lsn)}`);
+    }
+    return position;
   }
 
   /** @internal */

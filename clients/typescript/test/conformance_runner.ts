@@ -189,6 +189,8 @@ async function main(): Promise<number> {
       else if (command === "flush") say("flushed", { checkpoint: String(await stream.flush()) });
       else if (command === "backfill") {
         say("backfill", { snapshot: await client.startBackfill(request.subscriber ?? "", [argument]) });
+      } else if (command === "pause" || command === "resume" || command === "cancel") {
+        await client.controlBackfill(request.subscriber ?? "", argument, command);
       } else if (command === "retracted") {
         for await (const tx of client.readRetracted(argument)) sayTransaction(tx);
       }

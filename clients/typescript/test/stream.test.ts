@@ -297,6 +297,8 @@ test("what the client does not know is an error", async () => {
     {}, insert(1, 1), commit(16, 0), [begin(16), begin(32)], [begin(16), progress(32)], [begin(16), insert(1, 1, 99)],
     [begin(16), { kind: { case: "truncate", value: { relationIds: [99], ordinal: 1n } } }],
     [begin(16), insert(1, 1, 7, 77 as pb.Operation), commit(16, 1)],
+    [begin(16), { kind: { case: "commit", value: {} } }],
+    ...["", "20", "0/x", "-0/1", "0/123456789"].map((lsn) => [{ kind: { case: "progress" as const, value: { position: { lsn } } } }]),
   ]; // prettier-ignore
   for (const events of wrong) {
     await playing([(c) => c.send(opened(0), relation(), events)], async (hub) => {

@@ -323,6 +323,13 @@ func run() error {
 				return err
 			}
 			say("backfill", map[string]any{"snapshot": snapshot})
+		case "pause", "resume", "cancel":
+			control := map[string]func(context.Context, string, string) error{
+				"pause": client.PauseBackfill, "resume": client.ResumeBackfill, "cancel": client.CancelBackfill,
+			}[command]
+			if err := control(context.Background(), asked.Subscriber, argument); err != nil {
+				return err
+			}
 		case "retracted":
 			for tx, err := range client.ReadRetracted(context.Background(), argument, walcast.SubscribeOptions{}) {
 				if err != nil {

@@ -108,7 +108,8 @@ impl Iterator for Fields<'_> {
     }
 }
 
-/// A column's value as the hub sends it.
+/// A column's value as the hub sends it: what the hub's `model::Value` is. Written again, since a source distribution has to build
+/// without the hub, and these nine lines are all that both have in common.
 #[derive(Debug, PartialEq)]
 pub enum Value<'a> {
     Null,

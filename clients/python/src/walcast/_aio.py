@@ -4,30 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import weakref
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from datetime import datetime, timedelta
+from collections.abc import AsyncIterator, Iterable
+from datetime import datetime
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
 
-from . import _events, _position, _retracted, filters
+from . import _calls, _retracted
 from . import _model as model
-from ._connect import CONSUME, TLS, UNARY_DEADLINE, Target, Token, log
+from ._base import BaseClient, BaseSubscription
+from ._calls import Call
+from ._connect import CONSUME, UNARY_DEADLINE, Target, log
 from ._core import Core
-from ._events import Event, Opened, Progress
+from ._events import Event
 from ._gather import Gatherer
-from ._model import Change, Transaction
+from ._model import Change, Relation, Transaction
 from ._options import Options
 from ._position import Position, Start
-from ._retry import Retry
-from ._values import Decoder
 from .errors import Closed, HubError, WalcastError, from_status
-from .filters import Operations, Rule
 from .v1 import walcast_pb2 as api
-from .v1 import walcast_pb2_grpc as rpc
+
+R = TypeVar("R")
 
 
 def _identity(raw: bytes) -> bytes:
@@ -97,18 +96,16 @@ class _Stream:
         await self.channel.close()
 
 
-class AsyncSubscription:
+class AsyncSubscription(BaseSubscription):
     """Transactions in commit order, across reconnects. An asynchronous iterator and context manager.
 
     Cancelling a wait for the next transaction drops the connection; the next one resumes without loss.
     """
 
     def __init__(self, target: Target, options: Options) -> None:
-        self._target = target
-        self._core = Core(options)
+        super().__init__(target, options)
         self._stream: _Stream | None = None
         self._closed = asyncio.Event()
-        self._finished = False
 
     # -- iterating
 
@@ -233,65 +230,29 @@ class AsyncSubscription:
             return
         channel = _channel(self._target)
         try:
-            stub = rpc.ChangeStreamServiceStub(channel)
-            await stub.Acknowledge(proof, timeout=UNARY_DEADLINE, metadata=self._target.metadata())
+            acknowledge = _calls.acknowledge(proof).on(channel)
+            await acknowledge(proof, timeout=UNARY_DEADLINE, metadata=self._target.metadata())
         finally:
             await channel.close()
         self._core.proved()
 
     # -- acknowledging
 
-    def ack(self, position: Position | None = None) -> None:
-        """As ``Subscription.ack``; does not wait."""
-        position = position or self._core.position
-        if position is None:
-            raise WalcastError("nothing was received yet")
-        self._core.acknowledge(position)
-
     async def flush(self, timeout: float = UNARY_DEADLINE) -> Position | None:
         """Waits until what was acknowledged is durable; the checkpoint. Raises HubError."""
-        core = self._core
-        position = core.acked_position
-        if position is None or core.opened is None:
+        request = self._acknowledgement()
+        if request is None:
             return None
+        call = _calls.acknowledge(request)
         temporary = _channel(self._target) if self._stream is None else None
         channel = temporary if self._stream is None else self._stream.channel
         try:
-            response = await rpc.ChangeStreamServiceStub(channel).Acknowledge(
-                api.AcknowledgeRequest(
-                    subscriber=core.options.subscriber, position=position.to_pb(), session=core.opened.session
-                ),
-                timeout=timeout,
-                metadata=self._target.metadata(),
-            )
+            return call.answer(await call.on(channel)(request, timeout=timeout, metadata=self._target.metadata()))
         except grpc.aio.AioRpcError as failure:
             raise _error(failure) from None
         finally:
             if temporary is not None:
                 await temporary.close()
-        return Position.from_pb(response.checkpoint)
-
-    # -- state
-
-    @property
-    def position(self) -> Position | None:
-        """Everything up to here was handed out."""
-        return self._core.position
-
-    @property
-    def opened(self) -> Opened | None:
-        """How the present stream was opened; ``None`` before that."""
-        return self._core.opened
-
-    @property
-    def progress(self) -> Progress | None:
-        """The newest progress that was reached."""
-        return self._core.progress
-
-    @property
-    def lag_bytes(self) -> int | None:
-        """WAL between what was handed out and the journal's tail, as of the newest progress."""
-        return self._core.progress.lag_bytes if self._core.progress else None
 
     # -- closing
 
@@ -326,88 +287,12 @@ async def _settled(result: Any) -> None:
         await result
 
 
-class AsyncClient:
+class AsyncClient(BaseClient[AsyncSubscription, AsyncIterator[Transaction]]):
     """A walcast hub, for asyncio. The same as ``Client``, with ``async for`` and ``await``."""
 
-    def __init__(
-        self,
-        address: str = "127.0.0.1:50051",
-        *,
-        token: Token | None = None,
-        tls: TLS | bool | None = None,
-        max_message_bytes: int = 64 << 20,
-    ) -> None:
-        self._target = Target.parse(address, tls, token, max_message_bytes)
-        self._subscriptions: weakref.WeakSet[AsyncSubscription] = weakref.WeakSet()
-        self._channel: grpc.aio.Channel | None = None
-        self._closed = False
+    _subscription = AsyncSubscription
 
-    def subscribe(
-        self,
-        tables: str | Iterable[str] = (),
-        *,
-        exclude_tables: str | Iterable[str] = (),
-        operations: Operations = (),
-        columns: str | Iterable[str] = (),
-        where: str = "",
-        messages: str | Iterable[str] = (),
-        origins: Iterable[str] = (),
-        rules: Iterable[Rule] = (),
-        subscriber: str = "",
-        start: Start | str | Position | datetime | None = None,
-        auto_ack: bool = True,
-        stop_at_tail: bool = False,
-        json: str = "parsed",
-        types: Mapping[str, Decoder] | None = None,
-        window_events: int = 100_000,
-        window_bytes: int = 8 << 20,
-        max_transaction_bytes: int = 1 << 30,
-        progress_interval: timedelta | None = None,
-        retry: Retry = Retry(),  # noqa: B008 (frozen)
-        on_progress: Callable[[Progress], Any] | None = None,
-        on_timeline_changed: Callable[[_events.TimelineChanged], Any] | None = None,
-        on_gap: Callable[[_events.Gap], Any] | None = None,
-        on_snapshot: Callable[[Any], Any] | None = None,
-        on_reconnect: Callable[[HubError, float], Any] | None = None,
-    ) -> AsyncSubscription:
-        """As ``Client.subscribe``; callbacks may be coroutine functions.
-
-        A named ``subscriber`` goes on at its checkpoint, and begins at ``start`` if it has none. An anonymous one begins at
-        ``start`` (default: latest); store ``tx.position`` and give ``start=After(position)`` next time.
-
-        ``auto_ack`` acknowledges a transaction when the next one is asked for, that is after the loop's body succeeded.
-        """
-        if self._closed:
-            raise Closed("the client is closed")
-        options = Options.of(
-            filters.to_pb(tables, exclude_tables, operations, columns, where, messages, origins, rules),
-            self._target.max_message_bytes,
-            locals(),
-        )
-        subscription = AsyncSubscription(self._target, options)
-        self._subscriptions.add(subscription)
-        return subscription
-
-    async def read_retracted(
-        self,
-        lineage: str,
-        tables: str | Iterable[str] = (),
-        *,
-        exclude_tables: str | Iterable[str] = (),
-        operations: Operations = (),
-        columns: str | Iterable[str] = (),
-        where: str = "",
-        messages: str | Iterable[str] = (),
-        origins: Iterable[str] = (),
-        rules: Iterable[Rule] = (),
-        json: str = "parsed",
-        types: Mapping[str, Decoder] | None = None,
-    ) -> AsyncIterator[Transaction]:
-        """As ``Client.read_retracted``."""
-        if self._closed:
-            raise Closed("the client is closed")
-        selected = filters.to_pb(tables, exclude_tables, operations, columns, where, messages, origins, rules)
-        reader = _retracted.Reader(json, types, self._target.max_message_bytes)
+    async def _read(self, request: api.ReadRetractedRequest, reader: _retracted.Reader) -> AsyncIterator[Transaction]:
         channel = _channel(self._target)
         try:
             method = channel.unary_stream(
@@ -415,7 +300,7 @@ class AsyncClient:
                 request_serializer=api.ReadRetractedRequest.SerializeToString,
                 response_deserializer=_identity,
             )
-            async for raw in method(_retracted.request(lineage, selected), metadata=self._target.metadata()):
+            async for raw in method(request, metadata=self._target.metadata()):
                 for transaction in reader.transactions(raw):
                     yield transaction
             reader.ended()
@@ -426,59 +311,40 @@ class AsyncClient:
 
     # -- unary calls
 
-    async def _call(self, method: Callable[[grpc.aio.Channel], Any], request: Any, timeout: float) -> Any:
+    async def _call(self, call: Call[R], timeout: float) -> R:
         if self._closed:
             raise Closed("the client is closed")
         if self._channel is None:
             self._channel = _channel(self._target)
         try:
-            return await method(self._channel)(request, timeout=timeout, metadata=self._target.metadata())
+            method = call.on(self._channel)
+            return call.answer(await method(call.request, timeout=timeout, metadata=self._target.metadata()))
         except grpc.aio.AioRpcError as failure:
             raise _error(failure) from None
 
     async def status(self, timeout: float = UNARY_DEADLINE) -> api.GetStatusResponse:
         """The state of the source, the journal and the streams."""
-        response: api.GetStatusResponse = await self._call(
-            lambda channel: rpc.AdminServiceStub(channel).GetStatus, api.GetStatusRequest(), timeout
-        )
-        return response
+        return await self._call(_calls.status(), timeout)
 
     async def subscribers(self, timeout: float = UNARY_DEADLINE) -> list[api.Subscriber]:
         """Every named subscriber with its checkpoint and lag."""
-        response = await self._call(
-            lambda channel: rpc.AdminServiceStub(channel).ListSubscribers, api.ListSubscribersRequest(), timeout
-        )
-        return list(response.subscribers)
+        return await self._call(_calls.subscribers(), timeout)
 
     async def reset_subscriber(
         self, subscriber: str, start: Start | str | Position | datetime, timeout: float = UNARY_DEADLINE
     ) -> Position:
         """Moves a checkpoint anywhere, and ends an open stream of the subscriber. Where it stands now."""
-        response = await self._call(
-            lambda channel: rpc.AdminServiceStub(channel).ResetSubscriber,
-            api.ResetSubscriberRequest(subscriber=subscriber, start=_position.start_to_pb(start)),
-            timeout,
-        )
-        return Position.from_pb(response.checkpoint)
+        return await self._call(_calls.reset_subscriber(subscriber, start), timeout)
 
     async def delete_subscriber(self, subscriber: str, timeout: float = UNARY_DEADLINE) -> None:
         """Forgets a subscriber, and ends its open stream."""
-        await self._call(
-            lambda channel: rpc.AdminServiceStub(channel).DeleteSubscriber,
-            api.DeleteSubscriberRequest(subscriber=subscriber),
-            timeout,
-        )
+        return await self._call(_calls.delete_subscriber(subscriber), timeout)
 
     async def relations(
         self, tables: str | Iterable[str] = (), *, all_versions: bool = False, timeout: float = UNARY_DEADLINE
-    ) -> list[model.Relation]:
+    ) -> list[Relation]:
         """The relation versions that the hub knows."""
-        response = await self._call(
-            lambda channel: rpc.ChangeStreamServiceStub(channel).ListRelations,
-            api.ListRelationsRequest(tables=filters._several(tables), all_versions=all_versions),
-            timeout,
-        )
-        return [model.Relation(relation, {}) for relation in response.relations]
+        return await self._call(_calls.relations(tables, all_versions), timeout)
 
     async def backfill(
         self,
@@ -493,15 +359,8 @@ class AsyncClient:
     ) -> str:
         """Starts a snapshot of tables, or of what ``where`` selects of them, into the open stream of a subscriber, in
         incremental mode; or pauses, resumes or cancels one. Its identifier."""
-        response = await self._call(
-            lambda channel: rpc.ChangeStreamServiceStub(channel).Backfill,
-            _position.backfill_to_pb(
-                subscriber, action, filters.to_pb(tables, where=where), snapshot_id, max_rows_per_second
-            ),
-            timeout,
-        )
-        identifier: str = response.snapshot_id
-        return identifier
+        call = _calls.backfill(subscriber, action, tables, where, snapshot_id, max_rows_per_second)
+        return await self._call(call, timeout)
 
     async def close(self) -> None:
         """Closes every subscription and connection."""

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Union
 
+from .errors import ProtocolError
 from .v1 import event_pb2 as pb
 from .v1 import walcast_pb2 as api
 
+_LSN = re.compile(r"[0-9A-Fa-f]{1,8}/[0-9A-Fa-f]{1,8}").fullmatch
+
 
 def lsn_to_int(lsn: str) -> int:
-    """``X/Y`` as a number of bytes."""
+    """``X/Y`` as a number of bytes. Raises ValueError."""
+    if not _LSN(lsn):
+        raise ValueError(f"not an LSN: {lsn!r}")
     high, _, low = lsn.partition("/")
     return int(high, 16) << 32 | int(low, 16)
 
@@ -49,6 +55,9 @@ class Position:
 
     @classmethod
     def from_pb(cls, message: pb.Position) -> Position:
+        """As a hub sent it; raises ProtocolError if it cannot be resumed from."""
+        if not _LSN(message.lsn):
+            raise ProtocolError(f"the hub sent a position whose LSN is {message.lsn!r}")
         return cls(message.lsn, message.lineage, message.sequence, message.snapshot)
 
     def to_pb(self) -> pb.Position:

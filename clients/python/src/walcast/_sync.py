@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import threading
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from datetime import datetime, timedelta
+from collections.abc import Iterable, Iterator
+from datetime import datetime
 from types import TracebackType
 from typing import Any, TypeVar
 
 import grpc
-from google.protobuf.message import Message as ProtoMessage
 
-from . import _events, _position, _retracted, filters
+from . import _calls, _retracted
 from . import _model as model
-from ._connect import CONSUME, TLS, UNARY_DEADLINE, Target, Token, log
+from ._base import BaseClient, BaseSubscription
+from ._calls import Call
+from ._connect import CONSUME, UNARY_DEADLINE, Target, log
 from ._core import Core
-from ._events import Event, Opened, Progress
+from ._events import Event
 from ._gather import Gatherer
-from ._model import Change, Transaction
+from ._model import Change, Relation, Transaction
 from ._options import Options
 from ._position import Position, Start
-from ._retry import Retry
-from ._values import Decoder
 from .errors import Closed, HubError, WalcastError, from_status
-from .filters import Operations, Rule
 from .v1 import walcast_pb2 as api
-from .v1 import walcast_pb2_grpc as rpc
 
-R = TypeVar("R", bound=ProtoMessage)
+R = TypeVar("R")
 
 
 def _identity(raw: bytes) -> bytes:
@@ -91,18 +87,16 @@ class _Stream:
         self.channel.close()
 
 
-class Subscription:
+class Subscription(BaseSubscription):
     """Transactions in commit order, across reconnects. An iterator and a context manager.
 
     Not for several threads at once, but ``ack``, ``tx.ack`` and ``close`` may come from any thread.
     """
 
     def __init__(self, target: Target, options: Options) -> None:
-        self._target = target
-        self._core = Core(options)
+        super().__init__(target, options)
         self._stream: _Stream | None = None
         self._closed = threading.Event()
-        self._finished = False
         self._lock = threading.Lock()
 
     # -- iterating
@@ -223,70 +217,31 @@ class Subscription:
             return
         channel = _channel(self._target)
         try:
-            rpc.ChangeStreamServiceStub(channel).Acknowledge(
-                proof, timeout=UNARY_DEADLINE, metadata=self._target.metadata()
-            )
+            _calls.acknowledge(proof).on(channel)(proof, timeout=UNARY_DEADLINE, metadata=self._target.metadata())
         finally:
             channel.close()
         self._core.proved()
 
     # -- acknowledging
 
-    def ack(self, position: Position | None = None) -> None:
-        """Everything up to and including the position is done; without one: everything that was handed out.
-
-        Returns at once; acknowledgements are gathered and sent a few times per second.
-        """
-        position = position or self._core.position
-        if position is None:
-            raise WalcastError("nothing was received yet")
-        self._core.acknowledge(position)
-
     def flush(self, timeout: float = UNARY_DEADLINE) -> Position | None:
         """Waits until what was acknowledged is durable; the checkpoint. Raises HubError."""
-        core = self._core
-        position = core.acked_position
-        if position is None or core.opened is None:
+        request = self._acknowledgement()
+        if request is None:
             return None
+        call = _calls.acknowledge(request)
         with self._lock:
             channel = self._stream.channel if self._stream is not None else None
         temporary = _channel(self._target) if channel is None else None
         try:
-            response = rpc.ChangeStreamServiceStub(channel or temporary).Acknowledge(
-                api.AcknowledgeRequest(
-                    subscriber=core.options.subscriber, position=position.to_pb(), session=core.opened.session
-                ),
-                timeout=timeout,
-                metadata=self._target.metadata(),
+            return call.answer(
+                call.on(channel or temporary)(request, timeout=timeout, metadata=self._target.metadata())
             )
         except grpc.RpcError as failure:
             raise _error(failure) from None
         finally:
             if temporary is not None:
                 temporary.close()
-        return Position.from_pb(response.checkpoint)
-
-    # -- state
-
-    @property
-    def position(self) -> Position | None:
-        """Everything up to here was handed out."""
-        return self._core.position
-
-    @property
-    def opened(self) -> Opened | None:
-        """How the present stream was opened; ``None`` before that."""
-        return self._core.opened
-
-    @property
-    def progress(self) -> Progress | None:
-        """The newest progress that was reached."""
-        return self._core.progress
-
-    @property
-    def lag_bytes(self) -> int | None:
-        """WAL between what was handed out and the journal's tail, as of the newest progress."""
-        return self._core.progress.lag_bytes if self._core.progress else None
 
     # -- closing
 
@@ -323,94 +278,15 @@ class Subscription:
             self._disconnect()
 
 
-class Client:
+class Client(BaseClient[Subscription, Iterator[Transaction]]):
     """A walcast hub. Cheap to make: connections are opened by calls, one for each subscription.
 
     ``address``: ``host:port``, or ``https://host:port`` for TLS. ``token``: a bearer token, or a function that gives one.
     """
 
-    def __init__(
-        self,
-        address: str = "127.0.0.1:50051",
-        *,
-        token: Token | None = None,
-        tls: TLS | bool | None = None,
-        max_message_bytes: int = 64 << 20,
-    ) -> None:
-        self._target = Target.parse(address, tls, token, max_message_bytes)
-        self._subscriptions: weakref.WeakSet[Subscription] = weakref.WeakSet()
-        self._channel: grpc.Channel | None = None
-        self._closed = False
-        self._lock = threading.Lock()
+    _subscription = Subscription
 
-    def subscribe(
-        self,
-        tables: str | Iterable[str] = (),
-        *,
-        exclude_tables: str | Iterable[str] = (),
-        operations: Operations = (),
-        columns: str | Iterable[str] = (),
-        where: str = "",
-        messages: str | Iterable[str] = (),
-        origins: Iterable[str] = (),
-        rules: Iterable[Rule] = (),
-        subscriber: str = "",
-        start: Start | str | Position | datetime | None = None,
-        auto_ack: bool = True,
-        stop_at_tail: bool = False,
-        json: str = "parsed",
-        types: Mapping[str, Decoder] | None = None,
-        window_events: int = 100_000,
-        window_bytes: int = 8 << 20,
-        max_transaction_bytes: int = 1 << 30,
-        progress_interval: timedelta | None = None,
-        retry: Retry = Retry(),  # noqa: B008 (frozen)
-        on_progress: Callable[[Progress], Any] | None = None,
-        on_timeline_changed: Callable[[_events.TimelineChanged], Any] | None = None,
-        on_gap: Callable[[_events.Gap], Any] | None = None,
-        on_snapshot: Callable[[Any], Any] | None = None,
-        on_reconnect: Callable[[HubError, float], Any] | None = None,
-    ) -> Subscription:
-        """Subscribes. Connects when iterated.
-
-        A named ``subscriber`` goes on at its checkpoint, and begins at ``start`` if it has none. An anonymous one begins at
-        ``start`` (default: latest); store ``tx.position`` and give ``start=After(position)`` next time.
-
-        ``auto_ack`` acknowledges a transaction when the next one is asked for, that is after the loop's body succeeded.
-        """
-        if self._closed:
-            raise Closed("the client is closed")
-        options = Options.of(
-            filters.to_pb(tables, exclude_tables, operations, columns, where, messages, origins, rules),
-            self._target.max_message_bytes,
-            locals(),
-        )
-        subscription = Subscription(self._target, options)
-        self._subscriptions.add(subscription)
-        return subscription
-
-    def read_retracted(
-        self,
-        lineage: str,
-        tables: str | Iterable[str] = (),
-        *,
-        exclude_tables: str | Iterable[str] = (),
-        operations: Operations = (),
-        columns: str | Iterable[str] = (),
-        where: str = "",
-        messages: str | Iterable[str] = (),
-        origins: Iterable[str] = (),
-        rules: Iterable[Rule] = (),
-        json: str = "parsed",
-        types: Mapping[str, Decoder] | None = None,
-    ) -> Iterator[Transaction]:
-        """The transactions that a failover took back: the end of a lineage that never happened on the next one, for as long
-        as the journal retains it. ``lineage`` is ``TimelineChanged.old_lineage``, or that of a position which the hub
-        refuses with PositionDiverged. Ends by itself; is not resumed when the connection breaks."""
-        if self._closed:
-            raise Closed("the client is closed")
-        selected = filters.to_pb(tables, exclude_tables, operations, columns, where, messages, origins, rules)
-        reader = _retracted.Reader(json, types, self._target.max_message_bytes)
+    def _read(self, request: api.ReadRetractedRequest, reader: _retracted.Reader) -> Iterator[Transaction]:
         channel = _channel(self._target)
         try:
             method = channel.unary_stream(
@@ -418,7 +294,7 @@ class Client:
                 request_serializer=api.ReadRetractedRequest.SerializeToString,
                 response_deserializer=_identity,
             )
-            for raw in method(_retracted.request(lineage, selected), metadata=self._target.metadata()):
+            for raw in method(request, metadata=self._target.metadata()):
                 yield from reader.transactions(raw)
             reader.ended()
         except grpc.RpcError as failure:
@@ -428,7 +304,7 @@ class Client:
 
     # -- unary calls
 
-    def _call(self, method: Callable[[grpc.Channel], Any], request: Any, timeout: float) -> Any:
+    def _call(self, call: Call[R], timeout: float) -> R:
         with self._lock:
             if self._closed:
                 raise Closed("the client is closed")
@@ -436,53 +312,33 @@ class Client:
                 self._channel = _channel(self._target)
             channel = self._channel
         try:
-            return method(channel)(request, timeout=timeout, metadata=self._target.metadata())
+            return call.answer(call.on(channel)(call.request, timeout=timeout, metadata=self._target.metadata()))
         except grpc.RpcError as failure:
             raise _error(failure) from None
 
     def status(self, timeout: float = UNARY_DEADLINE) -> api.GetStatusResponse:
         """The state of the source, the journal and the streams."""
-        response: api.GetStatusResponse = self._call(
-            lambda channel: rpc.AdminServiceStub(channel).GetStatus, api.GetStatusRequest(), timeout
-        )
-        return response
+        return self._call(_calls.status(), timeout)
 
     def subscribers(self, timeout: float = UNARY_DEADLINE) -> list[api.Subscriber]:
         """Every named subscriber with its checkpoint and lag."""
-        response = self._call(
-            lambda channel: rpc.AdminServiceStub(channel).ListSubscribers, api.ListSubscribersRequest(), timeout
-        )
-        return list(response.subscribers)
+        return self._call(_calls.subscribers(), timeout)
 
     def reset_subscriber(
         self, subscriber: str, start: Start | str | Position | datetime, timeout: float = UNARY_DEADLINE
     ) -> Position:
         """Moves a checkpoint anywhere, and ends an open stream of the subscriber. Where it stands now."""
-        response = self._call(
-            lambda channel: rpc.AdminServiceStub(channel).ResetSubscriber,
-            api.ResetSubscriberRequest(subscriber=subscriber, start=_position.start_to_pb(start)),
-            timeout,
-        )
-        return Position.from_pb(response.checkpoint)
+        return self._call(_calls.reset_subscriber(subscriber, start), timeout)
 
     def delete_subscriber(self, subscriber: str, timeout: float = UNARY_DEADLINE) -> None:
         """Forgets a subscriber, and ends its open stream."""
-        self._call(
-            lambda channel: rpc.AdminServiceStub(channel).DeleteSubscriber,
-            api.DeleteSubscriberRequest(subscriber=subscriber),
-            timeout,
-        )
+        return self._call(_calls.delete_subscriber(subscriber), timeout)
 
     def relations(
         self, tables: str | Iterable[str] = (), *, all_versions: bool = False, timeout: float = UNARY_DEADLINE
-    ) -> list[model.Relation]:
+    ) -> list[Relation]:
         """The relation versions that the hub knows."""
-        response = self._call(
-            lambda channel: rpc.ChangeStreamServiceStub(channel).ListRelations,
-            api.ListRelationsRequest(tables=filters._several(tables), all_versions=all_versions),
-            timeout,
-        )
-        return [model.Relation(relation, {}) for relation in response.relations]
+        return self._call(_calls.relations(tables, all_versions), timeout)
 
     def backfill(
         self,
@@ -497,15 +353,8 @@ class Client:
     ) -> str:
         """Starts a snapshot of tables, or of what ``where`` selects of them, into the open stream of a subscriber, in
         incremental mode; or pauses, resumes or cancels one. Its identifier."""
-        response = self._call(
-            lambda channel: rpc.ChangeStreamServiceStub(channel).Backfill,
-            _position.backfill_to_pb(
-                subscriber, action, filters.to_pb(tables, where=where), snapshot_id, max_rows_per_second
-            ),
-            timeout,
-        )
-        identifier: str = response.snapshot_id
-        return identifier
+        call = _calls.backfill(subscriber, action, tables, where, snapshot_id, max_rows_per_second)
+        return self._call(call, timeout)
 
     def close(self) -> None:
         """Closes every subscription and connection."""

@@ -28,7 +28,7 @@ fn subscription(hub: &Hub) -> SubscriptionBuilder {
 }
 
 fn at(number: u64) -> Position {
-    position(number).into()
+    position(number).try_into().unwrap()
 }
 
 fn ids_of(tx: &walcast_client::Transaction) -> Vec<i64> {
@@ -311,6 +311,11 @@ async fn what_the_client_does_not_know_is_an_error() {
     let change = |change: pb::Change| event(Kind::Change(pb::Change { ordinal: 1, ..change }));
     let inserted =
         |relation_id, after_row| change(pb::Change { operation: 1, relation_id, after_row, ..Default::default() });
+    let at_lsn = |lsn: &str| {
+        let position =
+            |lsn: &str| Some(pb::Position { lsn: lsn.into(), lineage: LINEAGE.into(), ..Default::default() });
+        event(Kind::Progress(pb::Progress { position: position(lsn), tail: position("0/FF"), ..Default::default() }))
+    };
     let novel = Some(pb::Row { values: vec![pb::Value::default(), pb::Value::default()] });
     let wrong = [
         vec![pb::Event::default()],
@@ -322,6 +327,11 @@ async fn what_the_client_does_not_know_is_an_error() {
         vec![begin(16), change(pb::Change { operation: 77, relation_id: 7, ..Default::default() }), commit(16, 1)],
         vec![begin(16), inserted(7, Some(pb::Row::default())), commit(16, 1)],
         vec![begin(16), inserted(7, novel), commit(16, 1)],
+        vec![at_lsn("0/x")],
+        vec![at_lsn("20")],
+        vec![at_lsn("+0/1")],
+        vec![at_lsn("")],
+        vec![begin(16), event(Kind::Commit(pb::Commit::default()))],
     ];
     for events in wrong {
         let hub = Hub::new(vec![playing(all!([opened(0, 0), relation()], events.clone()))]).await;
@@ -375,7 +385,7 @@ async fn a_failover_cannot_be_missed() {
     assert!(error.goes_on());
     let Error::TimelineChanged(changed) = error else { panic!("{error}") };
     assert_eq!(changed.retracted.iter().map(|entry| entry.begin.xid).collect::<Vec<_>>(), [48, 64]);
-    assert_eq!(changed.position, position_on(32, "bb").into());
+    assert_eq!(changed.position, position_on(32, "bb").try_into().unwrap());
     assert_eq!(ids(&mut stream).await.len(), 1, "it goes on, and the same failover is not told again");
 
     let hub = Hub::new(failover()).await;

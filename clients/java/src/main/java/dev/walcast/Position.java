@@ -66,10 +66,14 @@ public record Position(String lsn, String lineage, long sequence, String snapsho
      */
     public static long lsnToLong(String lsn) {
         int slash = lsn.indexOf('/');
-        if (slash < 0) {
+        return word(lsn, 0, slash) << 32 | word(lsn, slash + 1, lsn.length());
+    }
+
+    private static long word(String lsn, int from, int to) {
+        if (to - from < 1 || to - from > 8) {
             throw new IllegalArgumentException("not an LSN: " + lsn);
         }
-        return Long.parseLong(lsn, 0, slash, 16) << 32 | Long.parseLong(lsn, slash + 1, lsn.length(), 16);
+        return HexFormat.fromHexDigitsToLong(lsn, from, to);
     }
 
     /**
@@ -92,7 +96,14 @@ public record Position(String lsn, String lineage, long sequence, String snapsho
         return lineage + ":" + lsn + ":" + sequence + ":" + snapshot;
     }
 
+    /** As a hub sent it; what cannot be resumed from is an error. */
     static Position of(EventOuterClass.Position message) {
+        try {
+            lsnToLong(message.getLsn());
+        } catch (IllegalArgumentException error) {
+            throw new WalcastException.Protocol(
+                    "the hub sent a position whose LSN is '" + message.getLsn() + "'", error);
+        }
         String snapshot = message.getSnapshot().isEmpty()
                 ? ""
                 : HexFormat.of().formatHex(message.getSnapshot().toByteArray());

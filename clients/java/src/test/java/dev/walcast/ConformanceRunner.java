@@ -19,6 +19,7 @@ import java.util.ArrayList;
 import java.util.HexFormat;
 import java.util.LinkedHashMap;
 import java.util.List;
+import java.util.Locale;
 import java.util.Map;
 import java.util.UUID;
 
@@ -373,6 +374,8 @@ public final class ConformanceRunner {
                 }
             }
             case "backfill" -> say("backfill", "snapshot", client.startBackfill(name, Backfill.of(argument)));
+            case "pause", "resume", "cancel" ->
+                client.backfill(name, argument, Client.BackfillAction.valueOf(command.toUpperCase(Locale.ROOT)));
             case "retracted" -> {
                 try (RetractedTransactions retracted = client.subscription().readRetracted(argument)) {
                     while (retracted.hasNext()) {

@@ -40,9 +40,4 @@ class HubTest {
         String runner = Path.of("scripts/runner.sh").toAbsolutePath().toString();
         run("python3", "../conformance/run.py", "--runner", runner);
     }
-
-    @Test
-    void theQuickStartOfTheReadme() throws IOException, InterruptedException {
-        run("python3", "scripts/quickstart.py");
-    }
 }

@@ -352,6 +352,14 @@ class SubscriptionTest {
         }
     }
 
+    private static EventOuterClass.Event progressAt(String lsn) {
+        EventOuterClass.Progress progress = progress(32).getProgress();
+        return EventOuterClass.Event.newBuilder()
+                .setProgress(progress.toBuilder()
+                        .setPosition(progress.getPosition().toBuilder().setLsn(lsn)))
+                .build();
+    }
+
     @Test
     void whatTheClientDoesNotKnowIsAnError() throws IOException {
         EventOuterClass.Change.Builder change =
@@ -379,7 +387,11 @@ class SubscriptionTest {
                 new EventOuterClass.Event[] {begin(16), stranger},
                 new EventOuterClass.Event[] {begin(16), noOperation, commit(16, 1)},
                 new EventOuterClass.Event[] {begin(16), narrow, commit(16, 1)},
-                new EventOuterClass.Event[] {begin(16), novel, commit(16, 1)});
+                new EventOuterClass.Event[] {begin(16), novel, commit(16, 1)},
+                new EventOuterClass.Event[] {progressAt("0/x")},
+                new EventOuterClass.Event[] {progressAt("20")},
+                new EventOuterClass.Event[] {progressAt("-0/1")},
+                new EventOuterClass.Event[] {progressAt("")});
         for (EventOuterClass.Event[] events : wrong) {
             Script script = connection -> connection.send(all(opened(0, 0), relation(), events));
             try (ScriptedHub hub = new ScriptedHub(script);
