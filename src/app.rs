@@ -28,7 +28,7 @@ use crate::{
     reason::{Classified, Reason},
     rpc::{self, Health, Offer, Origins, Services, Tls, TlsFiles, Tokens},
     shutdown::Drain,
-    snapshot::Exporter,
+    snapshot::{Exporter, Patience},
     source::{self, SourceState},
 };
 
@@ -131,7 +131,8 @@ pub async fn serve(config: Config, drain: Drain) -> Result<(), Error> {
         projection_bytes: config.limits.projection_bytes as usize,
     };
     let hub = Hub::new(feed.clone(), Arc::new(state.clone()), Arc::new(journal.clone()), limits, drain.clone());
-    hub.reads_rows_with(Arc::new(Exporter::new(rows, &config.source.publication, feed.clone())));
+    let patience = Patience { idle: config.limits.snapshot_idle, settle: config.limits.snapshot_settle };
+    hub.reads_rows_with(Arc::new(Exporter::new(rows, &config.source.publication, feed.clone(), patience)));
     let health = Health::new().await;
     let serving = (tell_health(health.clone(), &state), tell_disk_full(&journal, state.clone()));
     let stop_pages = CancellationToken::new();

@@ -79,7 +79,7 @@ reasons! {
     JournalCorrupt = "JOURNAL_CORRUPT", DataLoss, None, "A part of the journal is damaged.", "Metadata names the range; start after it, or from a snapshot.";
     SlotLost = "SLOT_LOST", DataLoss, None, "The slot no longer covers what the journal lacks.", "Metadata `from` and `to` name the gap. Restore the slot, or set `source.on_slot_lost = \"continue\"`, or start over from a snapshot.";
     FailoverNotProtected = "FAILOVER_NOT_PROTECTED", FailedPrecondition, None, "Changes of a published table are not all in the log tables, so a lost slot would lose them.", "`walcast logtables status` names the tables; `walcast logtables install` repairs.";
-    RecoveryBlocked = "RECOVERY_BLOCKED", Unavailable, Some(5.0), "A new slot waits for a transaction that does not end.", "End the transaction that the message names: COMMIT PREPARED, ROLLBACK PREPARED, or pg_terminate_backend.";
+    RecoveryBlocked = "RECOVERY_BLOCKED", Unavailable, Some(5.0), "A recovery waits: the new slot for a transaction that does not end, or the replay for standbys of the gate.", "End the transaction that the message names: COMMIT PREPARED, ROLLBACK PREPARED, or pg_terminate_backend. Or bring the standbys back.";
     Starting = "STARTING", Unavailable, Some(1.0), "The hub is not ready yet.", "Try again.";
     Draining = "DRAINING", Unavailable, Some(1.0), "The hub is shutting down.", "Connect again and resume after metadata `position`.";
     SourceUnavailable = "SOURCE_UNAVAILABLE", Unavailable, Some(2.0), "The call needs the source, which is away.", "Try again.";

@@ -14,6 +14,7 @@ use super::{
     events::Events,
     h2::{Call, Dial, Step},
     proc::now_us,
+    rawtcp,
 };
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -67,6 +68,8 @@ pub enum Until {
     Latency(u64),
     /// Plain TCP until the server closes it.
     Raw,
+    /// As [`Until::Latency`], over plain TCP.
+    RawLatency(u64),
     /// Reconnects whenever the stream breaks, and reports the first change of each stream; for ever.
     Reconnect,
 }
@@ -153,7 +156,7 @@ pub fn main(orders: &str) {
     let orders: Orders = serde_json::from_str(orders).expect("orders");
     match orders.until {
         Until::Reconnect => reconnect(&orders),
-        Until::Latency(changes) => say(&latency(&orders, changes)),
+        Until::Latency(changes) | Until::RawLatency(changes) => say(&latency(&orders, changes)),
         Until::Killed => idle(&orders),
         Until::Changes(_) | Until::Following(_) | Until::Tail | Until::Raw => drain(&orders),
     }
@@ -265,7 +268,10 @@ fn latency(orders: &Orders, changes: u64) -> Report {
     let streams: Vec<_> = (0..orders.streams)
         .map(|number| {
             let (orders, opened) = (orders.clone(), opened.clone());
-            let follow = move || follow(&orders, number, changes, &opened);
+            let follow = move || match orders.until {
+                Until::RawLatency(_) => follow_raw(&orders, changes, &opened),
+                _ => follow(&orders, number, changes, &opened),
+            };
             std::thread::Builder::new().stack_size(256 << 10).spawn(follow).expect("thread")
         })
         .collect();
@@ -301,6 +307,19 @@ fn follow(orders: &Orders, number: usize, changes: u64, opened: &std::sync::mpsc
         call.read(&mut take).expect("the stream breaks");
     }
     Report { end_us: now_us(), changes: seen.changes, latencies_us: latencies, hash: seen.hash, ..Report::default() }
+}
+
+fn follow_raw(orders: &Orders, changes: u64, opened: &std::sync::mpsc::Sender<()>) -> Report {
+    let mut socket = std::net::TcpStream::connect(("127.0.0.1", orders.port)).expect("connect");
+    opened.send(()).expect("main");
+    let mut latencies = Vec::with_capacity(changes as usize);
+    let mut message = [0; rawtcp::STAMPED];
+    while (latencies.len() as u64) < changes {
+        socket.read_exact(&mut message).expect("the connection breaks");
+        let sent = message.first_chunk().map_or(0, |stamp| i64::from_le_bytes(*stamp));
+        latencies.push((now_us() as i64 - sent).max(0) as u32);
+    }
+    Report { end_us: now_us(), changes, latencies_us: latencies, ..Report::default() }
 }
 
 fn reconnect(orders: &Orders) {

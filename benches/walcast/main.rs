@@ -20,6 +20,7 @@ fn main() {
     match args.first().map(String::as_str) {
         Some("client") => return client::main(&args[1]),
         Some("raw") => return rawtcp::main(&args[1]),
+        Some("stamps") => return rawtcp::stamps(&args[1]),
         Some("naive") => return naive::main(&args[1]),
         _ => {}
     }

@@ -5,25 +5,31 @@ use std::io::Read;
 use super::proc::now_us;
 
 /// Reads messages until so many inserts have come; microseconds from the second column, a number, to now.
-pub fn latencies(mut pipe: impl Read, inserts: u64) -> Vec<u32> {
+pub fn latencies(pipe: impl Read, inserts: u64) -> Vec<u32> {
     let mut latencies = Vec::with_capacity(inserts as usize);
+    follow(pipe, inserts, |sent| latencies.push((now_us() as i64 - sent).max(0) as u32));
+    latencies
+}
+
+/// Reads messages until so many inserts have come, and hands on the second column of each, a number.
+pub fn follow(mut pipe: impl Read, inserts: u64, mut arrived: impl FnMut(i64)) {
+    let mut seen = 0;
     let (mut buffer, mut filled) = (vec![0; 1 << 20], 0);
-    while (latencies.len() as u64) < inserts {
+    while seen < inserts {
         let n = pipe.read(&mut buffer[filled..]).expect("pg_recvlogical");
         assert!(n > 0, "pg_recvlogical ended");
         filled += n;
-        let now = now_us() as i64;
         let mut at = 0;
         while let Some((len, sent)) = message(&buffer[at..filled]) {
             if let Some(sent) = sent {
-                latencies.push((now - sent).max(0) as u32);
+                arrived(sent);
+                seen += 1;
             }
             at += len + 1;
         }
         buffer.copy_within(at..filled, 0);
         filled -= at;
     }
-    latencies
 }
 
 /// Length of the message at the front, and the second column if it is an insert; `None` while it is not complete.

@@ -56,6 +56,13 @@ pub fn wait(child: &mut Child) -> (f64, bool) {
     (seconds, child.wait().expect("wait").success())
 }
 
+/// Waits until some process listens there.
+pub fn listens(port: u16) {
+    while fs::read_to_string("/proc/net/tcp").is_ok_and(|text| !text.contains(&format!(":{port:04X} "))) {
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+}
+
 /// A process with subscribers.
 pub struct Client {
     child: Child,

@@ -13,6 +13,7 @@ mod logtables;
 pub mod output;
 mod parquet;
 mod rebase;
+mod retracted;
 pub mod rows;
 mod serve;
 mod signals;

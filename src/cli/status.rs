@@ -7,6 +7,7 @@ use super::{
     client::Hub,
     error::Error,
     output::Output,
+    retracted::{self, Retracted},
     text::{grouped, pairs, timestamp},
 };
 use crate::{config::units::show_bytes, wire::pb};
@@ -15,13 +16,14 @@ pub async fn run(args: &StatusArgs) -> Result<(), Error> {
     let hub = Hub::new(&args.hub)?;
     let status = hub.admin().get_status(pb::GetStatusRequest {}).await.map_err(|status| hub.error(status))?;
     let status = status.into_inner();
+    let retracted = retracted::read(&hub, &status).await;
     Output::plain().print(&match args.format {
-        Format::Pretty => pretty(&status),
-        Format::Json => format!("{}\n", to_json(&status)),
+        Format::Pretty => pretty(&status, &retracted),
+        Format::Json => format!("{}\n", to_json(&status, &retracted)),
     })
 }
 
-fn pretty(status: &pb::GetStatusResponse) -> String {
+fn pretty(status: &pb::GetStatusResponse, retracted: &[Retracted]) -> String {
     let source = status.source.clone().unwrap_or_default();
     let journal = status.journal.clone().unwrap_or_default();
     let state = match (source.connected, source.last_error.is_empty()) {
@@ -56,6 +58,7 @@ fn pretty(status: &pb::GetStatusResponse) -> String {
     for range in &journal.retracted {
         let (after, up_to) = (lsn(range.after.as_ref()), lsn(range.up_to.as_ref()));
         text += &pairs(&[("retracted", format!("{}  after {after} up to {up_to}", range.old_lineage))]);
+        text += &retracted::pretty(retracted, range);
     }
     text
 }
@@ -64,7 +67,7 @@ fn lsn(position: Option<&pb::Position>) -> String {
     position.map_or_else(|| "-".to_owned(), |position| position.lsn.clone())
 }
 
-fn to_json(status: &pb::GetStatusResponse) -> Value {
+fn to_json(status: &pb::GetStatusResponse, retracted: &[Retracted]) -> Value {
     let source = status.source.as_ref().map(|source| {
         json!({
             "connected": source.connected,
@@ -93,7 +96,10 @@ fn to_json(status: &pb::GetStatusResponse) -> Value {
             "earliest_commit_time":
                 journal.earliest_commit_time.as_ref().and_then(timestamp).map(|time| time.to_string()),
             "retracted": journal.retracted.iter().map(|range| {
+                let (transactions, more) = retracted::to_json(retracted, range);
                 json!({
+                    "transactions": transactions,
+                    "more": more,
                     "old_lineage": range.old_lineage,
                     "new_lineage": range.new_lineage,
                     "switch_lsn": range.switch_lsn,
@@ -120,18 +126,18 @@ mod tests {
 
     #[test]
     fn a_hub_that_has_never_connected_can_be_shown() {
-        let text = pretty(&pb::GetStatusResponse { version: "1.2.3".into(), ..Default::default() });
+        let text = pretty(&pb::GetStatusResponse { version: "1.2.3".into(), ..Default::default() }, &[]);
         assert!(
             text.starts_with("hub          walcast 1.2.3\n") && text.contains("source       connecting\n"),
             "{text}"
         );
-        assert_eq!(to_json(&pb::GetStatusResponse::default())["source"], Value::Null);
+        assert_eq!(to_json(&pb::GetStatusResponse::default(), &[])["source"], Value::Null);
     }
 
     #[test]
     fn the_reason_of_an_outage_is_shown() {
         let source = pb::SourceStatus { last_error: "SLOT_IN_USE: by pid 7".into(), ..Default::default() };
-        let text = pretty(&pb::GetStatusResponse { source: Some(source), ..Default::default() });
+        let text = pretty(&pb::GetStatusResponse { source: Some(source), ..Default::default() }, &[]);
         assert!(text.contains("away: SLOT_IN_USE: by pid 7"), "{text}");
     }
 }

@@ -127,6 +127,10 @@ pub struct Limits {
     pub keepalive_interval: Duration,
     /// Time for the answer to a ping.
     pub keepalive_timeout: Duration,
+    /// How long a client may take nothing of a consistent snapshot.
+    pub snapshot_idle: Duration,
+    /// How long a snapshot waits for commits that nobody sees yet.
+    pub snapshot_settle: Duration,
 }
 
 /// `[http]`

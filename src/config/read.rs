@@ -182,6 +182,8 @@ impl Reader<'_> {
             pending_resets: self.count("limits.pending_resets") as usize,
             keepalive_interval: self.duration("limits.keepalive_interval"),
             keepalive_timeout: self.duration("limits.keepalive_timeout"),
+            snapshot_idle: self.duration("limits.snapshot_idle"),
+            snapshot_settle: self.duration("limits.snapshot_settle"),
         }
     }
 

@@ -55,6 +55,8 @@ pub const SETTINGS: &[Setting] = &[
     setting("limits.pending_resets", "WALCAST_LIMITS_PENDING_RESETS", "20"),
     setting("limits.keepalive_interval", "WALCAST_LIMITS_KEEPALIVE_INTERVAL", r#""30s""#),
     setting("limits.keepalive_timeout", "WALCAST_LIMITS_KEEPALIVE_TIMEOUT", r#""20s""#),
+    setting("limits.snapshot_idle", "WALCAST_LIMITS_SNAPSHOT_IDLE", r#""10m""#),
+    setting("limits.snapshot_settle", "WALCAST_LIMITS_SNAPSHOT_SETTLE", r#""20s""#),
     setting("http.listen", "WALCAST_HTTP", r#""127.0.0.1:8080""#),
     setting("log.format", "WALCAST_LOG_FORMAT", r#""pretty""#),
     setting("log.filter", "WALCAST_LOG", r#""info""#),

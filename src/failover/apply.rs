@@ -8,7 +8,7 @@ use crate::{
     model::{Datum, OldImage, Operation, Position, Relation, ReplicaIdentity, Transaction},
     postgres::logtables::{
         Field, fields, order,
-        read::{Logged, Pending, Published, Shape},
+        read::{Logged, Pending, Published, Shapes},
     },
     reason::Classified,
 };
@@ -65,7 +65,7 @@ type Ends<'a> = dyn Fn(u32) -> Position + Sync + 'a;
 /// Takes rows in order and writes transactions.
 pub(super) struct Applier<'a, S: Sink> {
     published: &'a Published,
-    shapes: HashMap<u32, Vec<&'a Shape>>,
+    shapes: &'a Shapes,
     /// By table and id of the shape.
     versions: HashMap<(u32, i64), Version>,
     /// Which version of each published relation was announced last.
@@ -85,19 +85,15 @@ pub(super) struct Applier<'a, S: Sink> {
 impl<'a, S: Sink> Applier<'a, S> {
     pub(super) fn new(
         published: &'a Published,
-        shapes: &'a [Shape],
+        shapes: &'a Shapes,
         sink: &'a mut S,
         pending: &'a [Pending],
         begins: &'a Begins<'a>,
         ends: &'a Ends<'a>,
     ) -> Self {
-        let mut by_table: HashMap<u32, Vec<&Shape>> = HashMap::new();
-        for shape in shapes {
-            by_table.entry(shape.relid).or_default().push(shape);
-        }
         Applier {
             published,
-            shapes: by_table,
+            shapes,
             versions: HashMap::new(),
             current: HashMap::new(),
             sink,
@@ -147,16 +143,13 @@ impl<'a, S: Sink> Applier<'a, S> {
         if self.open.is_some_and(|(rank, _)| rank != row.rank) {
             self.commit();
         }
-        if !self.published.publishes(row.op) {
-            return Ok(());
-        }
+        // As pgoutput: what is published is asked of the change that was made, not of what a filter makes of it.
+        let Some(op) = row.shown.filter(|_| self.published.publishes(row.op)) else { return Ok(()) };
         let unfit = |detail: String| Error::Row { id: row.id, detail };
         let Some(pending) = self.pending.get(row.rank) else {
             return Err(unfit("its transaction was not asked for".into()));
         };
-        let of_table = self.shapes.get(&row.relid).map(Vec::as_slice).unwrap_or_default();
-        let at = of_table.partition_point(|shape| shape.id < row.id).checked_sub(1);
-        let Some(shape) = at.map(|at| of_table[at]) else {
+        let Some(shape) = self.shapes.of(row) else {
             return Err(unfit(format!("no shape of relation {} is known", row.relid)));
         };
         let key = (row.relid, shape.id);
@@ -181,13 +174,13 @@ impl<'a, S: Sink> Applier<'a, S> {
         if self.current.insert(version.relation.oid, key) != Some(key) {
             version.relation = self.sink.relation(Relation::clone(&version.relation));
         }
-        write(self.sink, row, version, lsn)?;
+        write(self.sink, row, op, version, lsn)?;
         self.rows += 1;
         self.sink.pause().await.map_err(Error::Sink)
     }
 }
 
-fn write<S: Sink>(sink: &mut S, row: &Logged, version: &Version, lsn: Lsn) -> Result<(), Error<S::Error>> {
+fn write<S: Sink>(sink: &mut S, row: &Logged, op: u8, version: &Version, lsn: Lsn) -> Result<(), Error<S::Error>> {
     let relation = &version.relation;
     let unfit = |detail: String| Error::Row { id: row.id, detail };
     let missing = || unfit("an image is missing".into());
@@ -198,7 +191,7 @@ fn write<S: Sink>(sink: &mut S, row: &Logged, version: &Version, lsn: Lsn) -> Re
         relation.columns.iter().zip(old).map(|(column, _)| column.in_identity || full).collect()
     };
     let old_image = if full { OldImage::Full } else { OldImage::Key };
-    let done = match row.op {
+    let done = match op {
         b'I' => {
             let new = new.ok_or_else(missing)?;
             sink.change(relation, Operation::Insert, lsn, None, Some(&datums(&new, None)))

@@ -12,10 +12,16 @@ use crate::{
     lsn::Lsn,
     model::{Position, Provenance, Transaction},
     postgres::logtables::{
+        filter::Filters,
         order,
-        read::{Pending, Published, Reader},
+        read::{Logged, Pending, Published, Reader},
     },
 };
+
+/// Rows that are asked about together where the publication has row filters.
+const BATCH_ROWS: usize = 1000;
+/// Their texts may be large.
+const BATCH_BYTES: usize = 1 << 20;
 
 /// How far a recovery has come.
 pub(super) struct SoFar {
@@ -83,8 +89,28 @@ impl Recovery<'_> {
         {
             let rows = reader.rows(&xids, &published.tables).await?;
             tokio::pin!(rows);
-            while let Some(row) = rows.next().await {
-                applier.row(row?).await?;
+            let mut filters = match shapes.filtered() {
+                true => Some(Filters::open(self.connect).await?),
+                false => None,
+            };
+            let (mut batch, mut bytes) = (Vec::new(), 0);
+            loop {
+                let next = rows.next().await.transpose()?;
+                let ended = next.is_none();
+                bytes += next.as_ref().map_or(0, Logged::text_len);
+                batch.extend(next);
+                if ended || filters.is_none() || batch.len() >= BATCH_ROWS || bytes >= BATCH_BYTES {
+                    if let Some(filters) = &mut filters {
+                        filters.judge(&shapes, &mut batch).await?;
+                    }
+                    for row in batch.drain(..) {
+                        applier.row(row).await?;
+                    }
+                    bytes = 0;
+                }
+                if ended {
+                    break;
+                }
             }
         }
         let (transactions, rows) = applier.finish().await?;

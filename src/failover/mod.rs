@@ -36,11 +36,7 @@ use crate::{
     postgres::{
         self,
         conninfo::ConnectOptions,
-        logtables::{
-            self, Look, Unprotected,
-            blockers::{self, Blocker},
-            read::Reader,
-        },
+        logtables::{self, Look, Unprotected, blockers, read::Reader},
         publication::Publication,
         replication::{CreatedSlot, Replication},
         server, slot,
@@ -126,8 +122,8 @@ pub struct Recovery<'a> {
     pub failover_slot: bool,
     /// Application names of standbys that must have flushed what is delivered.
     pub gate: &'a [String],
-    /// Hears whom the creation of the slot waits for, every two seconds while it does.
-    pub blocked: &'a (dyn Fn(&[Blocker]) + Send + Sync),
+    /// Hears what the recovery waits for, every two seconds while it does.
+    pub blocked: &'a (dyn Fn(&[String]) + Send + Sync),
 }
 
 /// How a recovery went.
@@ -213,7 +209,8 @@ impl Recovery<'_> {
             tokio::select! {
                 created = &mut creating => return Ok(created?),
                 () = tokio::time::sleep(pause) => {
-                    (self.blocked)(&blockers::read(self.sql, self.slot).await?);
+                    let blockers = blockers::read(self.sql, self.slot).await?;
+                    (self.blocked)(&blockers.iter().map(ToString::to_string).collect::<Vec<_>>());
                     let begun = Instant::now();
                     self.poll(horizon, so_far, sink).await?;
                     pause = (begun.elapsed() * 2).clamp(BLOCKED_AFTER, LONGEST_PAUSE);
@@ -238,7 +235,15 @@ impl Recovery<'_> {
     }
 
     async fn let_pass(&self, lsn: Lsn) -> Result<(), postgres::Error> {
+        let mut told = Instant::now();
         while !self.passes(lsn).await? {
+            if told.elapsed() >= BLOCKED_AFTER {
+                told = Instant::now();
+                (self.blocked)(&[format!(
+                    "standbys of the gate ({}), which have not flushed {lsn}",
+                    self.gate.join(", ")
+                )]);
+            }
             tokio::time::sleep(GATE_PAUSE).await;
         }
         Ok(())

@@ -19,7 +19,8 @@ use crate::{
 };
 
 pub use snapshot::{
-    Chunk, MARK_PREFIX, Piece, Reservation, Rows, Snapshot, SnapshotError, SnapshotMode, SnapshotRequest, Snapshots,
+    Batch, Chunk, MARK_PREFIX, Piece, Reservation, Rows, Snapshot, SnapshotError, SnapshotMode, SnapshotRequest,
+    Snapshots,
 };
 
 /// A future that trait objects can return.

@@ -3,10 +3,9 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use tokio::sync::watch;
 
-use super::BoxFuture;
+use super::{BoxFuture, Frame};
 use crate::{
     model::{Position, Relation},
     reason::{Classified, Reason},
@@ -76,17 +75,24 @@ pub trait Rows: Send + Sync {
     }
 }
 
+/// READ changes in compact form as one gRPC message, prefix and events: a stream that wants them all sends it as it is.
+#[derive(Clone, Debug)]
+pub struct Batch {
+    /// The message.
+    pub message: Frame,
+    /// How many events are in it.
+    pub rows: u32,
+}
+
 /// A part of a snapshot.
 #[derive(Clone, Debug)]
 pub enum Piece {
-    /// Framed READ changes in compact form, of one relation version. Consistent mode.
+    /// Rows of one relation version. Consistent mode.
     Rows {
         /// What they are positional against.
         relation: Arc<Relation>,
-        /// The events.
-        framed: Bytes,
-        /// How many.
-        rows: u64,
+        /// The rows.
+        batch: Batch,
     },
     /// A table is complete. Consistent mode.
     TableEnd {
@@ -106,8 +112,8 @@ pub struct Chunk {
     pub mark: u64,
     /// What the rows are positional against; `None`: no rows.
     pub relation: Option<Arc<Relation>>,
-    /// Framed READ changes in compact form.
-    pub framed: Vec<Bytes>,
+    /// The rows.
+    pub batches: Vec<Batch>,
     /// Tables that are complete with it, as of their last rows.
     pub ended: Vec<Arc<Relation>>,
     /// What the stream has once it is sent; rows are counted by the stream.

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use prost::Message as _;
 use tokio::{sync::watch, time::Instant};
 
@@ -16,7 +16,8 @@ use super::{
 };
 use crate::{
     feed::{
-        self, Chunk, Crossing, MARK_PREFIX, Piece, Resume, Rows, Snapshot, SnapshotError, SnapshotMode, resume_to_pb,
+        self, Batch, Chunk, Crossing, Frame, MARK_PREFIX, Piece, Resume, Rows, Snapshot, SnapshotError, SnapshotMode,
+        resume_to_pb,
     },
     lsn::Lsn,
     model::{Operation, Relation, RelationId},
@@ -87,6 +88,26 @@ fn append(out: &mut BytesMut, framed: &[u8], plan: &Plan, format: RowFormat) -> 
         Unwritable::Malformed => Error::internal("a row does not decode"),
         Unwritable::Undecided(error) => error.into(),
     })
+}
+
+/// Those rows of a batch that are selected, as the plan wants them, and how many they are. `only`: has to select them too.
+fn selected(batch: &Batch, plan: &Plan, only: Option<&Plan>, format: RowFormat) -> Result<(Frame, u32), Error> {
+    let mut message = Message::new();
+    let mut events = 0;
+    let mut rest = frames::payload(&batch.message);
+    let mut unused = BytesMut::new();
+    while !rest.is_empty() {
+        let event = frames::first(rest).ok_or_else(|| Error::internal("a row does not decode"))?;
+        let row = &rest[..event.len];
+        rest = &rest[event.len..];
+        unused.clear();
+        let wanted = match only {
+            Some(only) => append(&mut unused, row, only, RowFormat::Compact)?,
+            None => true,
+        };
+        events += u32::from(wanted && append(&mut message.0, row, plan, format)?);
+    }
+    Ok((message.finish(), events))
 }
 
 impl Running {
@@ -265,7 +286,7 @@ impl Session {
 
     fn consistent(&mut self, piece: Option<Piece>) -> Result<(), Error> {
         match piece {
-            Some(Piece::Rows { relation, framed, .. }) => self.send_rows(&relation, framed),
+            Some(Piece::Rows { relation, batch }) => self.send_rows(&relation, batch),
             Some(Piece::TableEnd { relation }) => self.end_table(&relation),
             Some(Piece::Chunk(_) | Piece::Void(_)) => Err(Error::internal("a chunk in a consistent snapshot")),
             None => {
@@ -313,8 +334,8 @@ impl Session {
 
     fn send_chunk(&mut self, chunk: Chunk) -> Result<(), Error> {
         if let Some(relation) = &chunk.relation {
-            for framed in chunk.framed {
-                self.send_rows(relation, framed)?;
+            for batch in chunk.batches {
+                self.send_rows(relation, batch)?;
             }
         }
         let Some(running) = &mut self.running else { return Ok(()) };
@@ -350,7 +371,7 @@ impl Session {
     }
 
     /// Puts rows into the outbox as filter and format want them.
-    fn send_rows(&mut self, relation: &Arc<Relation>, framed: Bytes) -> Result<(), Error> {
+    fn send_rows(&mut self, relation: &Arc<Relation>, batch: Batch) -> Result<(), Error> {
         let format = self.group.format;
         let Some(running) = &mut self.running else { return Ok(()) };
         let plan = running.plan(relation)?;
@@ -360,32 +381,16 @@ impl Session {
             && plan.rules.columns.is_none()
             && plan.rules.predicate.is_none()
             && only.is_none();
-        let mut message = Message::new();
-        let mut events = 0;
-        let mut rest = &framed[..];
-        if untouched {
-            message.0.reserve(framed.len());
-            message.0.extend_from_slice(&framed);
-        }
-        let mut unused = BytesMut::new();
-        while !rest.is_empty() {
-            let event = frames::first(rest).ok_or_else(|| Error::internal("a row does not decode"))?;
-            let row = &rest[..event.len];
-            rest = &rest[event.len..];
-            unused.clear();
-            let wanted = match &only {
-                Some(only) => append(&mut unused, row, only, RowFormat::Compact)?,
-                None => true,
-            };
-            events += u32::from(wanted && (untouched || append(&mut message.0, row, &plan, format)?));
-        }
+        let (message, events) = match untouched {
+            true => (batch.message, batch.rows),
+            false => selected(&batch, &plan, only.as_deref(), format)?,
+        };
         if events == 0 {
             return Ok(());
         }
         *running.sent.entry(relation.qualified_name()).or_default() += u64::from(events);
         running.total += u64::from(events);
         self.describe(relation)?;
-        let message = message.finish();
         self.outbox.push(Item { message, events, counted: events.into(), begun: None, reached: None });
         Ok(())
     }

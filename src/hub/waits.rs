@@ -2,10 +2,7 @@
 
 use tokio::time::Instant;
 
-use super::{
-    Error, Session,
-    session::{For, IDLE_CHECK},
-};
+use super::{Error, Session, session::For};
 use crate::feed::Fetched;
 
 impl Session {
@@ -54,7 +51,8 @@ impl Session {
     }
 
     pub(super) async fn pull(&mut self) -> Result<(), Error> {
-        let until = self.pace.deadline(&self.standing()).min(Instant::now() + IDLE_CHECK);
+        let beat = self.beat();
+        let until = self.pace.deadline(beat, &self.standing()).min(Instant::now() + beat);
         let Some(running) = &mut self.running else { return Ok(()) };
         tokio::select! {
             () = running.pull() => {}

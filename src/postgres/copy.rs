@@ -16,6 +16,11 @@ use super::{
 };
 use crate::model::Datum;
 
+/// Beside those that decide the text form of values.
+pub(super) const SETTINGS: &str =
+    "SET row_security = off; SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0;
+     SET lock_timeout = '5s'; SET synchronize_seqscans = off; SET standard_conforming_strings = on;";
+
 /// Connects, and pins every setting that decides the text form of values, as the replication connection does. Row
 /// security is an error instead of a silent filter, and no timeout of the role's ends a long read.
 pub async fn connect(options: &ConnectOptions) -> Result<Sql> {
@@ -27,10 +32,7 @@ pub async fn connect(options: &ConnectOptions) -> Result<Sql> {
     if without_encoding {
         settings.push_str("SET client_encoding = 'SQL_ASCII';");
     }
-    settings.push_str(
-        "SET row_security = off; SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0;
-         SET lock_timeout = '5s'; SET synchronize_seqscans = off; SET standard_conforming_strings = on;",
-    );
+    settings.push_str(SETTINGS);
     sql.batch(&settings).await?;
     Ok(sql)
 }

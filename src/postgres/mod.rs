@@ -12,6 +12,7 @@
 
 mod connect;
 pub mod conninfo;
+pub mod copier;
 pub mod copy;
 pub mod decoding;
 mod error;

@@ -7,6 +7,7 @@
 use super::{
     conninfo::ConnectOptions,
     error::{Error, Result},
+    logtables,
     publication::{self, IdentityGap, OWN_SCHEMA, Publication, Scope},
     replication::{Replication, identifier},
     slot::{self, SlotState},
@@ -54,6 +55,7 @@ pub async fn checks(sql: &Sql, options: &ConnectOptions, slot: &str, publication
     list.push(slot_limits(sql, state.as_ref()).await?);
     list.push(other_publications(sql, publication).await?);
     list.extend(standby::checks(sql, options, slot, state.as_ref()).await?);
+    list.push(logtables::check(sql, publication).await?);
     Ok(list)
 }
 

@@ -115,6 +115,41 @@ pub fn quoted(schema: &str, table: &str) -> String {
     format!("{}.{}", identifier(schema), identifier(table))
 }
 
+/// A prepared statement of this name whose answer is another one whenever [`tables`] would say something else of a table that
+/// matters to how its rows are read and understood. It is asked with every chunk, so it looks up rows of catalogues by
+/// key instead of listing what is published, and takes no lock on the table. See [`execute_likeness`].
+pub fn prepare_likeness(name: &str, version: u32) -> String {
+    let schemas = match version {
+        150_000.. => {
+            "(SELECT string_agg(s.pnnspid::text, ',' ORDER BY s.pnnspid) FROM pg_publication_namespace s
+              WHERE s.pnpubid = p.oid)"
+        }
+        _ => "''",
+    };
+    format!(
+        "PREPARE {name} (oid, text) AS
+         SELECT concat_ws(';', has_table_privilege($1, 'SELECT'),
+             (SELECT string_agg((c.oid, c.relname, n.nspname, c.relkind, c.relreplident)::text, ',' ORDER BY c.oid)
+              FROM (SELECT $1 AS oid UNION SELECT a.relid FROM pg_partition_ancestors($1) a) x
+              JOIN pg_class c ON c.oid = x.oid JOIN pg_namespace n ON n.oid = c.relnamespace),
+             (SELECT string_agg((a.attnum, a.attname, a.atttypid, y.typname, n.nspname, a.atttypmod, a.attgenerated)::text, ','
+                                ORDER BY a.attnum)
+              FROM pg_attribute a JOIN pg_type y ON y.oid = a.atttypid JOIN pg_namespace n ON n.oid = y.typnamespace
+              WHERE a.attrelid = $1 AND a.attnum > 0),
+             (SELECT string_agg(i::text, ',' ORDER BY i.indexrelid) FROM pg_index i WHERE i.indrelid = $1),
+             (SELECT concat_ws(';', p::text, {schemas},
+                  (SELECT string_agg(r::text, ',' ORDER BY r.oid) FROM pg_publication_rel r
+                   WHERE r.prpubid = p.oid
+                     AND r.prrelid IN (SELECT $1 UNION SELECT a.relid FROM pg_partition_ancestors($1) a)))
+              FROM pg_publication p WHERE p.pubname = $2))"
+    )
+}
+
+/// Runs what [`prepare_likeness`] has prepared, for one table.
+pub fn execute_likeness(name: &str, publication: &str, oid: u32) -> String {
+    format!("EXECUTE {name} ({oid}, {})", literal(publication))
+}
+
 /// These published tables, as the connection's present snapshot shows them. Those that are not published are left out.
 pub async fn tables(sql: &Sql, publication: &str, names: &[(String, String)]) -> Result<Vec<Table>> {
     let relations = publication::relations(sql, publication, names).await?;
@@ -192,19 +227,16 @@ pub async fn kind(sql: &Sql, schema: &str, name: &str) -> Result<Option<String>>
 /// Begins a transaction whose snapshot is taken by its first query, after these tables (quoted) are locked against
 /// `TRUNCATE` and rewrites: both make an older snapshot read nothing, silently.
 pub async fn begin_locked(sql: &Sql, tables: &[String]) -> Result<()> {
+    sql.batch(&begin_locked_statements(tables)).await
+}
+
+/// What [`begin_locked`] runs.
+pub fn begin_locked_statements(tables: &[String]) -> String {
     let mut statements = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;".to_owned();
     if !tables.is_empty() {
         let _ = write!(statements, "LOCK TABLE {} IN ACCESS SHARE MODE;", tables.join(", "));
     }
-    sql.batch(&statements).await
-}
-
-/// The same locks in a transaction that has begun, or an error instead of waiting.
-pub async fn lock_at_once(sql: &Sql, tables: &[String]) -> Result<()> {
-    if tables.is_empty() {
-        return Ok(());
-    }
-    sql.batch(&format!("LOCK TABLE {} IN ACCESS SHARE MODE NOWAIT", tables.join(", "))).await
+    statements
 }
 
 /// The snapshot of the present transaction, and where the WAL ended after it was taken.
@@ -218,10 +250,15 @@ pub async fn export_snapshot(sql: &Sql) -> Result<String> {
     get(&sql.one("SELECT pg_catalog.pg_export_snapshot()", &[]).await?, 0)
 }
 
-/// Begins a transaction that sees what the exporting one sees.
-pub async fn begin_with(sql: &Sql, exported: &str) -> Result<()> {
-    let statements = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT";
-    sql.batch(&format!("{statements} {}", literal(exported))).await
+/// Begins a transaction that sees what the exporting one sees, with the same locks, or an error instead of waiting for them.
+pub fn begin_with_statements(exported: &str, tables: &[String]) -> String {
+    let exported = literal(exported);
+    let mut statements =
+        format!("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {exported};");
+    if !tables.is_empty() {
+        let _ = write!(statements, "LOCK TABLE {} IN ACCESS SHARE MODE NOWAIT;", tables.join(", "));
+    }
+    statements
 }
 
 /// Writes a logical message between transactions, and has it flushed: it would otherwise come when something else is. Before
@@ -251,6 +288,11 @@ pub async fn identity(sql: &Sql) -> Result<(u64, u32)> {
     let timeline = timeline.ok_or_else(|| Error::Protocol(format!("{file:?} as the name of a WAL file")))?;
     Ok((get::<i64>(&row, 0)? as u64, timeline))
 }
+
+/// The timeline and the system identifier of a primary as one text; no row on a standby.
+pub const PLACE: &str = "SELECT pg_catalog.left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()), 8)
+                                || ' ' || system_identifier
+                         FROM pg_catalog.pg_control_system() WHERE NOT pg_catalog.pg_is_in_recovery()";
 
 /// A commit that waits for a synchronous standby, or a session of which that cannot be told.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 //! or the feed can decide.
 //!
 //! ```text
-//! accept, TLS, HTTP/2 limits        server, tls, preface
+//! accept, TLS, HTTP/2 limits        server, tls, preface, cork
 //!   browsers, if configured         web
 //!   count, complete errors          observe, status
 //!     who calls                     auth, tokens
@@ -15,6 +15,7 @@ pub mod admin;
 pub mod auth;
 pub mod backend;
 pub mod body;
+mod cork;
 pub mod health;
 pub mod observe;
 mod preface;

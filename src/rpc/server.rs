@@ -6,7 +6,7 @@
 //! peer's preface for ever. And its TLS configuration is fixed at the start. The services are tonic's all the same:
 //! each is a tower service over HTTP requests.
 
-use std::{convert::Infallible, io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+use std::{convert::Infallible, future::Future, io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt, future::poll_fn};
 use http::{Request, Response};
@@ -31,6 +31,7 @@ use super::{
     admin::Admin,
     auth::Auth,
     backend::Backend,
+    cork::{Cork, Corked},
     observe::Observe,
     preface::Counted,
     service::ChangeStreams,
@@ -364,16 +365,17 @@ where
 {
     async fn connection(self: Arc<Self>, stream: TcpStream, _permit: OwnedSemaphorePermit) {
         let Ok(peer) = stream.peer_addr() else { return };
-        let Some(tls) = &self.tls else { return self.http(stream, peer).await };
+        let (stream, cork) = Corked::new(stream);
+        let Some(tls) = &self.tls else { return self.http(stream, cork, peer).await };
         // Apart, so that a connection without TLS does not hold the space for both: 3.4 KB instead of 8.5.
         match Box::pin(timeout(self.handshake_limit, tls.acceptor().accept(stream))).await {
-            Ok(Ok(stream)) => Box::pin(self.http(stream, peer)).await,
+            Ok(Ok(stream)) => Box::pin(self.http(stream, cork, peer)).await,
             Ok(Err(error)) => tracing::debug!(%peer, %error, "TLS handshake failed"),
             Err(_) => tracing::debug!(%peer, "TLS handshake took too long"),
         }
     }
 
-    async fn http<IO>(&self, io: IO, peer: SocketAddr)
+    async fn http<IO>(&self, io: IO, cork: Cork, peer: SocketAddr)
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -395,7 +397,11 @@ where
         let (mut speaking, mut closing) = (false, false);
         loop {
             tokio::select! {
-                ended = &mut connection => {
+                ended = poll_fn(|cx| {
+                    let polled = connection.as_mut().poll(cx);
+                    cork.push();
+                    polled
+                }) => {
                     if let Err(error) = ended {
                         tracing::debug!(%peer, %error, "connection failed");
                     }

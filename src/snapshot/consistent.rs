@@ -1,21 +1,32 @@
-//! Consistent mode: all rows as of one snapshot. One connection takes it after locking the tables; others import it, and all
+//! Consistent mode: all rows as of one snapshot. One connection takes it after locking the tables; others import it and
 //! copy ranges of pages ([TID range scans](https://www.postgresql.org/docs/14/release-14.html)).
 //!
 //! A lock that is waited for blocks those that come later, even where they would be compatible. So a reader that found an
-//! ALTER TABLE in front of it would wait for the first connection, which nobody lets go. The first one reads too, and the
-//! others are used if they get their locks at once.
+//! ALTER TABLE in front of it would wait for the first connection, which nobody lets go. Readers are used if they get their
+//! locks at once; if none does, the first one reads.
+//!
+//! The transaction holds back vacuum and DDL. It ends with the last row that is read, and when nobody has asked for rows for
+//! `limits.snapshot_idle`: a client that stalls, is paused, or grants no credit, cannot hold it open.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use parking_lot::Mutex;
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{Exporter, Locked, Pacer, Session, encoder::Encoder, encoder::PIECE, interrupted, refused};
+use super::{Exporter, Locked, Pacer, Session, encoder::Encoder, interrupted, refused};
 use crate::{
-    feed::{BoxFuture, Piece, Reservation, Rows, SnapshotError},
+    feed::{Batch, BoxFuture, Piece, Reservation, Rows, SnapshotError},
     model::Relation,
     postgres::{
+        copier::{Copied, Copier},
         copy::CopyRows,
         table::{self, Table},
     },
@@ -39,14 +50,62 @@ struct Job {
 enum Message {
     Rows {
         relation: Arc<Relation>,
-        framed: bytes::Bytes,
-        rows: u64,
+        batch: Batch,
     },
     /// A job of this table is done.
     Done(usize),
 }
 
-type Jobs = Arc<Mutex<VecDeque<Job>>>;
+/// What readers share.
+#[derive(Clone)]
+struct Jobs {
+    left: Arc<Mutex<VecDeque<Job>>>,
+    messages: mpsc::Sender<Result<Message, SnapshotError>>,
+    asked: Arc<Asked>,
+    /// Its snapshot is what the readers read, and its locks are theirs. It goes with the last of them.
+    _held: Option<Arc<Session>>,
+}
+
+/// When the stream last asked for rows.
+struct Asked {
+    last: Mutex<Instant>,
+    idle: Duration,
+    given_up: AtomicBool,
+}
+
+impl Asked {
+    fn now(&self) {
+        *self.last.lock() = Instant::now();
+    }
+
+    /// When patience ends.
+    fn until(&self) -> Instant {
+        *self.last.lock() + self.idle
+    }
+}
+
+impl Jobs {
+    /// Waits until there is room for the message; false: nobody wants it.
+    async fn tell(&self, message: Message) -> bool {
+        loop {
+            let until = self.asked.until();
+            if let Ok(place) = tokio::time::timeout_at(until, self.messages.reserve()).await {
+                return place.map(|place| place.send(Ok(message))).is_ok();
+            }
+            if self.asked.until() <= Instant::now() {
+                self.asked.given_up.store(true, Ordering::Relaxed);
+                return false;
+            }
+        }
+    }
+
+    async fn rows(&self, job: &Job, batch: Option<Batch>) -> bool {
+        match batch {
+            Some(batch) => self.tell(Message::Rows { relation: job.relation.clone(), batch }).await,
+            None => true,
+        }
+    }
+}
 
 /// A snapshot that is being read.
 pub(super) struct Consistent {
@@ -57,6 +116,7 @@ pub(super) struct Consistent {
     ended: VecDeque<usize>,
     unfinished: usize,
     pacer: Pacer,
+    asked: Arc<Asked>,
     _readers: Vec<AbortOnDropHandle<()>>,
     _reservation: Reservation,
 }
@@ -67,7 +127,7 @@ pub(super) async fn start(
     reservation: Reservation,
     pacer: Pacer,
 ) -> Result<Consistent, SnapshotError> {
-    let exported = table::export_snapshot(&locked.session.0).await.map_err(refused)?;
+    let exported = table::export_snapshot(&locked.session.sql).await.map_err(refused)?;
     let mut jobs = VecDeque::new();
     let mut left = Vec::new();
     for (number, found) in locked.tables.iter().enumerate() {
@@ -83,23 +143,33 @@ pub(super) async fn start(
     }
     let ended = left.iter().enumerate().filter(|(_, (_, jobs))| *jobs == 0).map(|(number, _)| number).collect();
     let unfinished = left.len();
-    let others = jobs.len().clamp(1, READERS) - 1;
     let names: Vec<String> = locked.tables.iter().map(Table::quoted).collect();
-    let mut sessions = Vec::new();
-    for _ in 0..others {
-        let session = exporter.session().await?;
-        table::begin_with(&session.0, &exported).await.map_err(refused)?;
-        match table::lock_at_once(&session.0, &names).await {
-            Ok(()) => sessions.push(session),
-            Err(error) => tracing::info!(%error, "rows are read over fewer connections"),
+    let begin = table::begin_with_statements(&exported, &names);
+    let mut readers = Vec::new();
+    for _ in 0..jobs.len().clamp(1, READERS) {
+        let mut copier = exporter.copier(&locked.session).await?;
+        match copier.run(&begin).await {
+            Ok(_) => readers.push(Reader::Copier(copier)),
+            Err(error) => {
+                tracing::info!(%error, "rows are read over fewer connections");
+                break;
+            }
         }
     }
-    sessions.push(locked.session);
-    let jobs: Jobs = Arc::new(Mutex::new(jobs));
+    let held = match readers.is_empty() {
+        true => {
+            readers.push(Reader::Holder(locked.session));
+            None
+        }
+        false => Some(Arc::new(locked.session)),
+    };
     let (sender, messages) = mpsc::channel(AHEAD);
-    let start = |session| AbortOnDropHandle::new(tokio::spawn(read(session, jobs.clone(), sender.clone())));
-    let tasks = sessions.into_iter().map(start).collect();
-    Ok(Consistent { messages, left, ended, unfinished, pacer, _readers: tasks, _reservation: reservation })
+    let asked =
+        Arc::new(Asked { last: Mutex::new(Instant::now()), idle: exporter.patience.idle, given_up: false.into() });
+    let jobs = Jobs { left: Arc::new(Mutex::new(jobs)), messages: sender, asked: asked.clone(), _held: held };
+    let start = |reader| AbortOnDropHandle::new(tokio::spawn(read(reader, jobs.clone())));
+    let readers = readers.into_iter().map(start).collect();
+    Ok(Consistent { messages, left, ended, unfinished, pacer, asked, _readers: readers, _reservation: reservation })
 }
 
 /// Conditions that cut a table of so many pages. The last has no end.
@@ -114,15 +184,26 @@ fn ranges(pages: i64) -> Vec<Option<String>> {
     (0..count).map(condition).collect()
 }
 
+/// Who copies rows.
+enum Reader {
+    Copier(Copier),
+    /// The session that took the snapshot.
+    Holder(Session),
+}
+
 /// Does jobs until none is left, or nobody listens.
-async fn read(session: Session, jobs: Jobs, messages: mpsc::Sender<Result<Message, SnapshotError>>) {
+async fn read(mut reader: Reader, jobs: Jobs) {
     loop {
-        let Some(job) = jobs.lock().pop_front() else { return };
-        match copy_rows(&session, &job, &messages).await {
+        let Some(job) = jobs.left.lock().pop_front() else { return };
+        let copied = match &mut reader {
+            Reader::Copier(copier) => copy_rows(copier, &job, &jobs).await,
+            Reader::Holder(session) => copy_rows_by_holder(session, &job, &jobs).await,
+        };
+        match copied {
             Ok(true) => {}
             Ok(false) => return,
             Err(error) => {
-                messages.send(Err(starts_over(error))).await.ok();
+                jobs.messages.send(Err(starts_over(error))).await.ok();
                 return;
             }
         }
@@ -139,28 +220,35 @@ fn starts_over(error: SnapshotError) -> SnapshotError {
     }
 }
 
-async fn copy_rows(
-    session: &Session,
-    job: &Job,
-    messages: &mpsc::Sender<Result<Message, SnapshotError>>,
-) -> Result<bool, SnapshotError> {
-    let mut rows = CopyRows::start(&session.0, &job.query).await.map_err(refused)?;
+async fn copy_rows(copier: &mut Copier, job: &Job, jobs: &Jobs) -> Result<bool, SnapshotError> {
+    copier.send(&format!("COPY ({}) TO STDOUT", job.query)).await.map_err(refused)?;
     let mut encoder = Encoder::new(job.relation.clone());
-    while let Some(line) = rows.next().await.map_err(refused)? {
-        encoder.add(&line)?;
-        if encoder.len() >= PIECE && !hand_over(&mut encoder, messages).await {
+    loop {
+        let batch = match copier.next().map_err(refused)? {
+            Some(Copied::Row(line)) => encoder.add(line)?,
+            Some(Copied::End) => break,
+            None => {
+                copier.fill().await.map_err(refused)?;
+                continue;
+            }
+        };
+        if batch.is_some() && !jobs.rows(job, batch).await {
             return Ok(false);
         }
     }
-    if encoder.len() > 0 && !hand_over(&mut encoder, messages).await {
-        return Ok(false);
-    }
-    Ok(messages.send(Ok(Message::Done(job.table))).await.is_ok())
+    Ok(jobs.rows(job, encoder.take()).await && jobs.tell(Message::Done(job.table)).await)
 }
 
-async fn hand_over(encoder: &mut Encoder, messages: &mpsc::Sender<Result<Message, SnapshotError>>) -> bool {
-    let (framed, rows) = encoder.take();
-    messages.send(Ok(Message::Rows { relation: encoder.relation.clone(), framed, rows })).await.is_ok()
+async fn copy_rows_by_holder(session: &Session, job: &Job, jobs: &Jobs) -> Result<bool, SnapshotError> {
+    let mut rows = CopyRows::start(&session.sql, &job.query).await.map_err(refused)?;
+    let mut encoder = Encoder::new(job.relation.clone());
+    while let Some(line) = rows.next().await.map_err(refused)? {
+        let batch = encoder.add(&line)?;
+        if !jobs.rows(job, batch).await {
+            return Ok(false);
+        }
+    }
+    Ok(jobs.rows(job, encoder.take()).await && jobs.tell(Message::Done(job.table)).await)
 }
 
 impl Consistent {
@@ -173,11 +261,12 @@ impl Consistent {
             if self.unfinished == 0 {
                 return Ok(None);
             }
+            self.asked.now();
             self.pacer.ready().await;
             match self.messages.recv().await {
-                Some(Ok(Message::Rows { relation, framed, rows })) => {
-                    self.pacer.count(rows);
-                    return Ok(Some(Piece::Rows { relation, framed, rows }));
+                Some(Ok(Message::Rows { relation, batch })) => {
+                    self.pacer.count(batch.rows.into());
+                    return Ok(Some(Piece::Rows { relation, batch }));
                 }
                 Some(Ok(Message::Done(number))) => {
                     self.left[number].1 -= 1;
@@ -186,6 +275,13 @@ impl Consistent {
                     }
                 }
                 Some(Err(error)) => return Err(error),
+                None if self.asked.given_up.load(Ordering::Relaxed) => {
+                    return Err(interrupted(format!(
+                        "nothing was taken of a consistent snapshot for {} s: its transaction on the primary was ended \
+                         (limits.snapshot_idle), and it starts over when its stream is resumed",
+                        self.asked.idle.as_secs()
+                    )));
+                }
                 None => return Err(interrupted("the rows ended before their tables did")),
             }
         }

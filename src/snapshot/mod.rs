@@ -9,6 +9,7 @@
 //! - [`consistent`]: one exported snapshot, several connections, COPY by ranges of pages.
 //! - [`incremental`]: chunks by key, each with a snapshot of its own, between marks in the journal.
 
+mod ahead;
 mod consistent;
 mod encoder;
 mod incremental;
@@ -33,6 +34,7 @@ use crate::{
     postgres::{
         self,
         conninfo::ConnectOptions,
+        copier::Copier,
         copy, publication, server,
         sql::Sql,
         table::{self, Table},
@@ -57,12 +59,22 @@ pub struct Exporter {
     connect: ConnectOptions,
     publication: String,
     feed: Arc<dyn Feed>,
+    patience: Patience,
+}
+
+/// How long is waited.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// For a client to take more of a consistent snapshot, which holds a transaction open.
+    pub idle: Duration,
+    /// For commits that nobody sees yet to be released.
+    pub settle: Duration,
 }
 
 impl Exporter {
     /// `connect` and `publication`: those of the slot that fills `feed`.
-    pub fn new(connect: ConnectOptions, publication: &str, feed: Arc<dyn Feed>) -> Self {
-        Exporter { connect, publication: publication.to_owned(), feed }
+    pub fn new(connect: ConnectOptions, publication: &str, feed: Arc<dyn Feed>, patience: Patience) -> Self {
+        Exporter { connect, publication: publication.to_owned(), feed, patience }
     }
 
     /// A session on the primary whose changes are in the journal. After a failover the old one may still answer, and be the
@@ -79,8 +91,8 @@ impl Exporter {
     }
 
     async fn session_at(&self, connect: &ConnectOptions) -> Result<Session, SnapshotError> {
-        let session = Session(copy::connect(connect).await.map_err(refused)?);
-        let sql = &session.0;
+        let mut session = Session { sql: copy::connect(connect).await.map_err(refused)?, place: Vec::new() };
+        let sql = &session.sql;
         let lineage = self.feed.lineage().ok_or_else(|| away("the hub has never been connected to its source"))?;
         if server::in_recovery(sql).await.map_err(refused)? {
             return Err(away("the server is a standby, whose snapshots do not list what runs on the primary"));
@@ -94,7 +106,18 @@ impl Exporter {
             return Err(away(&format!("the server is on timeline {timeline}, and the journal on timeline {journal}")));
         }
         self.settled(sql).await?;
+        session.place = format!("{timeline:08X} {}", system_identifier as i64).into_bytes();
         Ok(session)
+    }
+
+    /// A session that only copies rows, on the server that the other one is on.
+    async fn copier(&self, session: &Session) -> Result<Copier, SnapshotError> {
+        let mut copier = Copier::beside(&session.sql, &self.connect).await.map_err(refused)?;
+        let place = copier.run(table::PLACE).await.map_err(refused)?;
+        if place.first().and_then(|row| row.first()) != Some(&Some(session.place.clone())) {
+            return Err(away("the server has failed over while a session was opened"));
+        }
+        Ok(copier)
     }
 
     /// The published tables of which the selection wants rows, by name, as the session sees them now.
@@ -111,7 +134,7 @@ impl Exporter {
     /// Tables that are locked, the snapshot that is taken then, and everything that follows from it.
     async fn lock(&self, selection: &Selection) -> Result<Locked, SnapshotError> {
         let session = self.session().await?;
-        let sql = &session.0;
+        let sql = &session.sql;
         let mut wanted = self.selected(sql, selection).await?;
         for _ in 0..ATTEMPTS {
             readable(&wanted, sql).await?;
@@ -165,20 +188,16 @@ impl Exporter {
         let locked = self.lock(&request.selection).await?;
         let keyless = locked.tables.iter().find(|table| table.key.is_empty());
         let resumed = request.resume.as_ref().is_some_and(|progress| progress.incremental);
-        let mode = match (request.mode, keyless) {
+        let mode = match request.mode {
             _ if resumed => SnapshotMode::Incremental,
-            (Some(SnapshotMode::Incremental), Some(table)) => return Err(no_key(table)),
-            (Some(mode), _) => mode,
-            (None, None) if locked.tables.iter().map(|table| table.bytes).sum::<i64>() > LARGE => {
-                SnapshotMode::Incremental
-            }
-            (None, _) => SnapshotMode::Consistent,
+            Some(mode) => mode,
+            None => default_mode(&locked.tables),
         };
         if let (SnapshotMode::Incremental, Some(table)) = (mode, keyless) {
             return Err(no_key(table));
         }
         let marker = self.session().await?;
-        table::emit_mark(&marker.0, crate::feed::MARK_PREFIX, "begin").await.map_err(refused)?;
+        table::emit_mark(&marker.sql, crate::feed::MARK_PREFIX, "begin").await.map_err(refused)?;
         let lineage = self.journaled(locked.until).await?;
         let start = scan::before(&*self.feed, &locked.seen, locked.until).await?;
         let reservation = self.feed.reserve(start);
@@ -211,19 +230,14 @@ impl Exporter {
         );
         let rows: Box<dyn crate::feed::Rows> = match mode {
             SnapshotMode::Consistent => {
+                drop(marker);
                 let pacer = Pacer::new(progress.max_rows_per_second);
                 Box::new(consistent::start(self, locked, reservation, pacer).await?)
             }
             SnapshotMode::Incremental => {
-                let state = incremental::Begun {
-                    marker: Some(marker),
-                    request: request.selection,
-                    pause: request.pause,
-                    run,
-                    progress: progress.clone(),
-                };
+                let order = ahead::Order { exporter: self.clone(), selection: request.selection, pause: request.pause };
                 drop(locked);
-                Box::new(incremental::start(self.clone(), state, reservation))
+                Box::new(incremental::start(order, Some(marker), run, progress.clone(), reservation))
             }
         };
         Ok(Snapshot { id: progress.id, mode, tables, restarted, start, handover, progress, run, rows })
@@ -238,7 +252,7 @@ impl Snapshots for Exporter {
     fn refusal<'a>(&'a self, table: &'a str) -> BoxFuture<'a, Option<SnapshotError>> {
         Box::pin(async move {
             let (schema, name) = table.split_once('.')?;
-            let kind = table::kind(&self.session().await.ok()?.0, schema, name).await.ok()??;
+            let kind = table::kind(&self.session().await.ok()?.sql, schema, name).await.ok()??;
             if matches!(kind.as_str(), "table" | "partitioned table") {
                 return None;
             }
@@ -248,12 +262,24 @@ impl Snapshots for Exporter {
     }
 }
 
+/// Which mode it is if nobody says.
+fn default_mode(tables: &[Table]) -> SnapshotMode {
+    match tables.iter().map(|table| table.bytes).sum::<i64>() > LARGE {
+        true => SnapshotMode::Incremental,
+        false => SnapshotMode::Consistent,
+    }
+}
+
 /// A session that hangs up when it is no longer needed, whatever the server is sending.
-struct Session(Sql);
+struct Session {
+    sql: Sql,
+    /// What [`table::PLACE`] gave.
+    place: Vec<u8>,
+}
 
 impl Drop for Session {
     fn drop(&mut self) {
-        self.0.hang_up();
+        self.sql.hang_up();
     }
 }
 

@@ -25,8 +25,6 @@ use crate::{
     },
 };
 
-/// How long a commit may take to be released.
-const RELEASE: Duration = Duration::from_secs(20);
 const POLL: Duration = Duration::from_millis(100);
 
 impl Exporter {
@@ -46,7 +44,7 @@ impl Exporter {
         self.journaled(until).await?;
         let journaled = self.journaled_xids(until).await?;
         waiting.retain(|commit| commit.xid.is_none_or(|xid| !journaled.contains(&xid)));
-        let deadline = Instant::now() + RELEASE;
+        let deadline = Instant::now() + self.patience.settle;
         loop {
             let present = table::waiting_commits(sql).await.map_err(refused)?;
             waiting.retain(|commit| present.contains(commit));

@@ -11,7 +11,6 @@ use crate::{
     ingest::{self, Ingest},
     lsn::Lsn,
     model::{Datum, OldImage, Operation, Position, Relation, Transaction},
-    postgres::logtables::blockers::Blocker,
     reason::{Classified, Reason},
 };
 
@@ -38,12 +37,11 @@ pub(super) async fn from_log_tables(mending: &mut Mending<'_>, broken: &Broken) 
     let options = mending.options;
     let horizons = mending.ingest.horizons().to_vec();
     let state = mending.state;
-    let blocked = |blockers: &[Blocker]| {
-        let text: Vec<String> = blockers.iter().map(ToString::to_string).collect();
+    let blocked = |text: &[String]| {
         let reason = Reason::RecoveryBlocked;
-        state.alarm(reason, &text);
-        state.away(&format!("{}: the new slot waits for {}", reason.as_str(), text.join("; ")));
-        tracing::warn!(reason = reason.as_str(), "the new slot waits for {}", text.join("; "));
+        state.alarm(reason, text);
+        state.away(&format!("{}: the recovery waits for {}", reason.as_str(), text.join("; ")));
+        tracing::warn!(reason = reason.as_str(), "the recovery waits for {}", text.join("; "));
     };
     // The snapshot exists on the server that was chosen, which need not be the first one that answers.
     let mut connect = options.connect.clone();

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::{Error, course::Step, reach, refused, watch::Watch};
 use crate::{
-    feed::StandbyStatus,
+    feed::{Source as _, StandbyStatus},
     lsn::Lsn,
     metrics,
     postgres::{
@@ -27,6 +27,10 @@ impl Watch<'_> {
         let others: Vec<_> = self.options.connect.hosts.iter().filter(|spec| *spec != here).collect();
         if others.is_empty() {
             return std::future::pending().await;
+        }
+        // One that was looked at before its promotion is no standby any more, and not one that is not ready either.
+        if self.state.status().standbys.iter().any(|standby| standby.server == here.to_string()) {
+            ::metrics::gauge!(metrics::STANDBY_SLOT_READY, "standby" => here.to_string()).set(f64::NAN);
         }
         loop {
             let mut standbys = Vec::new();

@@ -53,6 +53,16 @@ impl<'a> ChangeView<'a> {
     }
 }
 
+/// The first framed event of a payload, and the rest of it; `None` if the payload does not begin with one.
+pub fn split_first(payload: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (&field, mut rest) = payload.split_first()?;
+    if field != key(1, LEN) {
+        return None;
+    }
+    take_delimited(&mut rest)?;
+    Some(payload.split_at(payload.len() - rest.len()))
+}
+
 /// A change with its rows unread.
 struct Parts<'a> {
     operation: Operation,

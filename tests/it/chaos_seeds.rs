@@ -65,20 +65,20 @@ fn matrix() -> Vec<u32> {
 
 #[test]
 fn chaos_with_the_slot_copied() {
-    seeds(&[versions::default_major()], Family::Copied, 4);
+    seeds(&[versions::default_major()], Family::Copied, 5);
 }
 
 #[test]
 fn chaos_with_log_tables() {
-    seeds(&[versions::default_major()], Family::LogTables, 6);
+    seeds(&[versions::default_major()], Family::LogTables, 10);
 }
 
 #[test]
 fn chaos_with_synchronized_slots_on_every_version_of_the_matrix() {
-    seeds(&matrix(), Family::Synced, 1);
+    seeds(&matrix(), Family::Synced, 3);
 }
 
 #[test]
 fn chaos_with_log_tables_on_every_version_of_the_matrix() {
-    seeds(&matrix(), Family::LogTables, 2);
+    seeds(&matrix(), Family::LogTables, 3);
 }

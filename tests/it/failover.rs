@@ -7,6 +7,7 @@ use walcast::wire::pb::{self, event::Kind};
 
 use crate::harness::{
     client::Request,
+    command::walcast,
     eventually,
     history::{StreamLog, lsn},
     pair::{self, Pair, Slots, crossed, kept, retracted},
@@ -110,6 +111,15 @@ async fn what_a_promoted_standby_never_had_is_taken_back() {
         let inserted = lost.iter().filter(|kind| matches!(kind, Kind::Change(_))).count();
         let commits = lost.iter().filter(|kind| matches!(kind, Kind::Commit(_))).count();
         assert_eq!((inserted, commits), (3, 3), "{lost:?}");
+        let url = format!("http://127.0.0.1:{}", pair.hub.grpc_port());
+        let shown = walcast(&["status", "--hub", &url], &[]);
+        for transaction in &changed(&history.streams[0])[0].retracted {
+            let begin = transaction.begin.as_ref().expect("a begin");
+            let line = format!("\n  transaction {}  commit {}", begin.xid, begin.commit_lsn);
+            assert!(shown.stdout.contains(&line), "{line}: {shown:?}");
+        }
+        let shown = walcast(&["status", "--hub", &url, "--format", "json"], &[]);
+        assert_eq!(shown.stdout.matches("\"xid\":").count(), 3, "{shown:?}");
 
         // Until something past the switch is acknowledged the subscriber is told again.
         for _ in 0..2 {

@@ -110,22 +110,31 @@ async fn whom_a_new_slot_waits_for_is_named() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_change_that_was_not_logged_is_noticed_by_counting() {
-    let stage = stage().sql("CREATE TABLE t (id int PRIMARY KEY)").start().await;
+    let publication = "CREATE PUBLICATION walcast FOR TABLE t, f WHERE (id % 2 = 0)";
+    let tables = "CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE f (id int PRIMARY KEY)";
+    let stage = stage().sql(tables).publication(publication).start().await;
     install(&stage);
     horizon(&stage).await;
     // Nothing that looks at triggers or DDL could notice this one.
     stage.db.run("ALTER EVENT TRIGGER walcast_ddl DISABLE").await;
     let (client, id) = (stage.client(), AtomicU32::new(0));
-    let alarmed_after = async |sql: &str| {
-        let id = id.fetch_add(1, Ordering::Relaxed);
-        stage.db.run(&sql.replace("$", &id.to_string())).await;
+    // Two rows each time, of which the filter lets one pass.
+    let alarmed_after = async |sql: &str, tables: &[&str]| {
+        let id = id.fetch_add(2, Ordering::Relaxed);
+        for table in tables {
+            stage.db.run(&sql.replace("@", table).replace("#", &format!("VALUES ({id}), ({})", id + 1))).await;
+        }
         let status = client.status().await.map_err(|failure| format!("{failure:?}"))?;
         let alarms = status.source.unwrap_or_default().alarms;
-        Ok::<_, String>(alarms.iter().any(|alarm| alarm.starts_with("FAILOVER_NOT_PROTECTED: t: transaction ")))
+        let alarmed = |table: &&str| {
+            alarms.iter().any(|alarm| alarm.starts_with(&format!("FAILOVER_NOT_PROTECTED: {table}: transaction ")))
+        };
+        Ok::<_, String>(tables.iter().filter(|table| alarmed(table)).count())
     };
-    let unlogged = "BEGIN; ALTER TABLE t DISABLE TRIGGER \"!walcast\"; INSERT INTO t VALUES ($); \
-                    ALTER TABLE t ENABLE ALWAYS TRIGGER \"!walcast\"; COMMIT";
-    let told = |alarmed: bool, wanted: bool| if alarmed == wanted { Ok(()) } else { Err(stage.hub.log_tail(5)) };
-    eventually(PATIENCE, || async { told(alarmed_after(unlogged).await?, true) }).await;
-    eventually(PATIENCE, || async { told(alarmed_after("INSERT INTO t VALUES ($)").await?, false) }).await;
+    let unlogged = "BEGIN; ALTER TABLE @ DISABLE TRIGGER \"!walcast\"; INSERT INTO @ #; \
+                    ALTER TABLE @ ENABLE ALWAYS TRIGGER \"!walcast\"; COMMIT";
+    let told = |alarmed: usize, wanted: usize| if alarmed == wanted { Ok(()) } else { Err(stage.hub.log_tail(5)) };
+    let tables = ["t", "f"];
+    eventually(PATIENCE, || async { told(alarmed_after(unlogged, &tables).await?, 2) }).await;
+    eventually(PATIENCE, || async { told(alarmed_after("INSERT INTO @ #", &tables).await?, 0) }).await;
 }

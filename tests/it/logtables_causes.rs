@@ -90,7 +90,10 @@ const AWKWARD: &str = r#"
         dm positive, c char(5), mo money, reg regclass, x xml, inf timestamptz, bits bit(3), ip inet);
     CREATE TABLE parts (id int, k int, v text, PRIMARY KEY (id, k)) PARTITION BY RANGE (k);
     CREATE TABLE parts_a PARTITION OF parts FOR VALUES FROM (0) TO (10);
-    CREATE TABLE "parts B" PARTITION OF parts FOR VALUES FROM (10) TO (20)"#;
+    CREATE TABLE "parts B" PARTITION OF parts FOR VALUES FROM (10) TO (20);
+    CREATE TABLE parts_m PARTITION OF parts FOR VALUES FROM (30) TO (40) PARTITION BY LIST (k);
+    CREATE TABLE parts_m1 PARTITION OF parts_m FOR VALUES IN (31, 33);
+    CREATE TABLE parts_m2 PARTITION OF parts_m FOR VALUES IN (32, 34)"#;
 
 const AWKWARD_CHANGES: &str = r#"
     INSERT INTO "Größe ""x"" y" VALUES (1, 'ü"\,('), (2, ''), (3, NULL);
@@ -101,7 +104,7 @@ const AWKWARD_CHANGES: &str = r#"
     INSERT INTO other VALUES (1, 'one', 'v'), (2, 'two', 'v'); UPDATE other SET u = 'eins' WHERE id = 1;
     UPDATE other SET v = 'w'; DELETE FROM other WHERE id = 2;
     SET datestyle = 'SQL, DMY'; SET timezone = 'Asia/Kolkata'; SET intervalstyle = 'iso_8601'; SET bytea_output = 'escape';
-    SET extra_float_digits = -10; SET search_path = public, pg_catalog;
+    SET extra_float_digits = -10; SET search_path = public, pg_catalog; ALTER TABLE typed ADD extra int;
     INSERT INTO typed VALUES (1, true, -3, 9007199254740993, 0.1, 1e-300, 'NaN', '0044-03-15 BC', '12:34:56.789',
         '2024-02-29 12:00:00.000001', '2024-02-29 12:00:00+05:30', '1 year -2 days 03:04:05.6', '\x00ff41', '{"a": [1, "é"]}',
         'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11', '{a,NULL,"NULL","x,y \" \\"}', 'it''s "ok", \ and ()', '(1,"a ""b"", c")',
@@ -112,10 +115,15 @@ const AWKWARD_CHANGES: &str = r#"
     TRUNCATE "parts B"; INSERT INTO parts VALUES (5, 13, 'e'); TRUNCATE parts; INSERT INTO parts VALUES (6, 6, 'f'), (7, 17, 'g');
     TRUNCATE "Größe ""x"" y"; INSERT INTO "Größe ""x"" y" VALUES (7, 'after');
     CREATE TABLE parts_new PARTITION OF parts FOR VALUES FROM (20) TO (30); INSERT INTO parts VALUES (3, 25, 'new');
+    INSERT INTO parts VALUES (8, 31, 'm'), (9, 32, 'n'); UPDATE parts SET k = k + 1, v = 'o' WHERE k > 30; TRUNCATE parts_m1;
+    INSERT INTO parts VALUES (10, 34, 'p');
     CREATE TABLE born AS SELECT i AS id, 'row ' || i AS v FROM generate_series(1, 3) i; ALTER TABLE born ADD PRIMARY KEY (id);
     INSERT INTO born VALUES (4, 'later');
     ALTER TABLE other ADD COLUMN added int DEFAULT 5; UPDATE other SET added = 6; ALTER TABLE other DROP COLUMN v;
     INSERT INTO other VALUES (9, 'nine', 1); ALTER TABLE nokey RENAME TO renamed; INSERT INTO renamed VALUES (8, 'r');
+    ALTER TABLE renamed RENAME a TO "ä, ""1"""; INSERT INTO renamed VALUES (9, 'x'), (10, 'y'), (11, NULL);
+    UPDATE renamed SET b = 'x' WHERE b = 'y'; UPDATE renamed SET b = NULL WHERE "ä, ""1""" = 10;
+    ALTER TABLE renamed RENAME "ä, ""1""" TO a;
     CREATE TABLE gone (id int PRIMARY KEY); INSERT INTO gone VALUES (1), (2); DROP TABLE gone;
     BEGIN; UPDATE renamed SET a = a + 1; SAVEPOINT s; DELETE FROM renamed; ROLLBACK TO s; TRUNCATE parts; INSERT INTO parts VALUES (4, 4, 'd'); COMMIT;
     BEGIN; INSERT INTO renamed VALUES (77, 'prepared'); PREPARE TRANSACTION 'p'; COMMIT PREPARED 'p'"#;
@@ -175,7 +183,7 @@ fn same_changes(streamed: &History, replayed: &History) {
 /// What the slot would have sent, and what the log tables give, for the same changes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn awkward_tables_come_as_the_slot_would_have_sent_them() {
-    as_streamed("CREATE PUBLICATION walcast FOR ALL TABLES").await;
+    as_streamed("CREATE PUBLICATION walcast FOR ALL TABLES", "").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -183,19 +191,54 @@ async fn what_a_publication_leaves_out_is_left_out_of_a_replay() {
     as_streamed(
         "CREATE PUBLICATION walcast FOR TABLE nokey, other, typed (id, tz, arr), toasted (id, n), parts (id, k), \
          \"Größe \"\"x\"\" y\" (id) WITH (publish_via_partition_root = true)",
+        "",
     )
     .await;
-    as_streamed("CREATE PUBLICATION walcast FOR ALL TABLES WITH (publish = 'insert, truncate')").await;
+    // Filters on columns outside of the identity, which only a publication of inserts may have; a partition that is itself
+    // partitioned and published as what it is.
+    as_streamed(
+        "SET datestyle = 'German'; SET timezone = 'Asia/Kolkata'; SET extra_float_digits = -5;
+         CREATE PUBLICATION walcast FOR TABLE nokey, toasted WHERE (length(big) > 10), parts_m WHERE (v <> 'p'),
+             typed WHERE (tz = '2024-02-29 06:30:00+00' AND ts < '01.03.2024' AND d < '01.01.2024' AND f8 > 0.3e-300::float8
+                          AND iv > '1 year -3 days' AND c = 'ab' AND c::text = 'ab' AND NOT arr @> '{z}'
+                          AND by = '\\x00ff41' AND bits = B'101' AND ip <<= '10.0.0.0/8' AND n = 'NaN')
+         WITH (publish = 'insert, truncate', publish_via_partition_root = true)",
+        "",
+    )
+    .await;
 }
 
-async fn as_streamed(publication: &str) {
+/// An update that crosses a filter becomes an insert or a delete; filters and columns change while nobody reads.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn row_filters_are_applied_to_a_replay() {
+    let tables = |nokey, big| {
+        format!(
+            r#"TABLE {nokey}, other WHERE (u >= 'one' COLLATE "C"), parts WHERE (k < 14 OR k > 31), toasted WHERE (id > {big}),
+               typed WHERE (id % 2 = 1), "Größe ""x"" y" WHERE ((id BETWEEN 1 AND 3) OR (id >= 7))"#
+        )
+    };
+    let before = tables("nokey WHERE (a IS NOT NULL AND b = 'x')", 0);
+    let after = tables("renamed WHERE (b IS NULL OR a < 10)", 5);
+    as_streamed(
+        &format!("CREATE PUBLICATION walcast FOR {before} WITH (publish_via_partition_root = true)"),
+        &format!(
+            "ALTER PUBLICATION walcast SET {after};
+             INSERT INTO renamed VALUES (1, 'after'), (20, 'after'), (21, NULL); UPDATE renamed SET a = a + 5, b = 'changed';
+             INSERT INTO toasted VALUES (2, 'small', 1), (6, repeat('x', 9000), 1); UPDATE toasted SET n = 7;
+             UPDATE toasted SET id = 11 - id; DELETE FROM toasted; DELETE FROM renamed WHERE a > 15"
+        ),
+    )
+    .await;
+}
+
+async fn as_streamed(publication: &str, more: &str) {
     let mut stage = stage().sql(AWKWARD).publication(publication).start().await;
     install(&stage);
     stage.db.run("INSERT INTO nokey VALUES (0, 'before'); DELETE FROM nokey").await;
     horizon(&stage).await;
     stage.hub.terminate();
     let tail = stage.flushed().await;
-    stage.db.run(AWKWARD_CHANGES).await;
+    stage.db.run(&format!("{AWKWARD_CHANGES}; {more}")).await;
     // A second hub, with a copy of the first one's journal and slot, streams what the first will replay.
     stage.db.run("SELECT pg_copy_logical_replication_slot('walcast', 'copy')").await;
     let mut other = stage.hub.copy(&["--slot", "copy"]);
@@ -225,7 +268,14 @@ async fn a_disabled_trigger_is_an_alarm_and_not_a_silent_gap() {
     let status = walcast(&stage, &["logtables", "status"]);
     assert_eq!(status.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&status.stdout).contains("NOT PROTECTED public.t: "), "{status:?}");
+    let doctor = || String::from_utf8_lossy(&walcast(&stage, &["doctor"]).stdout).into_owned();
+    assert!(
+        doctor().contains("log tables              public.t: its triggers are missing or disabled"),
+        "{}",
+        doctor()
+    );
     install(&stage);
+    assert!(doctor().contains("every published table is logged"), "{}", doctor());
     eventually(PATIENCE, || async {
         let status = stage.client().status().await.map_err(|failure| format!("{failure:?}"))?;
         let alarms = status.source.unwrap_or_default().alarms;

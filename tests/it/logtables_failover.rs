@@ -6,12 +6,14 @@ use std::os::unix::process::ExitStatusExt;
 use walcast::{journal::inspect, wire::pb};
 
 use crate::{
+    failover::status_says,
     harness::{
         client::Request,
         eventually,
         follower::{Follower, Resume},
         history::History,
-        pair::{Pair, Slots, kept, retracted},
+        hub::Hub,
+        pair::{self, Pair, Slots, kept, retracted},
         parsed::Parsed,
         stage::held,
         validators::{self, Replica},
@@ -177,4 +179,85 @@ async fn two_promotions_in_a_row() {
     follower.reaches(goal, PATIENCE).await;
     check(&pair, &follower.stop().await.history).await;
     check(&pair, &pair.collect(Request::new().earliest()).await).await;
+}
+
+/// Behind the gate a recovery waits, too, and says for whom: what it would show is lost with the primary.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_recovery_waits_for_the_gate() {
+    let gate = ["--set", "source.gate=walreceiver"];
+    let mut pair = Pair::start(versions::default_major(), Slots::Lost, workload::SCHEMA, &gate).await;
+    install(&pair);
+    let write = async |pair: &Pair, n: i64| {
+        pair.db().await.run(&format!("INSERT INTO load.ledger (client, n) VALUES (-1, {n})")).await;
+    };
+    write(&pair, 1).await;
+    horizon(&pair).await;
+    pair.hub.kill9();
+    let slot = "SELECT pg_drop_replication_slot('walcast')";
+    eventually(PATIENCE, || async { pair.db().await.batch_execute(slot).await.map_err(|error| error.to_string()) })
+        .await;
+    write(&pair, 2).await;
+    pair.caught_up().await;
+    pair.cut_off().await;
+    write(&pair, 3).await;
+    pair.hub.spawn();
+    status_says(&pair, |status| {
+        let alarms = status.source.as_ref().map(|source| source.alarms.clone()).unwrap_or_default();
+        alarms.iter().any(|alarm| alarm.starts_with("RECOVERY_BLOCKED: standbys of the gate (walreceiver)"))
+    })
+    .await;
+    let mut live = pair.client().subscribe(&Request::new().earliest()).await;
+    live.until("what was journaled", |log| log.commits() == 1).await;
+    pair.fail_over().await;
+    write(&pair, 4).await;
+    pair.rebuild().await;
+    live.until("what the survivor has", |log| log.commits() == 3).await;
+    let history = live.close();
+    let seen = check(&pair, &history).await;
+    assert_eq!((seen.replayed, seen.retracted), (2, 0));
+}
+
+/// The new primary dies while the hub replays its log, and a third server takes over from further back: what was begun
+/// belongs to a history that is left. The hub ends, and the next one follows the third.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replay_whose_source_dies_is_forgotten() {
+    let mut pair = Pair::prepare(versions::default_major(), Slots::Lost, workload::SCHEMA, &[]).await;
+    let third = pair.primary.standby(&pair::SETTINGS).await;
+    pair.hub = Hub::new(&pair::dsn(&[&pair.primary, &pair.standby, &third]));
+    pair.hub.start().await;
+    pair.streaming().await;
+    install(&pair);
+    let db = pair.db().await;
+    db.run("INSERT INTO load.ledger (client, n) VALUES (-1, 1)").await;
+    horizon(&pair).await;
+    pair::replayed(&third, &pair.primary).await;
+    pair::isolate(&third).await;
+    pair.hub.kill9();
+    for n in 0..3 {
+        let rows = format!("SELECT -7, {n}, i, repeat(md5(i::text), 200) FROM generate_series(1, 1000) i");
+        db.run(&format!("INSERT INTO load.bulk {rows}")).await;
+    }
+    pair.caught_up().await;
+    drop(db);
+    pair.fail_over().await;
+    let (release, held) = (pair.hub.dir().join("release"), pair.hub.dir().join("release.held"));
+    pair.hub.failpoints("recovery_mid_replay=hold@20");
+    pair.hub.env("WALCAST_FAILPOINT_RELEASE", &release.display().to_string());
+    pair.hub.spawn();
+    eventually(PATIENCE, || async { if held.exists() { Ok(()) } else { Err(pair.hub.log_tail(3)) } }).await;
+    pair.primary.kill9();
+    third.promote().await;
+    pair.primary = third;
+    pair.db().await.run("INSERT INTO load.ledger (client, n) VALUES (-1, 2)").await;
+    std::fs::write(&release, "").expect("a file");
+    let status = pair.hub.wait_exit(PATIENCE).await;
+    assert_eq!(status.code(), Some(1), "{}", pair.hub.log_tail(5));
+    assert!(pair.hub.log().contains("a replay from the log tables was begun and cannot be ended"));
+    pair.hub.failpoints("");
+    pair.hub.start().await;
+    recoveries(&pair, 1).await;
+    pair.db().await.run("INSERT INTO load.ledger (client, n) VALUES (-1, 3)").await;
+    let history = pair.collect(Request::new().earliest()).await;
+    let seen = check(&pair, &history).await;
+    assert_eq!((seen.replayed, seen.retracted), (1, 0));
 }

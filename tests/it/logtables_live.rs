@@ -13,10 +13,10 @@ use crate::{
         parsed::Parsed,
         stage,
         stage::held,
-        truth,
+        truth, validators,
         workload::{self, Plan, Workload},
     },
-    logtables::{PATIENCE, check, drop_slot, everything, horizon, install, recoveries, replica_agrees},
+    logtables::{PATIENCE, check, drop_slot, everything, horizon, install, recoveries, replica_agrees, walcast},
 };
 
 /// Waits for an alarm that holds all of these words.
@@ -208,4 +208,54 @@ async fn a_slot_invalidated_under_a_running_hub_is_made_good_or_told() {
             workload.stop().await;
         }
     }
+}
+
+/// The connections break in the middle of a replay: the same process begins again and repeats nothing. When the log tables
+/// are gone by then, what was begun cannot be ended: the hub ends, and the next one has never heard of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replay_that_breaks_off_is_begun_again_or_forgotten() {
+    let setup = stage().sql("CREATE TABLE t (id int PRIMARY KEY, v text)");
+    let mut stage = setup.args(&["--set", "source.on_slot_lost=continue"]).start().await;
+    install(&stage);
+    stage.db.run("INSERT INTO t VALUES (0, 'streamed')").await;
+    let release = stage.hub.dir().join("release");
+    let told = stage.hub.dir().join("release.held");
+    for round in 0..2 {
+        horizon(&stage).await;
+        stage.hub.kill9();
+        drop_slot(&stage).await;
+        // More than sockets and buffers take: the log is still being read when the connection breaks.
+        for n in round * 3..round * 3 + 3 {
+            let rows = format!("SELECT {n} * 1000 + i, repeat(md5(i::text), 200) FROM generate_series(1, 1000) i");
+            stage.db.run(&format!("INSERT INTO t {rows}")).await;
+        }
+        stage.hub.failpoints("recovery_mid_replay=hold@20");
+        stage.hub.env("WALCAST_FAILPOINT_RELEASE", &release.display().to_string());
+        stage.hub.spawn();
+        eventually(PATIENCE, || async { if told.exists() { Ok(()) } else { Err(stage.hub.log_tail(3)) } }).await;
+        let ended = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = 'walcast'";
+        assert!(stage.db.number(ended).await >= 3, "a session, a walsender, and who reads the log");
+        if round == 1 {
+            assert!(walcast(&stage, &["logtables", "uninstall", "--yes"]).status.success());
+        }
+        std::fs::write(&release, "").expect("a file");
+        if round == 0 {
+            recoveries(&stage, 1).await;
+            stage.streaming().await;
+            let counts = everything(&stage, false).await;
+            assert_eq!((counts.streamed, counts.replayed), (1, 3));
+            std::fs::remove_file(&told).and_then(|()| std::fs::remove_file(&release)).expect("files");
+        }
+    }
+    let status = stage.hub.wait_exit(PATIENCE).await;
+    assert_eq!(status.code(), Some(1), "{}", stage.hub.log_tail(5));
+    assert!(stage.hub.log().contains("a replay from the log tables was begun and cannot be ended"));
+    stage.hub.failpoints("");
+    stage.hub.start().await;
+    stage.streaming().await;
+    stage.db.run("INSERT INTO t VALUES (-1, 'behind the gap')").await;
+    let history = stage.collect(Request::new().earliest()).await;
+    let parsed = held(&history, validators::formal(&history));
+    assert_eq!(parsed.transactions().count(), 5, "what was forgotten was shown");
+    assert!(history.last().kinds().any(|kind| matches!(kind, Kind::Gap(_))), "and was not told");
 }

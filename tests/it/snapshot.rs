@@ -7,6 +7,7 @@ use walcast::wire::pb::{self, SnapshotMode, event::Kind};
 use crate::harness::{
     Shutdown, Stage,
     client::{Request, Stream},
+    eventually,
     history::{End, History, StreamLog},
     parsed::{Cell, Parsed, Unit, What},
     stage,
@@ -327,4 +328,29 @@ async fn a_consistent_snapshot_whose_connections_end_is_interrupted_and_begins_a
     let mut stream = stage.client().subscribe(&request).await;
     stream.until("snapshot_end", ended).await;
     makes_the_source(&stage, &stream.close(), &["public.items"], false).await;
+}
+
+/// Its transaction holds back vacuum and DDL on the primary: a client that takes nothing does not hold it open for ever.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_consistent_snapshot_of_which_nothing_is_taken_lets_the_primary_go() {
+    let stage = stage()
+        .sql(TABLE)
+        .sql("INSERT INTO items SELECT n, repeat('x', 8000) FROM generate_series(1, 12000) n")
+        .env("WALCAST_LIMITS_SNAPSHOT_IDLE", "2s")
+        .start()
+        .await;
+    let open = "SELECT count(*) FROM pg_stat_activity
+                WHERE pid <> pg_backend_pid() AND backend_type = 'client backend' AND backend_xmin IS NOT NULL";
+    let mut stream = stage.client().subscribe(&Request::new().snapshot(SnapshotMode::Consistent)).await;
+    stream.until("snapshot_begin", |log| log.kinds().any(|kind| matches!(kind, Kind::SnapshotBegin(_)))).await;
+    assert!(stage.db.number(open).await > 0);
+    eventually(Duration::from_secs(60), || async {
+        match stage.db.number(open).await {
+            0 => Ok(()),
+            sessions => Err(format!("{sessions} sessions hold a snapshot")),
+        }
+    })
+    .await;
+    let failure = stream.fails_with("SNAPSHOT_INTERRUPTED").await;
+    assert!(failure.message.contains("limits.snapshot_idle") && failure.retry.is_some(), "{failure:?}");
 }

@@ -231,6 +231,7 @@ async fn a_commit_that_nobody_sees_yet_is_not_lost() {
     let mut stage = stage()
         .sql("CREATE TABLE items (id int PRIMARY KEY, name text); INSERT INTO items VALUES (1, 'old')")
         .no_oracle()
+        .env("WALCAST_LIMITS_SNAPSHOT_SETTLE", "2s")
         .prepare()
         .await;
     let (one, two) = (stage.cluster.connect().await, stage.cluster.connect().await);
@@ -249,10 +250,21 @@ async fn a_commit_that_nobody_sees_yet_is_not_lost() {
     stage.hub.ready().await;
     stage.streaming().await;
     let client = stage.client();
+    let refused = client.subscribe(&slowly(SnapshotMode::Consistent, 0)).await.fails_with("SOURCE_UNAVAILABLE").await;
+    let pid = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND query LIKE '%stuck%'";
+    let pid = stage.db.number(pid).await.to_string();
+    assert!(
+        refused.message.contains("wait for a synchronous standby") && refused.message.contains(&pid),
+        "{refused:?}"
+    );
     let rows_of = tokio::spawn(async move {
-        let mut stream = client.subscribe(&slowly(SnapshotMode::Consistent, 0)).await;
-        stream.until("snapshot_end", ended).await;
-        stream.close()
+        loop {
+            let mut stream = client.subscribe(&slowly(SnapshotMode::Consistent, 0)).await;
+            while !ended(&stream.log) && stream.pull().await {}
+            if ended(&stream.log) {
+                return stream.close();
+            }
+        }
     });
     waits(&stage.db, "query LIKE '%a.wait_event = ''SyncRep''%' AND pid <> pg_backend_pid()").await;
     release(&stage, two_is_stuck).await;
@@ -295,6 +307,60 @@ async fn a_chunk_waits_for_the_row_of_which_the_stream_has_a_part() {
     let history = stream.close();
     assert_eq!(rows(history.last()), 3);
     makes(&history, &stage.db, &["public.wide"], true).await;
+}
+
+/// What a chunk needs of the journal begins in front of the oldest transaction that no snapshot shows yet. It is kept up to the
+/// cap.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn beyond_the_cap_an_incremental_snapshot_ends_with_an_error() {
+    let stage = stage()
+        .sql(ITEMS)
+        .sql("CREATE TABLE load (id int, data text)")
+        .env("WALCAST_SEGMENT_BYTES", "1MiB")
+        .env("WALCAST_RETAIN_BYTES", "3MiB")
+        .start()
+        .await;
+    let stuck = stuck(&stage, "INSERT INTO items VALUES (0, 'stuck')").await;
+    stage.journaled().await;
+    let mut stream = stage.client().subscribe(&slowly(SnapshotMode::Incremental, 1000).tables(&["public.items"])).await;
+    stream.until("rows", |log| rows(log) > 0).await;
+    for n in 0..20 {
+        let insert = format!("INSERT INTO load SELECT {n}, repeat('x', 1000) FROM generate_series(1, 500)");
+        stage.db.run(&format!("BEGIN; SET LOCAL synchronous_commit = local; {insert}; COMMIT")).await;
+    }
+    stream.fails_with("POSITION_EXPIRED").await;
+    assert!(!ended(&stream.log));
+    release(&stage, stuck).await;
+}
+
+/// DDL waits behind the locks of the session that took the snapshot, and whoever comes later waits behind the DDL.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rows_are_read_although_a_change_of_the_table_waits() {
+    let stage = stage().sql(ITEMS).start().await;
+    let walsender = stage.db.number("SELECT active_pid FROM pg_replication_slots WHERE slot_name = 'walcast'").await;
+    let walsender = rustix::process::Pid::from_raw(walsender as i32).expect("a pid");
+    // Holds the snapshot up between its locks and its rows.
+    rustix::process::kill_process(walsender, rustix::process::Signal::STOP).expect("stopped");
+    let client = stage.client();
+    let rows_of = tokio::spawn(async move {
+        let mut stream = client.subscribe(&slowly(SnapshotMode::Consistent, 0)).await;
+        stream.until("snapshot_end", ended).await;
+        stream
+    });
+    let lock = |mode: &str, granted: &str| {
+        format!(
+            "pid IN (SELECT pid FROM pg_locks WHERE relation = 'items'::regclass AND mode = '{mode}' AND {granted})"
+        )
+    };
+    waits(&stage.db, &lock("AccessShareLock", "granted")).await;
+    let other = stage.cluster.connect().await;
+    let altered = tokio::spawn(async move { other.run("ALTER TABLE items ADD COLUMN extra int").await });
+    waits(&stage.db, &lock("AccessExclusiveLock", "NOT granted")).await;
+    rustix::process::kill_process(walsender, rustix::process::Signal::CONT).expect("continued");
+    let stream = rows_of.await.expect("the rows");
+    altered.await.expect("altered");
+    let history = stream.close();
+    assert_eq!(ids(&held(&history, validators::formal(&history))), (1..=20000).collect::<Vec<_>>());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -227,3 +227,58 @@ async fn a_large_table_is_streamed_not_held() {
     let grown = stage.hub.rss_peak().saturating_sub(before);
     assert!(grown < 96 << 20, "120 MB of rows cost {} MiB", grown >> 20);
 }
+
+/// A chunk is read as the table was described before. Whatever makes it another table to read must be noticed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_that_is_not_what_it_was_is_noticed() {
+    use walcast::postgres::table::{execute_likeness, prepare_likeness};
+    let stage = stage()
+        .sql("CREATE SCHEMA other; CREATE TYPE mood AS ENUM ('sad')")
+        .sql("CREATE TABLE root (id int, k int, feeling mood, PRIMARY KEY (id, k)) PARTITION BY RANGE (k)")
+        .sql("CREATE TABLE t PARTITION OF root FOR VALUES FROM (0) TO (10); INSERT INTO root VALUES (1, 1)")
+        .sql("CREATE PUBLICATION listed FOR TABLE root; CREATE PUBLICATION schemas FOR TABLES IN SCHEMA other")
+        .publication("CREATE PUBLICATION walcast FOR ALL TABLES")
+        .start()
+        .await;
+    let version = stage.db.number("SELECT current_setting('server_version_num')::int8").await as u32;
+    let oid = stage.db.number("SELECT 't'::regclass::oid::int8").await as u32;
+    stage.db.run(&format!("SET search_path = pg_catalog, public; {}", prepare_likeness("likeness", version))).await;
+    let like = async || {
+        let mut answers = Vec::new();
+        for publication in ["listed", "schemas"] {
+            answers.push(stage.db.text(&execute_likeness("likeness", publication, oid)).await);
+        }
+        answers
+    };
+    let mut before = like().await;
+    for same in ["INSERT INTO public.root VALUES (2, 2)", "ANALYZE public.t", "VACUUM FULL public.t"] {
+        stage.db.run(same).await;
+        assert_eq!(like().await, before, "{same}");
+    }
+    for change in [
+        "ALTER TABLE public.root ADD COLUMN x int",
+        "ALTER TABLE public.root RENAME COLUMN x TO y",
+        "ALTER TABLE public.root ALTER COLUMN y TYPE int8",
+        "ALTER TABLE public.root DROP COLUMN y",
+        "ALTER TABLE public.t ADD UNIQUE (id, k)",
+        "ALTER TABLE public.t REPLICA IDENTITY USING INDEX t_id_k_key",
+        "ALTER TABLE public.t REPLICA IDENTITY FULL",
+        "ALTER TYPE public.mood RENAME TO humour",
+        "ALTER TABLE public.t RENAME TO u",
+        "ALTER TABLE public.u SET SCHEMA other",
+        "ALTER SCHEMA other RENAME TO another",
+        "ALTER PUBLICATION listed SET (publish_via_partition_root)",
+        "ALTER PUBLICATION listed SET TABLE public.root WHERE (id > 0)",
+        "ALTER PUBLICATION listed SET TABLE public.root (id, k)",
+        "ALTER PUBLICATION listed DROP TABLE public.root",
+        "ALTER PUBLICATION schemas ADD TABLES IN SCHEMA public",
+        "DROP PUBLICATION listed",
+        "ALTER TABLE public.root DETACH PARTITION another.u",
+        "DROP TABLE another.u",
+    ] {
+        stage.db.run(change).await;
+        let now = like().await;
+        assert_ne!(now, before, "{change}");
+        before = now;
+    }
+}

@@ -53,9 +53,7 @@ impl Suites {
     pub(super) fn raw(subscribers: usize, bytes: u64, pieces: usize) -> Cost {
         let port = process::free_port();
         let mut server = rawtcp::start(port, bytes, subscribers, pieces);
-        while std::fs::read_to_string("/proc/net/tcp").is_ok_and(|text| !text.contains(&format!(":{port:04X} "))) {
-            std::thread::sleep(std::time::Duration::from_millis(2));
-        }
+        proc::listens(port);
         let client = Client::start(&Orders { port, streams: subscribers, until: Until::Raw, ..Orders::default() });
         let (report, client) = client.finish();
         assert_eq!(report.bytes, bytes * subscribers as u64);

@@ -4,28 +4,40 @@ use std::process::Child;
 
 use super::Suites;
 use crate::{
-    client::{From, Until},
+    client::{From, Orders, Until},
     harness::{Hub, process},
     pgoutput,
-    proc::Client,
+    proc::{self, Client},
+    rawtcp,
     report::{Section, Spread, count},
     stage::orders,
 };
 
-/// Who reads; the first one is PostgreSQL's own client.
+/// Who reads.
 struct Reader {
     name: &'static str,
     subscribers: usize,
-    /// Of the hub.
-    args: &'static [&'static str],
+    through: Through,
 }
 
-const READERS: [Reader; 5] = [
-    Reader { name: "pg_recvlogical", subscribers: 1, args: &[] },
-    Reader { name: "hub, 1 subscriber", subscribers: 1, args: &[] },
-    Reader { name: "hub, last of 100", subscribers: 100, args: &[] },
-    Reader { name: "eager hub, 1 subscriber", subscribers: 1, args: &["--eager"] },
-    Reader { name: "eager hub, last of 100", subscribers: 100, args: &["--eager"] },
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Through {
+    /// PostgreSQL's own client, and nothing else.
+    Nothing,
+    /// A server that writes to every connection what this client prints, over plain TCP.
+    RawTcp,
+    Hub,
+    EagerHub,
+}
+
+/// The first one is what the others are compared with.
+const READERS: [Reader; 6] = [
+    Reader { name: "pg_recvlogical", subscribers: 1, through: Through::Nothing },
+    Reader { name: "raw TCP, last of 100", subscribers: 100, through: Through::RawTcp },
+    Reader { name: "hub, 1 subscriber", subscribers: 1, through: Through::Hub },
+    Reader { name: "hub, last of 100", subscribers: 100, through: Through::Hub },
+    Reader { name: "eager hub, 1 subscriber", subscribers: 1, through: Through::EagerHub },
+    Reader { name: "eager hub, last of 100", subscribers: 100, through: Through::EagerHub },
 ];
 
 /// Percentiles in milliseconds.
@@ -55,8 +67,10 @@ impl Suites {
             "pgbench with 4 connections commits so many transactions/s (synchronous, fsync on), each an insert of \
              clock_timestamp() taken before its commit; a reader compares it with the same host's clock at arrival. So the \
              server's own commit is in both figures. With 100 subscribers it is the last of them that counts. An eager hub \
-             delivers before its fdatasync. {seconds} seconds per run, {runs} runs each, taking turns; nobody else reads \
-             the WAL meanwhile."
+             delivers before its fdatasync. Raw TCP is a thread that writes {} bytes to 100 connections, one after another, \
+             whenever pg_recvlogical prints an insert: what the machine can do at all. {seconds} seconds per run, {runs} runs \
+             each, taking turns; nobody else reads the WAL meanwhile.",
+            rawtcp::STAMPED
         );
         let columns = ["transactions/s", "reader", "p50 ms", "p99 ms", "p99.9 ms", "max ms"];
         let mut section = Section::new("3-latency", "Commit to client", about, &columns);
@@ -67,10 +81,16 @@ impl Suites {
             let changes = rate * seconds;
             let mut samples: [Vec<Sample>; READERS.len()] = Default::default();
             for _ in 0..runs {
-                samples[0].push(self.direct_latency(peer, rate, changes).await);
-                for (at, reader) in READERS.iter().enumerate().skip(1) {
+                for (reader, samples) in READERS.iter().zip(&mut samples) {
                     if reader.subscribers == 1 || last_of {
-                        samples[at].push(self.hub_latency(reader, rate, changes).await);
+                        samples.push(match reader.through {
+                            Through::Nothing => self.direct_latency(peer, rate, changes).await,
+                            Through::RawTcp => self.raw_latency(peer, reader.subscribers, rate, changes).await,
+                            Through::Hub => self.hub_latency(reader.subscribers, &[], rate, changes).await,
+                            Through::EagerHub => {
+                                self.hub_latency(reader.subscribers, &["--eager"], rate, changes).await
+                            }
+                        });
                     }
                 }
             }
@@ -88,19 +108,19 @@ impl Suites {
                 ]);
                 section.bar(format!("{rate}/s, {name}, p50"), p50.median, at == 0);
                 section.bar(format!("{rate}/s, {name}, p99"), p99.median, at == 0);
-                if at > 0 {
+                if matches!(reader.through, Through::Hub | Through::EagerHub) {
                     let added = [
                         p50.median - of(0, |sample| sample.p50).median,
                         p99.median - of(0, |sample| sample.p99).median,
                     ];
-                    let (text, reached) = match reader.args {
-                        [] => ("p50 + 1 ms, p99 + 3 ms", added[0] <= 1.0 && added[1] <= 3.0),
+                    let (text, reached) = match reader.through {
+                        Through::Hub => ("p50 + 1 ms, p99 + 3 ms", added[0] <= 1.0 && added[1] <= 3.0),
                         _ => ("p50 + 200 us", added[0] <= 0.2),
                     };
                     let text = format!("{} transactions/s, {name}: {text}", count(rate as f64));
                     section.goal(text, format!("{:+.2} ms, {:+.2} ms", added[0], added[1]), reached);
                 }
-                if (rate, at) == (1000, 1) {
+                if (rate, reader.subscribers, reader.through) == (1000, 1, Through::Hub) {
                     let text = "Commit to client at 1,000 transactions/s: p99 under 10 ms";
                     section.goal(text, p99.show(2), p99.median < 10.0);
                 }
@@ -112,12 +132,12 @@ impl Suites {
         section
     }
 
-    async fn hub_latency(&mut self, reader: &Reader, rate: u64, changes: u64) -> Sample {
+    async fn hub_latency(&mut self, subscribers: usize, args: &[&str], rate: u64, changes: u64) -> Sample {
         const SLOT: &str = "latency_hub";
         self.stage.db.rows(&format!("SELECT pg_create_logical_replication_slot('{SLOT}', 'pgoutput')")).await;
-        let mut hub = self.stage.hub(SLOT, reader.args);
+        let mut hub = self.stage.hub(SLOT, args);
         hub.start().await;
-        let sample = self.latency_through(&hub, reader.subscribers, rate, changes);
+        let sample = self.latency_through(&hub, subscribers, rate, changes);
         hub.kill9();
         self.stage.drop_slot(SLOT).await;
         sample
@@ -125,7 +145,11 @@ impl Suites {
 
     /// With so many subscribers, of the last.
     pub(super) fn latency_through(&self, hub: &Hub, subscribers: usize, rate: u64, changes: u64) -> Sample {
-        let mut client = Client::start(&orders(hub, subscribers, From::Latest, Until::Latency(changes)));
+        self.latency_of(&orders(hub, subscribers, From::Latest, Until::Latency(changes)), rate, changes)
+    }
+
+    fn latency_of(&self, orders: &Orders, rate: u64, changes: u64) -> Sample {
+        let mut client = Client::start(orders);
         client.report();
         let mut load = self.load(rate, changes);
         let (report, _) = client.finish();
@@ -133,10 +157,28 @@ impl Suites {
         Sample::of(report.latencies_us)
     }
 
-    async fn direct_latency(&self, slot: &str, rate: u64, changes: u64) -> Sample {
+    async fn raw_latency(&self, slot: &str, subscribers: usize, rate: u64, changes: u64) -> Sample {
+        let mut reader = self.direct(slot).await;
+        let port = process::free_port();
+        let mut server = rawtcp::start_stamps(port, subscribers, changes, &mut reader);
+        proc::listens(port);
+        let until = Until::RawLatency(changes);
+        let sample = self.latency_of(&Orders { port, streams: subscribers, until, ..Orders::default() }, rate, changes);
+        process::signal(&reader, rustix::process::Signal::INT);
+        let _ = reader.wait();
+        let _ = server.wait();
+        sample
+    }
+
+    /// PostgreSQL's own client on what commits from now on.
+    async fn direct(&self, slot: &str) -> Child {
         let skip = format!("SELECT pg_replication_slot_advance('{slot}', pg_current_wal_flush_lsn())");
         self.stage.db.rows(&skip).await;
-        let mut reader = self.stage.recvlogical(slot, None, "-");
+        self.stage.recvlogical(slot, None, "-")
+    }
+
+    async fn direct_latency(&self, slot: &str, rate: u64, changes: u64) -> Sample {
+        let mut reader = self.direct(slot).await;
         let pipe = reader.stdout.take().expect("stdout");
         let mut load = self.load(rate, changes);
         let latencies = pgoutput::latencies(pipe, changes);

@@ -11,18 +11,14 @@ use crate::{
     stage::{Shape, orders},
 };
 
+const COLUMNS: [&str; 3] = ["subscribers", "hub RSS MB", "KiB per subscriber"];
+
 impl Suites {
     pub(super) async fn memory(&mut self) -> Section {
         let about = "VmRSS of the hub once it has settled, with so many subscribers that follow a quiet database, each over \
-                     a connection of its own; then with subscribers that asked for a backlog in the ring and never read. \
-                     One run.";
-        let columns = ["subscribers", "hub RSS MB", "KiB per subscriber"];
-        let mut section = Section::new("8-memory", "Memory of idle and stalled subscribers", about, &columns);
+                     a connection of its own. One run.";
+        let mut section = Section::new("8-memory", "Memory of idle subscribers", about, &COLUMNS);
         section.unit = "hub RSS, MB".to_owned();
-        let backlog = self.stage.backlog("held", Shape::Small(1000), 200_000).await;
-        let slot = self.stage.copy(&backlog).await;
-        let mut hub = self.stage.hub(&slot, &[]);
-        // Without the ring's bytes first: the subscribers alone.
         let empty = "memory_empty";
         self.stage.db.rows(&format!("SELECT pg_create_logical_replication_slot('{empty}', 'pgoutput')")).await;
         let mut quiet = self.stage.hub(empty, &[]);
@@ -46,6 +42,17 @@ impl Suites {
         drop(quiet);
         self.encrypted(&mut section, empty).await;
         self.stage.drop_slot(empty).await;
+        section
+    }
+
+    pub(super) async fn stalled(&mut self) -> Section {
+        let about = "VmRSS of the hub once it has settled, with so many subscribers that asked for a backlog in the ring and \
+                     never read, each over a connection of its own; with 1,000 of them again after 10 minutes. One run.";
+        let mut section = Section::new("8b-stalled", "Memory of stalled subscribers", about, &COLUMNS);
+        section.unit = "hub RSS, MB".to_owned();
+        let backlog = self.stage.backlog("held", Shape::Small(1000), 200_000).await;
+        let slot = self.stage.copy(&backlog).await;
+        let mut hub = self.stage.hub(&slot, &[]);
         hub.start().await;
         let (report, _) = Client::start(&orders(&hub, 1, From::Earliest, Until::Changes(backlog.changes))).finish();
         crate::stage::check(&backlog, &report);
@@ -78,9 +85,7 @@ impl Suites {
         self.stage.drop(backlog).await;
         section
     }
-}
 
-impl Suites {
     /// The same over TLS, which is not compared with anything.
     async fn encrypted(&self, section: &mut Section, slot: &str) {
         let directory = process::scratch().join("tls");

@@ -7,8 +7,11 @@
 //! ones not under `session_replication_role = replica`, so they are row triggers, ENABLE ALWAYS; rows are kept as
 //! text under the settings that the stream has, because a column of the row's own type would make ALTER TABLE fail.
 
+mod all_tables;
 pub mod audit;
 pub mod blockers;
+mod check;
+pub mod filter;
 pub mod order;
 pub mod read;
 mod row;
@@ -17,12 +20,13 @@ use tokio_postgres::types::Type;
 
 use super::{
     error::Result,
-    publication::{self, OWN_SCHEMA},
+    publication::OWN_SCHEMA,
     replication::{identifier, literal},
     sql::{Sql, get, text},
 };
 use crate::failpoint;
 
+pub use check::check;
 pub use row::{Field, fields};
 
 /// Everything that runs in the database, apart from the tables' names.
@@ -48,7 +52,7 @@ fn base(publication: &str, hub_role: Option<&str>) -> String {
         format!(
             "GRANT USAGE ON SCHEMA walcast TO {role};\nGRANT SELECT ON ALL TABLES IN SCHEMA walcast TO {role};\n\
              GRANT EXECUTE ON FUNCTION walcast.prune(pg_snapshot), walcast.published(), walcast.is_captured(oid), \
-             walcast.shape_of(oid) TO {role};\n"
+             walcast.filter_of(oid), walcast.shape_of(oid) TO {role};\n"
         )
     });
     format!(
@@ -105,32 +109,8 @@ pub async fn install(sql: &Sql, publication: &str, hub_role: Option<&str>) -> Re
         sql.query("SELECT walcast.protect($1)::text", &[(&oid, Type::OID)]).await?;
         done.tables += 1;
     }
-    done.notes.extend(doubling(sql, publication).await?);
+    done.notes.extend(all_tables::notes(sql, publication).await?);
     Ok(done)
-}
-
-/// Publications that also publish the log, and what to do about it.
-async fn doubling(sql: &Sql, publication: &str) -> Result<Vec<String>> {
-    let rows = sql
-        .query("SELECT p.pubname::text FROM pg_catalog.pg_publication p WHERE p.puballtables ORDER BY 1", &[])
-        .await?;
-    let mut notes = Vec::new();
-    for row in rows {
-        let name: String = get(&row, 0)?;
-        let found = publication::published_tables(sql, &name).await?;
-        let tables =
-            found.iter().map(|(s, t)| format!("{}.{}", identifier(s), identifier(t))).collect::<Vec<_>>().join(", ");
-        notes.push(match name == publication {
-            true => format!(
-                "Publication {name:?} is FOR ALL TABLES, so the log is decoded too (and then left out): about twice the \
-                 volume on the slot. To convert: CREATE PUBLICATION {}_tables FOR TABLE {tables}; then, once \
-                 `walcast status` shows the journal past that point, restart the hub with --publication {name}_tables.",
-                name
-            ),
-            false => format!("Publication {name:?} is FOR ALL TABLES: its subscribers get the log tables too."),
-        });
-    }
-    Ok(notes)
 }
 
 /// Why a table is not protected.
@@ -155,26 +135,22 @@ pub enum Look<'a> {
 
 /// Published tables whose changes are not all logged.
 pub async fn unprotected(sql: &Sql, publication: &str, look: Look<'_>) -> Result<Vec<Unprotected>> {
-    let filtered = match sql.version() {
-        ..=149_999 => "false",
-        _ => {
-            "EXISTS (SELECT FROM pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication u ON u.oid = r.prpubid
-                     WHERE u.pubname = $1 AND r.prqual IS NOT NULL
-                       AND (r.prrelid = p.oid OR r.prrelid = pg_catalog.pg_partition_root(p.oid)::oid))"
-        }
-    };
-    let statement = format!(
-        "SELECT pg_catalog.format('%I.%I', n.nspname, c.relname),
+    let statement = "SELECT pg_catalog.format('%I.%I', n.nspname, c.relname),
                 CASE WHEN NOT walcast.is_captured(p.oid) THEN
                          'its triggers are missing or disabled: walcast logtables install'
-                     WHEN {filtered} THEN 'it is published with a row filter, which a replay cannot apply'
+                     WHEN NOT newest.shape ? 'filter' THEN
+                         'its row filter is not noted, or that it has none: walcast logtables install'
                      WHEN CASE WHEN $3 THEN newest.shape IS DISTINCT FROM walcast.shape_of(p.oid) END THEN
                          'its definition has changed unnoticed: walcast logtables install'
+                     WHEN EXISTS (SELECT FROM pg_catalog.jsonb_array_elements(newest.shape -> 'columns') a
+                                  WHERE a ->> 'generated' = 'v'
+                                    AND pg_catalog.strpos(newest.shape ->> 'filter', a ->> 'name') > 0) THEN
+                         'its row filter has a virtual generated column, which is not in the log'
                      WHEN $2 <> '' AND NOT coalesce(before.captured, first.created, false) THEN
                          'its changes were not logged from the beginning of the gap'
                      WHEN $2 <> '' AND EXISTS (SELECT FROM walcast.shapes s WHERE s.relid = p.oid AND NOT s.captured
                              AND NOT pg_catalog.pg_visible_in_snapshot(s.xid, NULLIF($2, '')::pg_snapshot)) THEN
-                         'its triggers were disabled for a while within the gap' END
+                         'its triggers were disabled for a while within the gap, or its definition changed unnoticed' END
          FROM walcast.published() p(oid)
          JOIN pg_catalog.pg_class c ON c.oid = p.oid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
          LEFT JOIN LATERAL (SELECT s.shape FROM walcast.shapes s WHERE s.relid = p.oid
@@ -184,12 +160,11 @@ pub async fn unprotected(sql: &Sql, publication: &str, look: Look<'_>) -> Result
          LEFT JOIN LATERAL (SELECT s.captured FROM walcast.shapes s WHERE s.relid = p.oid AND $2 <> ''
                             AND pg_catalog.pg_visible_in_snapshot(s.xid, NULLIF($2, '')::pg_snapshot)
                             ORDER BY s.id DESC LIMIT 1) before ON true
-         WHERE $1 <> '' ORDER BY 1"
-    );
+         WHERE $1 <> '' ORDER BY 1";
     let since = if let Look::Since(snapshot) = look { snapshot } else { "" };
     let definitions = look != Look::Triggers;
     let mut found = Vec::new();
-    for row in sql.query(&statement, &[text(&publication), text(&since), (&definitions, Type::BOOL)]).await? {
+    for row in sql.query(statement, &[text(&publication), text(&since), (&definitions, Type::BOOL)]).await? {
         if let Some(problem) = get::<Option<String>>(&row, 1)? {
             found.push(Unprotected { table: get(&row, 0)?, problem });
         }

@@ -94,7 +94,17 @@ mod tests {
     fn row(id: i64, op: u8, old: &str, new: &str, old_row: &str, new_row: &str) -> Logged {
         let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
         let (old_ctid, new_ctid) = (some(old), some(new));
-        Logged { rank: 0, id, relid: 7, op, old_ctid, new_ctid, old_row: some(old_row), new_row: some(new_row) }
+        Logged {
+            rank: 0,
+            id,
+            relid: 7,
+            op,
+            shown: Some(op),
+            old_ctid,
+            new_ctid,
+            old_row: some(old_row),
+            new_row: some(new_row),
+        }
     }
 
     fn ids(rows: Vec<Logged>) -> Vec<i64> {

@@ -13,7 +13,7 @@ use crate::{
         conninfo::ConnectOptions,
         error::{Error, Result},
         publication::{self, Publication},
-        replication::literal,
+        replication::{identifier, literal},
         sql::{Sql, get, text},
     },
 };
@@ -42,6 +42,8 @@ pub struct Logged {
     pub relid: u32,
     /// `I`, `U`, `D` or `T`.
     pub op: u8,
+    /// The same as the publication shows it: a row filter leaves it out, or makes an insert or a delete of an update.
+    pub shown: Option<u8>,
     /// Where the old row version was.
     pub old_ctid: Option<String>,
     /// Where the new row version is.
@@ -57,6 +59,10 @@ pub struct Reader {
     sql: Sql,
 }
 
+/// The log has no indexes, which every writer would have to pay for. Where the planner takes a grown log for a small one, a
+/// nested loop would read it again for each row; read once, a million rows take a fraction of a second.
+const READ_ONCE: &str = "SET LOCAL enable_nestloop = off";
+
 const NOT_COVERED: &str = "NOT pg_catalog.pg_visible_in_snapshot(l.xid, $1::text::pg_snapshot)";
 
 impl Reader {
@@ -65,14 +71,14 @@ impl Reader {
         let sql = Sql::connect(options).await?;
         let begin =
             format!("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {}", literal(snapshot));
-        sql.batch(&begin).await?;
+        sql.batch(&format!("{begin}; {READ_ONCE}")).await?;
         Ok(Reader { sql })
     }
 
     /// A session with a snapshot of its own.
     pub async fn open_now(options: &ConnectOptions) -> Result<Reader> {
         let sql = Sql::connect(options).await?;
-        sql.batch("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
+        sql.batch(&format!("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {READ_ONCE}")).await?;
         Ok(Reader { sql })
     }
 
@@ -97,7 +103,8 @@ impl Reader {
         let statement = format!(
             "SELECT DISTINCT l.xid::text::int8 FROM walcast.log l
              JOIN walcast.log m ON m.xid = l.xid AND m.relid = l.relid AND m.old_ctid = l.new_ctid AND m.id < l.id
-             WHERE {NOT_COVERED} AND l.relid = ANY ($2)"
+             WHERE {NOT_COVERED} AND l.relid = ANY ($2)
+               AND NOT pg_catalog.pg_visible_in_snapshot(m.xid, $1::text::pg_snapshot)"
         );
         let mut tangled = HashSet::new();
         for row in self.sql.query(&statement, &params).await? {
@@ -132,11 +139,13 @@ impl Reader {
         let rows = self.sql.client().query_raw(&statement, params).await?;
         Ok(rows.map(|row| {
             let row = row?;
+            let op = get::<&str>(&row, 3)?.bytes().next().unwrap_or(0);
             Ok(Logged {
                 rank: usize::try_from(get::<i64>(&row, 0)? - 1).unwrap_or(0),
                 id: get(&row, 1)?,
                 relid: get(&row, 2)?,
-                op: get::<&str>(&row, 3)?.bytes().next().unwrap_or(0),
+                op,
+                shown: Some(op),
                 old_ctid: get(&row, 4)?,
                 new_ctid: get(&row, 5)?,
                 old_row: get(&row, 6)?,
@@ -146,15 +155,37 @@ impl Reader {
     }
 
     /// Every shape that this snapshot sees.
-    pub async fn shapes(&self) -> Result<Vec<Shape>> {
+    pub async fn shapes(&self) -> Result<Shapes> {
         let rows =
             self.sql.query("SELECT s.id, s.relid, s.shape::text FROM walcast.shapes s ORDER BY s.id", &[]).await?;
-        rows.iter().map(|row| Shape::read(get(row, 0)?, get(row, 1)?, get(row, 2)?)).collect()
+        let mut shapes = Shapes::default();
+        for row in rows {
+            let shape = Shape::read(get(&row, 0)?, get(&row, 1)?, get(&row, 2)?)?;
+            shapes.0.entry(shape.relid).or_default().push(shape);
+        }
+        Ok(shapes)
     }
 
     /// Ends the session.
     pub async fn close(self) -> Result<()> {
         self.sql.batch("COMMIT").await
+    }
+}
+
+/// By table, oldest first.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Shapes(HashMap<u32, Vec<Shape>>);
+
+impl Shapes {
+    /// What the table was when this row was logged.
+    pub fn of(&self, row: &Logged) -> Option<&Shape> {
+        let shapes = self.0.get(&row.relid)?;
+        shapes.get(shapes.partition_point(|shape| shape.id < row.id).checked_sub(1)?)
+    }
+
+    /// Whether any of them has a row filter.
+    pub fn filtered(&self) -> bool {
+        self.0.values().flatten().any(|shape| shape.filter.is_some())
     }
 }
 
@@ -167,13 +198,23 @@ pub struct Shape {
     pub relid: u32,
     /// The partitioned table at the top; `None` for a table that is no partition.
     pub root: Option<u32>,
+    /// The publication's row filter, an SQL condition on the columns.
+    pub filter: Option<String>,
     relation: Relation,
+    /// By column, the type to which a text is cast where an expression is to be evaluated; `None` for types that are not
+    /// the server's own.
+    casts: Vec<Option<String>>,
     /// `pg_attribute.attgenerated` of each column.
     generated: Vec<bool>,
     stored: Vec<bool>,
 }
 
 impl Shape {
+    /// Columns in the order of logged rows: name, and the type to which its text is cast in an expression.
+    pub(super) fn casts(&self) -> impl Iterator<Item = (&str, Option<&str>)> {
+        self.relation.columns.iter().zip(&self.casts).map(|(column, cast)| (column.name.as_str(), cast.as_deref()))
+    }
+
     fn read(id: i64, relid: u32, shape: &str) -> Result<Shape> {
         parse(id, relid, shape).ok_or_else(|| Error::Protocol(format!("walcast.shapes: row {id} cannot be read")))
     }
@@ -184,10 +225,12 @@ fn parse(id: i64, relid: u32, shape: &str) -> Option<Shape> {
     let oid = |value: &Value| value.as_u64().and_then(|oid| u32::try_from(oid).ok());
     let string = |value: &Value| value.as_str().map(str::to_owned);
     let mut columns = Vec::new();
-    let (mut generated, mut stored) = (Vec::new(), Vec::new());
+    let (mut generated, mut stored, mut casts) = (Vec::new(), Vec::new(), Vec::new());
     for column in shape["columns"].as_array()? {
         let type_oid = oid(&column["type"])?;
         let (schema, name) = (string(&column["type_schema"])?, string(&column["type_name"])?);
+        let collation = column["collation"].as_str().map(|name| format!(" COLLATE {name}")).unwrap_or_default();
+        casts.push((schema == "pg_catalog").then(|| format!("pg_catalog.{}{collation}", identifier(&name))));
         columns.push(Column {
             name: string(&column["name"])?,
             type_oid,
@@ -216,7 +259,8 @@ fn parse(id: i64, relid: u32, shape: &str) -> Option<Shape> {
         },
         columns,
     };
-    Some(Shape { id, relid, root: oid(&shape["root"]), relation, generated, stored })
+    let (root, filter) = (oid(&shape["root"]), string(&shape["filter"]));
+    Some(Shape { id, relid, root, filter, relation, casts, generated, stored })
 }
 
 /// What the publication publishes of the logged tables.
@@ -230,6 +274,8 @@ pub struct Published {
     columns: HashMap<u32, HashSet<String>>,
     /// Partitioned tables under whose names changes appear.
     roots: HashMap<u32, Relation>,
+    /// Which of those a partition belongs to.
+    root_of: HashMap<u32, u32>,
 }
 
 impl Published {
@@ -253,26 +299,33 @@ impl Published {
                 columns.entry(get(&row, 0)?).or_default().insert(get(&row, 1)?);
             }
         }
-        let mut roots = HashMap::new();
+        let (mut roots, mut root_of) = (HashMap::new(), HashMap::new());
         if publication.via_partition_root {
             let named = publication::published_tables(sql, &publication.name).await?;
             let relations = publication::relations(sql, &publication.name, &named).await?;
             roots.extend(relations.into_iter().map(|relation| (relation.oid, relation)));
+            let oids: Vec<u32> = roots.keys().copied().collect();
+            let statement = "SELECT p.relid::oid, r.oid FROM pg_catalog.unnest($1) r(oid)
+                             CROSS JOIN LATERAL pg_catalog.pg_partition_tree(r.oid) p";
+            for row in sql.query(statement, &[(&oids, Type::OID_ARRAY)]).await? {
+                root_of.insert(get(&row, 0)?, get(&row, 1)?);
+            }
         }
-        Ok(Published { publication, tables, columns, roots })
+        Ok(Published { publication, tables, columns, roots, root_of })
     }
 
     /// The relation that rows of this shape appear under, and which of their columns it has, in its order.
     pub fn project(&self, shape: &Shape) -> (Relation, Vec<usize>) {
         let of = |name: &str| shape.relation.columns.iter().position(|column| column.name == name);
-        if let Some(root) = shape.root.and_then(|root| self.roots.get(&root)) {
+        let root = self.root_of.get(&shape.relid).copied().or(shape.root);
+        if let Some(root) = root.and_then(|root| self.roots.get(&root)) {
             let mut relation = root.clone();
             let taken: Vec<Option<usize>> = root.columns.iter().map(|column| of(&column.name)).collect();
             let mut present = taken.iter().map(Option::is_some);
             relation.columns.retain(|_| present.next().unwrap_or(false));
             return (relation, taken.into_iter().flatten().collect());
         }
-        let listed = self.columns.get(&shape.relid).or_else(|| self.columns.get(&shape.root?));
+        let listed = self.columns.get(&shape.relid).or_else(|| self.columns.get(&root?));
         let wanted = |at: &usize| match listed {
             Some(listed) => listed.contains(&shape.relation.columns[*at].name),
             None => !shape.generated[*at] || self.publication.generated_columns && shape.stored[*at],

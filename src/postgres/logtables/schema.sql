@@ -70,14 +70,47 @@ BEGIN
     REVOKE EXECUTE ON FUNCTION walcast.capture() FROM PUBLIC;
 END $write_to$;
 
+-- The row filter that the publication has for a table: that of the table as which its rows are published, which is the
+-- topmost published one with publish_via_partition_root. Publishing the schema, or all tables, overrides filters. Constants
+-- are printed under the settings that logged rows are printed under.
+CREATE OR REPLACE FUNCTION walcast.filter_of(relation oid) RETURNS text
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp SET datestyle = 'ISO, MDY' SET timezone = 'UTC' SET quote_all_identifiers = off
+SET intervalstyle = 'postgres' SET bytea_output = 'hex' SET extra_float_digits = 1 SET lc_monetary = 'C' AS $filter$
+DECLARE
+    filter text;
+BEGIN
+    IF current_setting('server_version_num')::int4 >= 150000 THEN
+        EXECUTE '
+            WITH publication AS (SELECT p.oid, p.puballtables, p.pubviaroot FROM walcast.settings s
+                                 JOIN pg_publication p ON p.pubname = s.publication),
+            named AS (
+                SELECT r.prqual, a.relid, s.pnnspid IS NOT NULL AS by_schema
+                FROM publication p
+                CROSS JOIN (SELECT $1 AS relid, 0 AS height
+                            UNION SELECT * FROM pg_partition_ancestors($1) WITH ORDINALITY WHERE relid <> $1) a
+                JOIN pg_class c ON c.oid = a.relid
+                LEFT JOIN pg_publication_rel r ON r.prpubid = p.oid AND r.prrelid = a.relid
+                LEFT JOIN pg_publication_namespace s ON s.pnpubid = p.oid AND s.pnnspid = c.relnamespace
+                WHERE NOT p.puballtables AND CASE WHEN p.pubviaroot THEN r.oid IS NOT NULL OR s.oid IS NOT NULL
+                                                  ELSE a.height = 0 END
+                ORDER BY a.height DESC LIMIT 1)
+            SELECT pg_get_expr(prqual, relid) FROM named WHERE NOT by_schema' INTO filter USING relation;
+    END IF;
+    RETURN filter;
+END $filter$;
+
 -- What replay must know of a table, as it is now.
 CREATE OR REPLACE FUNCTION walcast.shape_of(relation oid) RETURNS jsonb
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $shape$
     SELECT jsonb_build_object('schema', n.nspname, 'table', c.relname, 'identity', c.relreplident,
-        'root', pg_partition_root(c.oid)::oid::int8,
+        'root', pg_partition_root(c.oid)::oid::int8, 'filter', walcast.filter_of(c.oid),
         'columns', (SELECT coalesce(jsonb_agg(jsonb_build_object('name', a.attname, 'type', a.atttypid::int8,
                 'type_schema', q.nspname, 'type_name', y.typname, 'modifier', a.atttypmod,
                 'generated', a.attgenerated,
+                'collation', (SELECT format('%I.%I', m.nspname, l.collname) FROM pg_collation l
+                              JOIN pg_namespace m ON m.oid = l.collnamespace
+                              WHERE l.oid = a.attcollation AND l.collname <> 'default'),
                 'key', c.relreplident = 'f' OR coalesce(a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1]), false))
                 ORDER BY a.attnum), '[]')
             FROM pg_attribute a
@@ -123,7 +156,8 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $published$
     WHERE p.isleaf AND c.relkind = 'r'
 $published$;
 
--- Notes the shape of a table if it is another one than the last noted, or if capturing began or ended.
+-- Notes the shape of a table if it is another one than the last noted, or if capturing began or ended. A shape that was
+-- not noted by the command that changed it comes too late for the rows logged since: it counts as a time without capture.
 CREATE OR REPLACE FUNCTION walcast.note(relation oid, created bool) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $note$
 DECLARE
@@ -132,6 +166,14 @@ DECLARE
     last walcast.shapes;
 BEGIN
     SELECT * INTO last FROM walcast.shapes s WHERE s.relid = relation ORDER BY s.id DESC LIMIT 1;
+    -- ALTER PUBLICATION lets others write. Their rows would get ids behind the one of the new shape and be committed before it.
+    IF last.shape ->> 'filter' IS DISTINCT FROM shape_now ->> 'filter' AND last.captured THEN
+        EXECUTE (SELECT format('LOCK TABLE ONLY %I.%I IN SHARE ROW EXCLUSIVE MODE', n.nspname, c.relname)
+                 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = relation);
+    END IF;
+    IF last.captured AND last.shape <> shape_now AND current_setting('walcast.following', true) IS DISTINCT FROM 'on' THEN
+        INSERT INTO walcast.shapes (relid, created, captured, shape) VALUES (relation, false, false, last.shape);
+    END IF;
     IF last.id IS NULL AND captured_now OR last.shape <> shape_now OR last.captured <> captured_now THEN
         INSERT INTO walcast.shapes (relid, created, captured, shape)
         VALUES (relation, note.created AND last.id IS NULL, captured_now, shape_now);
@@ -187,6 +229,7 @@ BEGIN
     IF current_setting('walcast.protecting', true) = 'on' THEN
         RETURN; -- the command is one of protect()'s
     END IF;
+    PERFORM set_config('walcast.following', 'on', true);
     FOR command IN SELECT * FROM pg_event_trigger_ddl_commands() LOOP
         CONTINUE WHEN command.schema_name IN ('walcast', 'pg_temp');
         FOR relation IN
@@ -211,6 +254,7 @@ BEGIN
             END IF;
         END LOOP;
     END LOOP;
+    PERFORM set_config('walcast.following', 'off', true);
 EXCEPTION WHEN OTHERS THEN
     RAISE WARNING 'walcast: the log tables do not follow this command: %', SQLERRM;
 END $on_ddl$;

@@ -18,7 +18,7 @@ use crate::postgres::{
 };
 
 /// A message outside of the stream of changes.
-pub(super) enum Answer {
+pub(in crate::postgres) enum Answer {
     /// Anything that postgres-protocol knows.
     Message(Message),
     /// ErrorResponse.
@@ -27,7 +27,7 @@ pub(super) enum Answer {
     CopyBoth,
 }
 
-pub(super) struct Channel {
+pub(in crate::postgres) struct Channel {
     stream: Stream,
     input: Buffer,
     /// Messages that are not sent yet are `output[sent..]`: a future dropped half way leaves the rest here, and the
@@ -38,21 +38,24 @@ pub(super) struct Channel {
 }
 
 impl Channel {
-    pub(super) fn new(stream: Stream) -> Self {
+    pub(in crate::postgres) fn new(stream: Stream) -> Self {
         Channel { stream, input: Buffer::new(), output: Vec::new(), sent: 0, received: 0 }
     }
 
-    pub(super) fn end_point(&self) -> Option<Vec<u8>> {
+    pub(in crate::postgres) fn end_point(&self) -> Option<Vec<u8>> {
         self.stream.end_point()
     }
 
     /// Appends messages to the output; [`flush`](Self::flush) sends them.
-    pub(super) fn queue(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
+    pub(in crate::postgres) fn queue(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
         write(&mut self.output);
     }
 
     /// Appends a message that postgres-protocol writes.
-    pub(super) fn queue_message(&mut self, write: impl FnOnce(&mut BytesMut) -> io::Result<()>) -> Result<()> {
+    pub(in crate::postgres) fn queue_message(
+        &mut self,
+        write: impl FnOnce(&mut BytesMut) -> io::Result<()>,
+    ) -> Result<()> {
         let mut message = BytesMut::new();
         write(&mut message).map_err(|error| Error::Protocol(error.to_string()))?;
         self.output.extend_from_slice(&message);
@@ -60,7 +63,7 @@ impl Channel {
     }
 
     /// Sends everything queued. Cancel-safe.
-    pub(super) async fn flush(&mut self) -> Result<()> {
+    pub(in crate::postgres) async fn flush(&mut self) -> Result<()> {
         Ok(poll_fn(|cx| self.poll_flush(cx)).await?)
     }
 
@@ -81,7 +84,7 @@ impl Channel {
     }
 
     /// Reads what the socket has, at least something. Returns at once if a whole frame is there already. Cancel-safe.
-    pub(super) async fn fill(&mut self) -> Result<()> {
+    pub(in crate::postgres) async fn fill(&mut self) -> Result<()> {
         if self.input.has_frame()? {
             return Ok(());
         }
@@ -120,32 +123,32 @@ impl Channel {
     }
 
     /// Bytes received since the connection began.
-    pub(super) fn received(&self) -> u64 {
+    pub(in crate::postgres) fn received(&self) -> u64 {
         self.received
     }
 
     /// Whether [`next`](Self::next) has something to give.
-    pub(super) fn has_frame(&self) -> Result<bool> {
+    pub(in crate::postgres) fn has_frame(&self) -> Result<bool> {
         self.input.has_frame()
     }
 
     /// The next frame that is complete in the buffer: tag and body.
-    pub(super) fn next(&mut self) -> Result<Option<(u8, &[u8])>> {
+    pub(in crate::postgres) fn next(&mut self) -> Result<Option<(u8, &[u8])>> {
         self.input.next()
     }
 
     /// The tag of the frame at the front, as soon as it is known.
-    pub(super) fn peek(&self) -> Option<u8> {
+    pub(in crate::postgres) fn peek(&self) -> Option<u8> {
         self.input.tag()
     }
 
     /// The same with the first byte of its body.
-    pub(super) fn peek_inside(&self) -> Option<(u8, u8)> {
+    pub(in crate::postgres) fn peek_inside(&self) -> Option<(u8, u8)> {
         self.input.tag_and_kind()
     }
 
     /// The next message, notices logged and left out. For everything but the stream of changes.
-    pub(super) async fn answer(&mut self) -> Result<Answer> {
+    pub(in crate::postgres) async fn answer(&mut self) -> Result<Answer> {
         loop {
             let Some((tag, body)) = self.input.next()? else {
                 self.fill().await?;
@@ -174,7 +177,7 @@ impl Channel {
     }
 
     /// The next message, an ErrorResponse being an error of this phase.
-    pub(super) async fn expect(&mut self, phase: Phase) -> Result<Message> {
+    pub(in crate::postgres) async fn expect(&mut self, phase: Phase) -> Result<Message> {
         match self.answer().await? {
             Answer::Message(message) => Ok(message),
             Answer::Error(notice) => Err(Error::Server { phase, notice }),
@@ -183,7 +186,7 @@ impl Channel {
     }
 
     /// Closes the sending side.
-    pub(super) async fn shutdown(&mut self) -> Result<()> {
+    pub(in crate::postgres) async fn shutdown(&mut self) -> Result<()> {
         Ok(poll_fn(|cx| Pin::new(&mut self.stream).poll_shutdown(cx)).await?)
     }
 }

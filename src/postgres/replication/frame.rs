@@ -60,7 +60,7 @@ fn number(bytes: &[u8], at: usize) -> u64 {
 
 /// Parses the body of an ErrorResponse or NoticeResponse. Before the encoding is agreed upon the text may be in any;
 /// what is not UTF-8 is replaced.
-pub(super) fn notice(body: &[u8]) -> Notice {
+pub(in crate::postgres) fn notice(body: &[u8]) -> Notice {
     let mut notice = Notice::default();
     let mut translated = String::new();
     for field in body.split(|byte| *byte == 0) {

@@ -13,12 +13,12 @@
 //! ```
 
 mod buffer;
-mod channel;
+pub(super) mod channel;
 mod command;
 mod consistent;
-mod frame;
+pub(super) mod frame;
 mod pace;
-mod startup;
+pub(super) mod startup;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -27,6 +27,7 @@ use futures_util::FutureExt;
 use self::{
     channel::{Answer, Channel},
     pace::Pace,
+    startup::Kind,
 };
 use super::{
     connect::{self, Server},
@@ -56,7 +57,7 @@ impl Replication {
     pub async fn connect(options: &ConnectOptions, server: &Server) -> Result<Replication> {
         connect::at(options, &server.spec, &server.address, |stream, server| async move {
             let mut channel = Channel::new(stream);
-            let greeting = startup::start(&mut channel, options, &server).await?;
+            let greeting = startup::start(&mut channel, options, &server, Kind::Replication).await?;
             let mut session = Replication { channel, server, version: greeting.version };
             if greeting.without_encoding {
                 session.take_bytes_as_they_are().await?;

@@ -1,5 +1,5 @@
-//! [Start-up](https://www.postgresql.org/docs/current/protocol-flow.html#PROTOCOL-FLOW-START-UP) of a replication
-//! session: `replication=database`, the pinned settings, and authentication.
+//! [Start-up](https://www.postgresql.org/docs/current/protocol-flow.html#PROTOCOL-FLOW-START-UP) of a session: its kind, the
+//! pinned settings, and authentication.
 
 use postgres_protocol::{
     authentication::{
@@ -35,23 +35,37 @@ pub(in crate::postgres) const PINNED: [(&str, &str); 8] = [
 
 /// What the server tells about itself.
 #[derive(Default)]
-pub(super) struct Greeting {
+pub(in crate::postgres) struct Greeting {
     /// Such as 150018; the minor part is 0 for a development version.
-    pub(super) version: u32,
+    pub(in crate::postgres) version: u32,
     /// The database declares no encoding: `server_encoding` is SQL_ASCII.
-    pub(super) without_encoding: bool,
+    pub(in crate::postgres) without_encoding: bool,
+}
+
+/// What a session is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::postgres) enum Kind {
+    /// Replication commands.
+    Replication,
+    /// SQL.
+    Sql,
 }
 
 /// Starts the session and authenticates.
-pub(super) async fn start(channel: &mut Channel, options: &ConnectOptions, server: &Server) -> Result<Greeting> {
+pub(in crate::postgres) async fn start(
+    channel: &mut Channel,
+    options: &ConnectOptions,
+    server: &Server,
+    kind: Kind,
+) -> Result<Greeting> {
     let own = [
         ("user", options.user.as_str()),
         ("database", options.dbname.as_str()),
-        ("replication", "database"),
         ("application_name", options.application_name.as_str()),
     ];
+    let replication = (kind == Kind::Replication).then_some(("replication", "database"));
     let command_line = options.options.as_deref().map(|text| ("options", text));
-    let parameters = own.into_iter().chain(command_line).chain(PINNED);
+    let parameters = own.into_iter().chain(replication).chain(command_line).chain(PINNED);
     channel.queue_message(|out| frontend::startup_message(parameters, out))?;
     channel.flush().await?;
     authenticate(channel, options, server).await?;
