@@ -1,6 +1,6 @@
 //! A session that does nothing but COPY, spoken by hand. tokio-postgres reads a socket 8 KiB at a time and hands each row to
 //! another task; here rows are borrowed from one large receive buffer, as changes are
-//! ([`replication`](super::replication)). At a million rows per second that is half of what a row costs.
+//! ([`replication`](super::replication)).
 
 use postgres_protocol::message::{backend::Message, frontend};
 use tokio_postgres::fallible_iterator::FallibleIterator;
