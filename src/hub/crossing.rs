@@ -184,7 +184,7 @@ impl Session {
             let message = message.finish();
             self.outbox.push(Item { message, events: 1, counted: 0, begun: Some(false), reached: None });
         }
-        self.passage = Some(Passage { crossing, cursor, found: Vec::new(), open: Lost::default() });
+        self.passage = Some(Box::new(Passage { crossing, cursor, found: Vec::new(), open: Lost::default() }));
         Ok(self.outbox.is_empty())
     }
 

@@ -85,7 +85,8 @@ impl Inner {
         };
         let group = self.groups.join(&self.feed, selection, request.row_format);
         Routers::start(&self.groups, &self.feed);
-        let Begun { cursor, token, snapshot } = self.begin(start, at_checkpoint, &group.selection, principal).await?;
+        let Begun { cursor, token, snapshot } =
+            Box::pin(self.begin(start, at_checkpoint, &group.selection, principal)).await?;
         let stop_at = match request.stop_at_tail {
             true => Some(self.source.wal().await?.flush),
             false => None,

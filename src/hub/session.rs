@@ -4,9 +4,13 @@
 //! [`Session::next`] alternates between [`Session::step`], which never waits, and one of the waits that a step asks for. All state
 //! lives in the session and changes in steps only, so dropping a wait loses nothing.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{collections::HashSet, pin::Pin, sync::Arc, time::Duration};
 
-use tokio::{sync::watch, task::JoinHandle, time::Instant};
+use tokio::{
+    sync::watch,
+    task::JoinHandle,
+    time::{Instant, Sleep},
+};
 
 use super::{
     Error,
@@ -28,6 +32,7 @@ use crate::{
     model::{LineageId, Position, RelationId},
     reason::Classified,
     selection::Selection,
+    shutdown::Ear,
     wire::{block::Block, encode, pb, position_to_pb, token::Token},
 };
 
@@ -115,7 +120,7 @@ pub struct Session {
     pub(super) lineages: usize,
     /// Where the lineage ends, if it does.
     pub(super) leaving: Option<Crossing>,
-    pub(super) passage: Option<Passage>,
+    pub(super) passage: Option<Box<Passage>>,
     pub(super) claim: Claim,
     pub(super) until: Option<u64>,
     pub(super) stamp: Stamp,
@@ -124,9 +129,11 @@ pub struct Session {
     pub(super) pace: Pace,
     pub(super) max_message: usize,
     stop_at: Option<Lsn>,
+    pub(super) timer: Option<Pin<Box<Sleep>>>,
+    pub(super) draining: Ear,
     next_nudge: Instant,
     next_touch: Option<Instant>,
-    opened: Option<pb::Opened>,
+    opened: Option<Box<pb::Opened>>,
     /// Nothing comes after what was handed out last; why, for the metric.
     ended: Option<&'static str>,
     events_delivered: ::metrics::Counter,
@@ -211,6 +218,8 @@ impl Session {
             start: cursor.after,
             skip: Some(cursor.after),
             next_touch: shared.key.as_ref().map(|_| now + TOUCH),
+            timer: None,
+            draining: hub.drain.ear(),
             hub,
             group,
             shared,
@@ -232,7 +241,7 @@ impl Session {
             max_message: opening.max_message_bytes.map_or(MAX_MESSAGE, |bytes| bytes as usize),
             stop_at,
             next_nudge: now,
-            opened: until.is_none().then_some(opened),
+            opened: until.is_none().then(|| Box::new(opened)),
             ended: None,
             events_delivered: ::metrics::counter!(metrics::EVENTS_DELIVERED),
             bytes_delivered: ::metrics::counter!(metrics::BYTES_DELIVERED),
@@ -291,7 +300,7 @@ impl Session {
             return Err(Error::draining(self.passed));
         }
         if let Some(opened) = self.opened.take() {
-            return Ok(Step::Frame(self.hand_out_event(pb::event::Kind::Opened(opened))));
+            return Ok(Step::Frame(self.hand_out_event(pb::event::Kind::Opened(*opened))));
         }
         if self.stop_at.is_some_and(|stop| self.stopped(stop)) {
             return Ok(Step::Finished);

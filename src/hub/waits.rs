@@ -1,6 +1,6 @@
 //! What a session waits for. All state changes in steps; a wait that is dropped loses nothing.
 
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 
 use super::{Error, Session, session::For};
 use crate::feed::Fetched;
@@ -20,12 +20,17 @@ impl Session {
                 None => std::future::pending().await,
             }
         };
+        // Kept from wait to wait: setting a timer to a later time takes no lock, starting and dropping one does.
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(until)));
+        if timer.deadline() != until {
+            timer.as_mut().reset(until);
+        }
         tokio::select! {
             _ = concerned => Ok(()),
             () = piece => Ok(()),
             () = self.shared.wake.notified() => Ok(()),
-            () = self.hub.drain.wait() => Ok(()),
-            () = tokio::time::sleep_until(until) => Ok(()),
+            () = &mut self.draining => Ok(()),
+            () = timer => Ok(()),
             moved = self.marks.changed(), if for_what == For::Marks => moved.map_err(|_| Error::draining(self.passed)),
         }
     }
@@ -58,7 +63,7 @@ impl Session {
             () = running.pull() => {}
             () = self.shared.wake.notified() => {}
             () = self.hub.drain.wait() => {}
-            () = tokio::time::sleep_until(until) => {}
+            () = sleep_until(until) => {}
         }
         Ok(())
     }

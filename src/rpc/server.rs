@@ -41,7 +41,7 @@ use super::{
 };
 use crate::{
     feed::{Feed, Source},
-    shutdown::Drain,
+    shutdown::{Drain, Ear},
     wire::pb::{
         FILE_DESCRIPTOR_SET, admin_service_server::AdminServiceServer,
         change_stream_service_server::ChangeStreamServiceServer,
@@ -366,10 +366,16 @@ where
     async fn connection(self: Arc<Self>, stream: TcpStream, _permit: OwnedSemaphorePermit) {
         let Ok(peer) = stream.peer_addr() else { return };
         let (stream, cork) = Corked::new(stream);
-        let Some(tls) = &self.tls else { return self.http(stream, cork, peer).await };
-        // Apart, so that a connection without TLS does not hold the space for both: 3.4 KB instead of 8.5.
+        match &self.tls {
+            // Boxed, so that a connection without TLS does not hold the space for it: 2 KB instead of 8.5.
+            Some(tls) => Box::pin(self.encrypted(tls, stream, cork, peer)).await,
+            None => self.http(stream, cork, peer).await,
+        }
+    }
+
+    async fn encrypted(&self, tls: &Tls, stream: Corked, cork: Cork, peer: SocketAddr) {
         match Box::pin(timeout(self.handshake_limit, tls.acceptor().accept(stream))).await {
-            Ok(Ok(stream)) => Box::pin(self.http(stream, cork, peer)).await,
+            Ok(Ok(stream)) => self.http(stream, cork, peer).await,
             Ok(Err(error)) => tracing::debug!(%peer, %error, "TLS handshake failed"),
             Err(_) => tracing::debug!(%peer, "TLS handshake took too long"),
         }
@@ -394,6 +400,7 @@ where
         });
         let mut connection = pin!(self.protocol.serve_connection(TokioIo::new(io), service));
         let mut handshake = pin!(sleep(self.handshake_limit));
+        let mut told = Ear::new(self.closing.clone());
         let (mut speaking, mut closing) = (false, false);
         loop {
             tokio::select! {
@@ -407,7 +414,7 @@ where
                     }
                     return;
                 }
-                () = self.closing.cancelled(), if !closing => {
+                () = &mut told, if !closing => {
                     closing = true;
                     if !preface.complete() {
                         return;

@@ -3,6 +3,10 @@
 //!
 //! Whatever is wrong is found before the response starts, so that a refusal is a trailers-only response, which is the
 //! only one that a client's retry policy may act on ([gRFC A6](https://github.com/grpc/proposal/blob/master/A6-client-retries.md)).
+//!
+//! What opens a stream is boxed in two parts of less than 3.5 KiB. In one it took between 7 and 8 KiB, the size in which the
+//! allocator also keeps the buffer that h2 reads into. So each connection's buffer was where the stream before it had been
+//! opened, with both its pages touched, of which an idle connection needs one: 4 KiB for each.
 
 use std::{
     convert::Infallible,
@@ -137,7 +141,7 @@ impl<B: Backend> StreamServer<B> {
         let retracted = request::retracted(message).map_err(|error| status::status(&error))?;
         let caller = parts.extensions.get::<Caller>().cloned().unwrap_or_default();
         let span = tracing::info_span!("retracted", lineage = %retracted.old_lineage, peer = peer(&parts.extensions));
-        let session = self.backend.read_retracted(&caller.principal, retracted).await;
+        let session = Box::pin(self.backend.read_retracted(&caller.principal, retracted)).await;
         let session = session.map_err(|error| status::status(&error))?;
         Ok(StreamBody::new(session, None, parts.extensions.get().cloned(), span))
     }
@@ -176,7 +180,7 @@ impl<B: Backend> StreamServer<B> {
             principal = caller.principal.name,
             peer = subscription.peer,
         );
-        match self.backend.subscribe(&caller.principal, subscription).await {
+        match Box::pin(self.backend.subscribe(&caller.principal, subscription)).await {
             Ok(session) => Ok((session, span)),
             Err(error) => {
                 let status = status::status(&error);

@@ -25,7 +25,7 @@ use crate::{
 /// Groups with residual predicates that share the thread that keeps up.
 const KEEPING_UP: usize = if cfg!(test) { 2 } else { 128 };
 const FEW: Place = Place { nice: 10, share: 0.25 };
-const MANY: Place = Place { nice: 19, share: 0.05 };
+const MANY: Place = Place { nice: 19, share: 0.02 };
 
 /// Of a thread that evaluates.
 #[derive(Clone, Copy)]
