@@ -23,8 +23,15 @@ impl Session {
                 None => std::future::pending().await,
             }
         };
+        let rested = async {
+            match for_what {
+                For::Rest => self.stride.rested(&self.hub.governor).await,
+                _ => std::future::pending().await,
+            }
+        };
         tokio::select! {
             _ = concerned => Ok(()),
+            () = rested => Ok(()),
             () = piece => Ok(()),
             () = self.shared.wake.notified() => Ok(()),
             () = self.hub.drain.wait() => Ok(()),
