@@ -32,7 +32,7 @@ pub(super) struct Inner {
     pub drain: Drain,
     pub groups: Arc<Groups>,
     pub registry: Registry,
-    pub governor: Arc<Governor>,
+    pub governor: Governor,
     readers: Arc<Turns>,
     pub snapshots: OnceLock<Arc<dyn Snapshots>>,
     streams: AtomicUsize,

@@ -8,7 +8,7 @@
 //! until the stream really goes on is what a live stream waits for behind a block: a thread of the runtime that has to be
 //! woken, a core for it, and the tasks in front of it. [`rate`] makes of it how many pieces there are in a second.
 //!
-//! A rest never holds a turn at the disk, nor more than a block in memory. It is never so long that the stream would advance
+//! A rest holds neither a turn at the disk nor a block in memory. It is never so long that the stream would advance
 //! less than [`TIMES`] as fast as the journal grows: whoever catches up arrives.
 
 mod rate;
@@ -55,6 +55,11 @@ const LINGER: Duration = Duration::from_secs(10);
 /// Of one hub.
 pub(super) struct Governor {
     feed: Arc<dyn Feed>,
+    grants: Arc<Grants>,
+}
+
+/// What the thread knows; not the feed, which it would keep open after the hub.
+struct Grants {
     began: Instant,
     /// When a live stream last got an event, in microseconds after the beginning; 0: never.
     live: AtomicU64,
@@ -91,7 +96,7 @@ impl Rest {
         tokio::select! {
             granted = &mut self.granted => {
                 if let Ok(granted) = granted {
-                    governor.lateness.add(granted.elapsed());
+                    governor.grants.lateness.add(granted.elapsed());
                 }
             }
             () = at_latest => {}
@@ -100,37 +105,28 @@ impl Rest {
 }
 
 impl Governor {
-    pub fn new(feed: Arc<dyn Feed>) -> Arc<Self> {
-        Arc::new(Governor {
-            feed,
+    pub fn new(feed: Arc<dyn Feed>) -> Self {
+        let grants = Grants {
             began: Instant::now(),
             live: AtomicU64::new(0),
             state: Mutex::default(),
             come: Condvar::new(),
             lateness: Lateness::default(),
-        })
+        };
+        Governor { feed, grants: Arc::new(grants) }
     }
 
     /// A stream that stood at the tail got something.
     pub fn live(&self) {
-        self.live.store(self.now().max(1), Ordering::Relaxed);
-    }
-
-    fn now(&self) -> u64 {
-        u64::try_from(self.began.elapsed().as_micros()).unwrap_or(u64::MAX)
-    }
-
-    fn anybody_live(&self) -> bool {
-        let live = self.live.load(Ordering::Relaxed);
-        live > 0 && u128::from(self.now().saturating_sub(live)) < LIVE.as_micros()
+        self.grants.live.store(self.grants.now().max(1), Ordering::Relaxed);
     }
 
     /// Behind a piece of so many bytes, for which a stream needed so long. `None`: it may go on.
-    fn rest(self: &Arc<Self>, bytes: usize, took: Duration) -> Option<Rest> {
-        if !self.anybody_live() {
+    fn rest(&self, bytes: usize, took: Duration) -> Option<Rest> {
+        if !self.grants.anybody_live() {
             return None;
         }
-        let mut state = self.state.lock();
+        let mut state = self.grants.state.lock();
         if state.growth.is_older_than(LOOK) {
             state.growth.look(self.feed.window().bytes);
         }
@@ -139,8 +135,8 @@ impl Governor {
             return None;
         }
         if !state.runs {
-            let governor = self.clone();
-            let run = move || governor.let_go_on();
+            let grants = self.grants.clone();
+            let run = move || grants.let_go_on();
             if let Err(error) = thread::Builder::new().name("catch-up".to_owned()).spawn(run) {
                 tracing::warn!(%error, "streams that catch up give way to nobody");
                 return None;
@@ -150,13 +146,25 @@ impl Governor {
         let (grant, granted) = oneshot::channel();
         state.resting.push_back(grant);
         drop(state);
-        self.come.notify_one();
+        self.grants.come.notify_one();
         metrics::add(metrics::CATCH_UP_RESTS, 1);
         Some(Rest { granted, at_latest: at_most.map(|at_most| tokio::time::Instant::now() + at_most) })
     }
+}
+
+impl Grants {
+    fn now(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
+
+    fn anybody_live(&self) -> bool {
+        let live = self.live.load(Ordering::Relaxed);
+        live > 0 && u128::from(self.now().saturating_sub(live)) < LIVE.as_micros()
+    }
 
     fn let_go_on(&self) {
-        let mut rate = Rate::new(Instant::now());
+        let cores = thread::available_parallelism().map_or(1, usize::from);
+        let mut rate = Rate::new(cores, Instant::now());
         let mut next = Instant::now();
         loop {
             let mut idle = false;
@@ -165,6 +173,7 @@ impl Governor {
                 idle = true;
                 if self.come.wait_for(&mut state, LINGER).timed_out() && state.resting.is_empty() {
                     state.runs = false;
+                    metrics::set(metrics::CATCH_UP_PIECES, 0.0);
                     return;
                 }
             }
@@ -176,6 +185,9 @@ impl Governor {
                 }
                 metrics::set(metrics::CATCH_UP_PIECES, 0.0);
                 continue;
+            }
+            if idle {
+                next = Instant::now();
             }
             let mut left = rate.at_once();
             while left > 0

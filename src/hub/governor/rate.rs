@@ -9,7 +9,8 @@ use std::{
 const LEAST: f64 = 500.0;
 /// Before anything is known.
 const FIRST: f64 = 1000.0;
-const MOST: f64 = 1e6;
+/// For each core: about a quarter of what it could do of them, with the readers on the same machine.
+const MOST: f64 = 2500.0;
 /// Between two times at which streams are let go on. More often than this costs more than it helps; more pieces a second
 /// are let go on several at once.
 const SHORTEST_GAP: Duration = Duration::from_micros(100);
@@ -17,8 +18,8 @@ const SHORTEST_GAP: Duration = Duration::from_micros(100);
 const WINDOW: Duration = Duration::from_millis(20);
 const GRANTS: u64 = 16;
 /// Mean time from being let go on to going on: too long, and short enough for more.
-const LONG: Duration = Duration::from_micros(120);
-const SHORT: Duration = Duration::from_micros(80);
+const LONG: Duration = Duration::from_micros(200);
+const SHORT: Duration = Duration::from_micros(120);
 const SLOWER: f64 = 0.7;
 const FASTER: f64 = 1.05;
 
@@ -48,14 +49,15 @@ impl Lateness {
 #[derive(Debug)]
 pub(super) struct Rate {
     per_second: f64,
+    most: f64,
     began: Instant,
     /// There were more turns than streams that wanted one.
     idle: bool,
 }
 
 impl Rate {
-    pub fn new(now: Instant) -> Self {
-        Rate { per_second: FIRST, began: now, idle: false }
+    pub fn new(cores: usize, now: Instant) -> Self {
+        Rate { per_second: FIRST, most: MOST * cores as f64, began: now, idle: false }
     }
 
     /// Between two times at which streams are let go on.
@@ -79,8 +81,8 @@ impl Rate {
             mean if mean < SHORT && !self.idle => FASTER,
             _ => 1.0,
         };
-        let per_second = (self.per_second * change).clamp(LEAST, MOST);
-        *self = Rate { per_second, ..Rate::new(now) };
+        let per_second = (self.per_second * change).clamp(LEAST, self.most);
+        *self = Rate { per_second, began: now, idle: false, ..*self };
         Some(per_second)
     }
 }
@@ -148,7 +150,7 @@ mod tests {
     #[test]
     fn nobody_is_late_and_it_grows_until_nobody_wants_more() {
         let mut now = Instant::now();
-        let mut rate = Rate::new(now);
+        let mut rate = Rate::new(64, now);
         second(&mut rate, &mut now, Duration::ZERO, false);
         assert!(rate.per_second > 4.0 * FIRST, "{rate:?}");
         let before = rate.per_second;
@@ -157,14 +159,14 @@ mod tests {
         for _ in 0..20 {
             second(&mut rate, &mut now, Duration::ZERO, false);
         }
-        assert_eq!(rate.per_second, MOST);
-        assert_eq!((rate.gap(), rate.at_once()), (SHORTEST_GAP, 100));
+        assert_eq!(rate.per_second, 64.0 * MOST);
+        assert_eq!((rate.gap(), rate.at_once()), (SHORTEST_GAP, 16));
     }
 
     #[test]
     fn who_is_late_is_given_way_but_never_everything() {
         let mut now = Instant::now();
-        let mut rate = Rate::new(now);
+        let mut rate = Rate::new(2, now);
         second(&mut rate, &mut now, LONG * 2, false);
         assert_eq!(rate.per_second, LEAST);
         assert_eq!((rate.gap(), rate.at_once()), (Duration::from_millis(2), 1));
@@ -173,7 +175,7 @@ mod tests {
     #[test]
     fn it_comes_to_rest_between_too_long_and_short() {
         let mut now = Instant::now();
-        let mut rate = Rate::new(now);
+        let mut rate = Rate::new(2, now);
         // The more pieces, the later everybody is.
         for _ in 0..500 {
             let late = LONG.mul_f64(rate.per_second / 3000.0);

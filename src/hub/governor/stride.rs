@@ -1,6 +1,6 @@
 //! How far one stream has come since it was last at the tail, and since it last rested.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -46,7 +46,7 @@ impl Stride {
     }
 
     /// Whether it has to rest before it takes in more.
-    pub fn must_rest(&mut self, governor: &Arc<Governor>, now: Instant) -> bool {
+    pub fn must_rest(&mut self, governor: &Governor, now: Instant) -> bool {
         if self.resting.is_none() && self.behind >= BURST && self.cost >= PIECE {
             let took = self.began.map_or(Duration::ZERO, |began| now.saturating_duration_since(began));
             self.resting = governor.rest(self.piece, took);

@@ -3,20 +3,20 @@ use std::{
     time::Duration,
 };
 
-use super::{BURST, Governor, LIVE, PIECE, Stride, rate::Growth};
+use super::{BURST, Governor, Grants, LIVE, PIECE, Stride, rate::Growth};
 use crate::{
     hub::testing::{MemoryFeed, World},
     wire::block::Block,
 };
 
-fn governor() -> Arc<Governor> {
+fn governor() -> Governor {
     Governor::new(Arc::new(MemoryFeed::new()))
 }
 
 /// Somebody is live for as long as the test takes.
-fn beside_live() -> Arc<Governor> {
+fn beside_live() -> Governor {
     let governor = governor();
-    governor.live.store(u64::MAX, Ordering::Relaxed);
+    governor.grants.live.store(u64::MAX, Ordering::Relaxed);
     governor
 }
 
@@ -40,11 +40,9 @@ fn nobody_is_given_way_where_nobody_is_live() {
     let governor = governor();
     assert!(governor.rest(PIECE, Duration::ZERO).is_none());
     governor.live();
-    assert!(governor.anybody_live());
-    let long_ago = governor.now() + 1;
-    governor.live.store(long_ago, Ordering::Relaxed);
-    let governor = Arc::into_inner(governor).expect("no thread runs");
-    let later = Governor { began: governor.began - LIVE, ..governor };
+    assert!(governor.grants.anybody_live());
+    let grants = Arc::into_inner(governor.grants).expect("no thread runs");
+    let later = Grants { began: grants.began - LIVE, ..grants };
     assert!(!later.anybody_live(), "not for ever");
 }
 
@@ -65,7 +63,7 @@ async fn who_rests_goes_on_and_who_gave_up_keeps_nobody_waiting() {
 async fn everybody_goes_on_when_nobody_is_live_any_more() {
     let governor = beside_live();
     let mut rests: Vec<_> = (0..1000).map(|_| governor.rest(PIECE, Duration::ZERO).expect("a rest")).collect();
-    governor.live.store(0, Ordering::Relaxed);
+    governor.grants.live.store(0, Ordering::Relaxed);
     for rest in &mut rests {
         rest.over(&governor).await;
     }
@@ -79,7 +77,7 @@ fn a_rest_never_lets_the_journal_grow_faster_than_a_stream_reads() {
         let mut growth = Growth::default();
         growth.look(0);
         growth.grows_by(per_second);
-        governor.state.lock().growth = growth;
+        governor.grants.state.lock().growth = growth;
     };
     let at_most = |took| {
         let before = tokio::time::Instant::now();
@@ -149,12 +147,12 @@ fn live_is_who_gets_something_after_it_stood_at_the_tail() {
     let mut stride = Stride::default();
     stride.take(&block, now);
     stride.at_tail(&governor, true);
-    assert!(!governor.anybody_live(), "it has caught up");
+    assert!(!governor.grants.anybody_live(), "it has caught up");
     stride.at_tail(&governor, true);
-    assert!(!governor.anybody_live(), "and got nothing");
+    assert!(!governor.grants.anybody_live(), "and got nothing");
     stride.take(&block, now);
     stride.at_tail(&governor, true);
-    assert!(governor.anybody_live());
+    assert!(governor.grants.anybody_live());
     let ends = self::governor();
     let mut stride = Stride::default();
     for _ in 0..2 {
@@ -162,5 +160,5 @@ fn live_is_who_gets_something_after_it_stood_at_the_tail() {
         stride.at_tail(&ends, false);
         stride.at_tail(&ends, false);
     }
-    assert!(!ends.anybody_live(), "a stream that ends at the tail");
+    assert!(!ends.grants.anybody_live(), "a stream that ends at the tail");
 }
