@@ -60,7 +60,7 @@ pub fn wait(child: &mut Child) -> (f64, bool) {
 /// Waits until some process listens there.
 pub fn listens(port: u16) {
     while fs::read_to_string("/proc/net/tcp").is_ok_and(|text| !text.contains(&format!(":{port:04X} "))) {
-        std::thread::sleep(std::time::Duration::from_millis(2));
+        std::thread::sleep(Duration::from_millis(2));
     }
 }
 
