@@ -34,12 +34,14 @@ test: deps-build deps-postgres
 	$(CARGO) test --locked
 	@$(MAKE) --no-print-directory test-clients
 
-# Each client's script says what it left out.
+# Each client's script says what it left out. Two at a time: they wait for the hub more than they compute.
+CLIENT_JOBS ?= 2
 test-clients: deps-build deps-postgres
 	$(CARGO) build --quiet --locked --bin walcast
-	@for client in $(CLIENTS); do \
-	    WALCAST_BIN=$(or $(WALCAST_BIN),$(abspath $(TARGET))/debug/walcast) clients/$$client/scripts/test.sh || exit 1; \
-	done
+	@$(MAKE) --no-print-directory --jobs $(CLIENT_JOBS) --output-sync=target $(CLIENTS:%=test-client-%)
+
+test-client-%:
+	@WALCAST_BIN=$(or $(WALCAST_BIN),$(abspath $(TARGET))/debug/walcast) clients/$*/scripts/test.sh
 
 # What every version must survive: restarts under load, a dropped publication, kill -9.
 test-versions: deps-build deps-postgres deps-npm

@@ -21,6 +21,8 @@ names! {
     counter JOURNAL_FSYNCS = "walcast_journal_fsyncs_total", "fdatasync calls on journal segments.";
     counter JOURNAL_READS = "walcast_journal_reads_total", "Reads of journal segments by streams that are behind; those at the same place share one.";
     counter JOURNAL_BYTES_READ = "walcast_journal_bytes_read_total", "Bytes of journal segments read for streams that are behind.";
+    counter CATCH_UP_RESTS = "walcast_catch_up_rests_total", "Rests of streams that catch up, so that live ones get the cores first.";
+    gauge CATCH_UP_PIECES = "walcast_catch_up_pieces_per_second", "Pieces of 60 KiB or more a second that streams that catch up may take in together beside live ones; 0 while they go as fast as they can.";
     gauge JOURNAL_BYTES = "walcast_journal_bytes", "Bytes of journal on disk.";
     gauge JOURNAL_EAGER = "walcast_journal_eager", "1 if changes are delivered before they are durable, else 0.";
     gauge JOURNAL_DISK_FULL = "walcast_journal_disk_full", "1 while the journal waits for disk space.";

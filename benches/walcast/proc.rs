@@ -5,7 +5,8 @@ use std::{
     io::{BufRead, BufReader},
     path::Path,
     process::{Child, ChildStdout, Stdio},
-    time::{SystemTime, UNIX_EPOCH},
+    sync::atomic::{AtomicBool, Ordering},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
@@ -59,7 +60,7 @@ pub fn wait(child: &mut Child) -> (f64, bool) {
 /// Waits until some process listens there.
 pub fn listens(port: u16) {
     while fs::read_to_string("/proc/net/tcp").is_ok_and(|text| !text.contains(&format!(":{port:04X} "))) {
-        std::thread::sleep(std::time::Duration::from_millis(2));
+        std::thread::sleep(Duration::from_millis(2));
     }
 }
 
@@ -91,6 +92,17 @@ impl Client {
         let (cpu, well) = wait(&mut self.child);
         assert!(well, "the client failed");
         (report, cpu)
+    }
+
+    /// Waits for its end, and ends it once there is no need for it.
+    pub fn finish_unless(mut self, over: &AtomicBool) {
+        while !over.load(Ordering::Relaxed) {
+            if let Some(status) = self.child.try_wait().expect("wait") {
+                assert!(status.success(), "the client failed");
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 }
 

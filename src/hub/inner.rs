@@ -9,6 +9,7 @@ use tokio::task::JoinHandle;
 
 use super::{
     Error, Limits, Principal, SubscriberInfo,
+    governor::Governor,
     group::Groups,
     lag,
     registry::Registry,
@@ -31,6 +32,7 @@ pub(super) struct Inner {
     pub drain: Drain,
     pub groups: Arc<Groups>,
     pub registry: Registry,
+    pub governor: Governor,
     readers: Arc<Turns>,
     pub snapshots: OnceLock<Arc<dyn Snapshots>>,
     streams: AtomicUsize,
@@ -67,6 +69,7 @@ impl Inner {
     ) -> Self {
         let readers = Turns::new(limits.catch_up_readers);
         Inner {
+            governor: Governor::new(feed.clone()),
             feed,
             source,
             checkpoints,

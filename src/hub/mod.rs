@@ -12,6 +12,7 @@ mod credit;
 mod crossing;
 mod error;
 mod frames;
+mod governor;
 mod group;
 mod handover;
 mod inner;

@@ -17,6 +17,7 @@ use super::{
     control::{SessionHandle, Shared},
     crossing::Passage,
     frames::Message,
+    governor::Stride,
     group::Group,
     handover::Stamp,
     inner::{Inner, StreamPermit},
@@ -126,6 +127,7 @@ pub struct Session {
     pub(super) stamp: Stamp,
     pub(super) running: Option<Box<Running>>,
     caught_up: bool,
+    pub(super) stride: Stride,
     pub(super) pace: Pace,
     pub(super) max_message: usize,
     stop_at: Option<Lsn>,
@@ -178,6 +180,8 @@ pub(super) enum For {
     Marks,
     /// A block that concerns its group.
     Concern,
+    /// Others go first.
+    Rest,
 }
 
 impl Session {
@@ -237,6 +241,7 @@ impl Session {
             wanted: None,
             relations_sent: HashSet::new(),
             caught_up: false,
+            stride: Stride::default(),
             pace: Pace::new(opening.progress_interval, now, standing),
             max_message: opening.max_message_bytes.map_or(MAX_MESSAGE, |bytes| bytes as usize),
             stop_at,
@@ -361,6 +366,7 @@ impl Session {
                     Some(step) => return Ok(step),
                     None => {
                         self.incoming = None;
+                        self.stride.take(&block, now);
                         self.take_in(&block)?;
                         continue;
                     }
@@ -368,6 +374,9 @@ impl Session {
             }
             if self.reading.is_some() {
                 return Ok(Step::Read);
+            }
+            if self.stride.must_rest(&self.hub.governor, now) {
+                return Ok(self.pause(now, For::Rest));
             }
             if let Some(tail) = self.look_ahead() {
                 return Ok(self.rest(now, tail, For::Concern));
@@ -387,7 +396,10 @@ impl Session {
                     }
                     return Ok(self.rest(now, Some(marks.tail), For::Marks));
                 }
-                None => return Ok(Step::Read),
+                None => {
+                    self.stride.reads_files();
+                    return Ok(Step::Read);
+                }
             }
         }
     }
@@ -444,6 +456,7 @@ impl Session {
     fn rest(&mut self, now: Instant, tail: Option<Position>, for_what: For) -> Step {
         if let Some(tail) = tail.filter(|tail| tail.lineage == self.lineage) {
             self.reach_tail(tail);
+            self.stride.at_tail(&self.hub.governor, self.stop_at.is_none() && self.until.is_none());
         }
         match self.progress(now) {
             Some(frame) => Step::Frame(frame),

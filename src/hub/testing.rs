@@ -57,7 +57,7 @@ pub(super) struct MemoryFeed {
 }
 
 impl MemoryFeed {
-    fn new() -> Self {
+    pub fn new() -> Self {
         MemoryFeed {
             blocks: Mutex::default(),
             relations: Mutex::default(),

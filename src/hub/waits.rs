@@ -25,8 +25,15 @@ impl Session {
         if timer.deadline() != until {
             timer.as_mut().reset(until);
         }
+        let rested = async {
+            match for_what {
+                For::Rest => self.stride.rested(&self.hub.governor).await,
+                _ => std::future::pending().await,
+            }
+        };
         tokio::select! {
             _ = concerned => Ok(()),
+            () = rested => Ok(()),
             () = piece => Ok(()),
             () = self.shared.wake.notified() => Ok(()),
             () = &mut self.draining => Ok(()),

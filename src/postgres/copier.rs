@@ -1,6 +1,6 @@
 //! A session that does nothing but COPY, spoken by hand. tokio-postgres reads a socket 8 KiB at a time and hands each row to
 //! another task; here rows are borrowed from one large receive buffer, as changes are
-//! ([`replication`](super::replication)). At a million rows per second that is half of what a row costs.
+//! ([`replication`](super::replication)).
 
 use postgres_protocol::message::{backend::Message, frontend};
 use tokio_postgres::fallible_iterator::FallibleIterator;
@@ -17,6 +17,9 @@ use super::{
     },
     sql::Sql,
 };
+
+/// Bytes that the kernel holds for a slow reader: a fraction of a millisecond of COPY.
+const CLOSE: usize = 64 * 1024;
 
 /// After an error it can only be dropped, which closes the socket in the middle of whatever the server sends.
 pub struct Copier {
@@ -48,6 +51,11 @@ impl Copier {
             Ok(copier)
         })
         .await
+    }
+
+    /// Makes the server wait for who reads slowly: without this it sends several MiB as fast as it can, and waits then.
+    pub fn keep_close(&self) -> Result<()> {
+        self.channel.receive_ahead(CLOSE)
     }
 
     /// Runs statements; the rows of all of them, values in text form.

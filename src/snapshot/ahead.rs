@@ -39,7 +39,7 @@ const ATTEMPTS: usize = 5;
 const LIKENESS: &str = "walcast_likeness";
 const FIRST_LIMIT: usize = 1024;
 const MAX_LIMIT: usize = 64 * 1024;
-/// With a limit of speed, chunks are small enough for so many in a second: a chunk is read at full speed.
+/// With a limit of speed, chunks are small enough for so many in a second.
 const CHUNKS_PER_SECOND: usize = 20;
 /// But no smaller than this.
 const LEAST_LIMIT: usize = 256;
@@ -200,8 +200,6 @@ impl Reader {
         }
         self.progress.table = table.relation.qualified_name();
         let mut read = self.read(table).await?;
-        let rows: u64 = read.batches.iter().map(|batch| u64::from(batch.rows)).sum();
-        self.pacer.count(rows);
         if read.ends {
             let progress = &mut read.progress;
             progress.key.clear();
@@ -262,7 +260,7 @@ impl Reader {
             return Ok(copier);
         }
         let session = self.session.lock().await;
-        let mut copier = self.order.exporter.copier(&session).await?;
+        let mut copier = self.order.exporter.copier(&session, &self.pacer).await?;
         let statement = table::prepare_likeness(LIKENESS, session.sql.version());
         copier.run(&statement).await.map_err(refused)?;
         Ok(copier)
@@ -312,16 +310,24 @@ impl Reader {
                     rows += 1;
                     let Some(batch) = encoder.add(line)? else { continue };
                     bytes += batch.message.len();
+                    self.pacer.count(batch.rows.into());
                     batches.push(batch);
-                    if bytes >= 2 * CHUNK_BYTES || began.elapsed() >= LONGEST_CHUNK {
+                    let open = began.elapsed();
+                    if bytes >= 2 * CHUNK_BYTES || open >= LONGEST_CHUNK {
                         break false;
+                    }
+                    if open < CHUNK_TIME / 2 {
+                        self.pacer.ready().await;
                     }
                 }
                 Some(Copied::End) => break true,
                 None => copier.fill().await.map_err(refused)?,
             }
         };
-        batches.extend(encoder.take());
+        if let Some(batch) = encoder.take() {
+            self.pacer.count(batch.rows.into());
+            batches.push(batch);
+        }
         let took = began.elapsed();
         if !whole {
             self.limit = (rows / 2).max(1);

@@ -146,8 +146,10 @@ pub(super) async fn start(
     let names: Vec<String> = locked.tables.iter().map(Table::quoted).collect();
     let begin = table::begin_with_statements(&exported, &names);
     let mut readers = Vec::new();
-    for _ in 0..jobs.len().clamp(1, READERS) {
-        let mut copier = exporter.copier(&locked.session).await?;
+    // One keeps up with a limit, and leaves the other cores alone.
+    let most = if pacer.limits() { 1 } else { READERS };
+    for _ in 0..jobs.len().clamp(1, most) {
+        let mut copier = exporter.copier(&locked.session, &pacer).await?;
         match copier.run(&begin).await {
             Ok(_) => readers.push(Reader::Copier(copier)),
             Err(error) => {

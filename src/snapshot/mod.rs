@@ -111,8 +111,11 @@ impl Exporter {
     }
 
     /// A session that only copies rows, on the server that the other one is on.
-    async fn copier(&self, session: &Session) -> Result<Copier, SnapshotError> {
+    async fn copier(&self, session: &Session, pacer: &Pacer) -> Result<Copier, SnapshotError> {
         let mut copier = Copier::beside(&session.sql, &self.connect).await.map_err(refused)?;
+        if pacer.limits() {
+            copier.keep_close().map_err(refused)?;
+        }
         let place = copier.run(table::PLACE).await.map_err(refused)?;
         if place.first().and_then(|row| row.first()) != Some(&Some(session.place.clone())) {
             return Err(away("the server has failed over while a session was opened"));
@@ -355,7 +358,11 @@ fn refused(error: postgres::Error) -> SnapshotError {
     SnapshotError::new(reason, format!("reading rows: {error}"))
 }
 
-/// Keeps to a number of rows per second.
+/// What is behind by less than this is caught up with: timers are late by a millisecond or two.
+const LATE: Duration = Duration::from_millis(5);
+
+/// Keeps to a number of rows per second, in small pieces: what is read at full speed between long pauses keeps a core of the
+/// primary from everybody else for as long as it lasts.
 struct Pacer {
     rows_per_second: u32,
     due: Instant,
@@ -366,11 +373,17 @@ impl Pacer {
         Pacer { rows_per_second, due: Instant::now() }
     }
 
+    /// Whether there is a limit.
+    fn limits(&self) -> bool {
+        self.rows_per_second > 0
+    }
+
     /// These rows are about to be handed out.
     fn count(&mut self, rows: u64) {
         if self.rows_per_second > 0 {
             let pause = Duration::from_secs_f64(rows as f64 / f64::from(self.rows_per_second));
-            self.due = self.due.max(Instant::now()) + pause;
+            let now = Instant::now();
+            self.due = self.due.max(now.checked_sub(LATE).unwrap_or(now)) + pause;
         }
     }
 

@@ -65,7 +65,7 @@ fn matrix() -> Vec<u32> {
 
 #[test]
 fn chaos_with_the_slot_copied() {
-    seeds(&[versions::default_major()], Family::Copied, 5);
+    seeds(&[versions::default_major()], Family::Copied, 10);
 }
 
 #[test]

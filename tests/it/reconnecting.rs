@@ -94,6 +94,24 @@ async fn stays_live(client: Client, opened: Arc<AtomicBool>, stop: Arc<AtomicBoo
     (seen, slowest)
 }
 
+/// One that reads everything from files and goes on until it is live: the next row after it came to the tail. Ticks go on.
+async fn becomes_live(client: Client) -> usize {
+    let mut stream = client.subscribe(&Request::new().earliest()).await;
+    let (mut rows, mut caught_up) = (0, false);
+    loop {
+        stream.log.events.clear();
+        assert!(stream.pull().await, "{}", stream.describe());
+        for record in &stream.log.events {
+            match &record.kind {
+                Kind::Progress(progress) => caught_up |= progress.caught_up,
+                Kind::Change(_) if caught_up => return rows,
+                Kind::Change(_) => rows += 1,
+                _ => {}
+            }
+        }
+    }
+}
+
 fn now_ms() -> u64 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("a clock").as_millis() as u64
 }
@@ -137,8 +155,13 @@ async fn a_thousand_streams_come_back_at_once() {
         let from = n % PLACES * 4;
         streams.spawn(comes_back(clients[n / PER_CONNECTION].clone(), name, commits.clone(), from));
     }
+    let all: Vec<_> = (0..4).map(|n| tokio::spawn(becomes_live(clients[n].clone()))).collect();
     while let Some(read) = streams.join_next().await {
         read.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
+    }
+    for stream in all {
+        let rows = stream.await.expect("a stream that becomes live");
+        assert!(rows >= 150 * ROWS as usize, "{rows} rows before it was live");
     }
     let took = started.elapsed();
     stop.store(true, Ordering::SeqCst);
@@ -150,8 +173,9 @@ async fn a_thousand_streams_come_back_at_once() {
     let grown = |name: &str| after.get(name).unwrap_or(&0.0) - before.get(name).unwrap_or(&0.0);
     let (reads, bytes) = (grown("walcast_journal_reads_total"), grown("walcast_journal_bytes_read_total"));
     let delivered_bytes = (STREAMS * NEXT) as f64 * ROWS as f64 * 2000.0;
+    let rests = grown("walcast_catch_up_rests_total");
     println!(
-        "{STREAMS} streams, {:.0} MB, in {took:?}; {reads} reads of {:.1} MB from a journal of {:.1} MB; \
+        "{STREAMS} streams, {:.0} MB, in {took:?}, {rests} rests; {reads} reads of {:.1} MB from a journal of {:.1} MB; \
          live: {seen} rows, the slowest {slowest} ms; {} MB",
         delivered_bytes / 1e6,
         bytes / 1e6,
@@ -159,6 +183,7 @@ async fn a_thousand_streams_come_back_at_once() {
         stage.hub.rss_peak() >> 20
     );
     assert!(reads > 0.0 && bytes < delivered_bytes, "streams at the same place share reads: {bytes} bytes");
+    assert!(rests > 0.0, "streams that catch up give way to a live one");
     assert!(seen > 10 && slowest < 5000, "live streams go on: {seen} rows, the slowest {slowest} ms");
     assert!(stage.hub.rss_peak() < 256 << 20, "{} MB", stage.hub.rss_peak() >> 20);
 }

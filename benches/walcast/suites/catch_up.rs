@@ -3,13 +3,14 @@
 use std::{
     process::Command,
     sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
 };
 
 use super::{Suites, latency::Sample};
 use crate::{
     client::{From, Until},
     harness::Hub,
-    proc::Client,
+    proc::{Client, now_us},
     report::{Section, Spread, count},
     stage::{Cost, Shape, orders},
 };
@@ -17,9 +18,15 @@ use crate::{
 /// Transactions per second while others catch up.
 const LIVE_RATE: u64 = 1000;
 
+/// Events of each: begin, change, commit.
+const LIVE_EVENTS: u64 = 3;
+
+/// The live stream flows so long before the others begin.
+const ALONE: Duration = Duration::from_millis(300);
+
 impl Suites {
     pub(super) async fn catch_up(&mut self) -> Section {
-        let runs = self.runs().min(3);
+        let runs = self.runs();
         let rows = self.pick(1_000_000, 300_000);
         let about = format!(
             "{} changes of about 160 bytes in segment files, a ring of 1 MiB, and the files dropped from the page cache \
@@ -68,43 +75,59 @@ impl Suites {
             section.goal(text, format!("{times:.1}"), times >= 10.0);
         }
         let names = ["nobody", "1 subscriber catching up", "16 subscribers catching up", "raw TCP, 16 connections"];
-        let p99 = |at: usize| Spread::of(live[at].iter().map(|sample| sample.p99));
+        let p99 = |at: usize| Spread::of(live[at].iter().map(|(sample, _)| sample.p99));
         for (at, name) in names.iter().enumerate() {
-            let p50 = Spread::of(live[at].iter().map(|sample| sample.p50));
+            let p50 = Spread::of(live[at].iter().map(|(sample, _)| sample.p50));
             let text = format!("live beside {name}: p50 {} ms, p99 {} ms", p50.show(2), p99(at).show(2));
-            section.row(&[text, "-".to_owned(), "-".to_owned(), "-".to_owned()]);
+            let beside = Spread::of(live[at].iter().map(|(_, rate)| *rate)).median;
+            let beside = if beside > 0.0 { format!("{}, beside live", count(beside)) } else { "-".to_owned() };
+            section.row(&[text, "-".to_owned(), beside, "-".to_owned()]);
         }
         for at in [1, 2] {
             let share = (p99(at).median / p99(0).median - 1.0) * 100.0;
             let text = format!("p99 of a live subscriber beside {}: within 10 %", names[at]);
             section.goal(text, format!("{share:+.0} %"), share <= 10.0);
+            let times = Spread::of(live[at].iter().map(|(_, rate)| *rate)).median / rates[0];
+            let text = format!("{} beside a live one, of the walsender's rate: 10", names[at]);
+            section.goal(text, format!("{times:.1}"), times >= 10.0);
         }
         section
     }
 
-    /// Latency of a live subscriber, beside each of the loads.
-    async fn beside_catch_up(&mut self, hub: &Hub, bytes: u64, runs: usize) -> [Vec<Sample>; 4] {
+    /// Latency of a live subscriber beside each of the loads, and the events/s that catch-up had meanwhile.
+    async fn beside_catch_up(&mut self, hub: &Hub, bytes: u64, runs: usize) -> [Vec<(Sample, f64)>; 4] {
         let changes = LIVE_RATE * self.pick(10, 4);
         self.stage.db.run("CREATE TABLE stamps (id bigserial, at int8)").await;
-        let mut samples: [Vec<Sample>; 4] = Default::default();
+        let runtime = tokio::runtime::Handle::current();
+        let mut samples: [Vec<(Sample, f64)>; 4] = Default::default();
         for _ in 0..runs {
             for (at, samples) in samples.iter_mut().enumerate() {
                 let over = AtomicBool::new(false);
                 let sample = std::thread::scope(|scope| {
-                    scope.spawn(|| {
-                        while at > 0 && !over.load(Ordering::Relaxed) {
-                            if at == 3 {
+                    let load = scope.spawn(|| match at {
+                        0 => 0.0,
+                        3 => {
+                            while !over.load(Ordering::Relaxed) {
                                 Self::raw(16, bytes, 4);
-                            } else {
-                                forget(hub);
-                                let readers = [1, 16][at - 1];
-                                Client::start(&orders(hub, readers, From::Earliest, Until::Tail)).finish();
                             }
+                            0.0
+                        }
+                        _ => {
+                            std::thread::sleep(ALONE);
+                            let delivered = || runtime.block_on(hub.metric("walcast_events_delivered_total"));
+                            let (before, began) = (delivered(), now_us());
+                            while !over.load(Ordering::Relaxed) {
+                                forget(hub);
+                                Client::start(&orders(hub, [1, 16][at - 1], From::Earliest, Until::Tail))
+                                    .finish_unless(&over);
+                            }
+                            let seconds = (now_us() - began) as f64 / 1e6;
+                            (delivered() - before) / seconds - (LIVE_EVENTS * LIVE_RATE) as f64
                         }
                     });
                     let sample = self.latency_through(hub, 1, LIVE_RATE, changes);
                     over.store(true, Ordering::Relaxed);
-                    sample
+                    (sample, load.join().expect("load"))
                 });
                 samples.push(sample);
             }

@@ -160,7 +160,7 @@ impl Suites {
     }
 
     pub(super) async fn primary(&mut self) -> Section {
-        let runs = self.runs().min(3);
+        let runs = self.runs();
         let rows = self.pick(HOT, 100_000);
         let about = format!(
             "CPU seconds of the primary's walsenders for {} changes, read by the hub with 1 and with 50 subscribers that \

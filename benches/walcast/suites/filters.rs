@@ -28,7 +28,7 @@ struct Case {
 
 impl Suites {
     pub(super) async fn filters(&mut self) -> Section {
-        let runs = self.runs().min(3);
+        let runs = self.runs();
         let rows = self.pick(500_000, 100_000);
         let many = self.pick(10_000, 1000);
         let about = format!(

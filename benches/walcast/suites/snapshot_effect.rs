@@ -72,7 +72,9 @@ impl Suites {
         let rows = self.pick(5_000_000, 1_000_000);
         let runs = 3;
         self.stage.table(TABLE, Shape::Small(1000), rows).await;
-        self.stage.db.run("CREATE TABLE stamps (id bigserial PRIMARY KEY, at int8)").await;
+        for table in ["stamps", "written"] {
+            self.stage.db.run(&format!("CREATE TABLE {table} (id bigserial PRIMARY KEY, at int8)")).await;
+        }
         let mut hub = self.stage.hub(TABLE, &[]);
         hub.start().await;
         self.stage.psql_copy(TABLE);
@@ -125,7 +127,7 @@ impl Suites {
         hub.kill9();
         drop(hub);
         self.stage.drop_slot(TABLE).await;
-        self.stage.db.run(&format!("DROP TABLE {TABLE}; DROP TABLE stamps")).await;
+        self.stage.db.run(&format!("DROP TABLE {TABLE}; DROP TABLE stamps; DROP TABLE written")).await;
         section
     }
 
@@ -176,7 +178,7 @@ impl Suites {
     /// Transactions per second of writers without a limit.
     fn tps_beside(&self, hub: &Hub, beside: Beside, half: &Half) -> f64 {
         let script = process::scratch().join("write.sql");
-        std::fs::write(&script, "INSERT INTO stamps (at) VALUES (0);\n").expect("script");
+        std::fs::write(&script, "INSERT INTO written (at) VALUES (0);\n").expect("script");
         let reader = self.begin(hub, beside, half);
         let (seconds, script) = (half.seconds.to_string(), script.display().to_string());
         let mut child = self.stage.pgbench(&["-n", "-M", "prepared", "-c", "4", "-T", &seconds, "-f", &script]);

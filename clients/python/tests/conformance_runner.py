@@ -227,7 +227,8 @@ def main() -> int:
                 elif command == "flush":
                     say("flushed", checkpoint=str(stream.flush()))
                 elif command == "backfill":
-                    say("backfill", snapshot=client.backfill(name, tables=argument))
+                    table, _, rate = argument.partition(" ")
+                    say("backfill", snapshot=client.backfill(name, tables=table, max_rows_per_second=int(rate or 0)))
                 elif command in ("pause", "resume", "cancel"):
                     client.backfill(name, command, snapshot_id=argument)
                 elif command == "retracted":
@@ -267,7 +268,9 @@ async def main_async() -> int:
                 elif command == "flush":
                     say("flushed", checkpoint=str(await stream.flush()))
                 elif command == "backfill":
-                    say("backfill", snapshot=await client.backfill(name, tables=argument))
+                    table, _, rate = argument.partition(" ")
+                    snapshot = await client.backfill(name, tables=table, max_rows_per_second=int(rate or 0))
+                    say("backfill", snapshot=snapshot)
                 elif command in ("pause", "resume", "cancel"):
                     await client.backfill(name, command, snapshot_id=argument)
                 elif command == "retracted":

@@ -261,7 +261,9 @@ async fn run(request: &Json) -> Result<(), Failure> {
                 say(&json!({"event": "flushed", "checkpoint": checkpoint}));
             }
             "backfill" => {
-                let rows = Backfill { tables: vec![argument.to_owned()], ..Backfill::default() };
+                let (table, rate) = argument.split_once(' ').unwrap_or((argument, "0"));
+                let (tables, max_rows_per_second) = (vec![table.to_owned()], rate.parse()?);
+                let rows = Backfill { tables, max_rows_per_second, ..Backfill::default() };
                 let id = client.start_backfill(request["subscriber"].as_str().unwrap_or_default(), rows).await?;
                 say(&json!({"event": "backfill", "snapshot": id}));
             }

@@ -167,7 +167,7 @@ async function main(): Promise<number> {
   const stream = client.subscribe(options);
   try {
     for await (const line of createInterface({ input: process.stdin })) {
-      const [command, argument = ""] = line.trim().split(" ");
+      const [command, argument = "", rate = "0"] = line.trim().split(" ");
       if (command === "close") break;
       if (command === "next") {
         for (let left = Number(argument); left > 0; left -= 1) {
@@ -188,7 +188,7 @@ async function main(): Promise<number> {
       } else if (command === "ack") stream.ack();
       else if (command === "flush") say("flushed", { checkpoint: String(await stream.flush()) });
       else if (command === "backfill") {
-        say("backfill", { snapshot: await client.startBackfill(request.subscriber ?? "", [argument]) });
+        say("backfill", { snapshot: await client.startBackfill(request.subscriber ?? "", [argument], { maxRowsPerSecond: Number(rate) }) });
       } else if (command === "pause" || command === "resume" || command === "cancel") {
         await client.controlBackfill(request.subscriber ?? "", argument, command);
       } else if (command === "retracted") {

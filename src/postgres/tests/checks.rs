@@ -39,7 +39,8 @@ async fn preflight_names_what_to_run() {
     let mut session = Replication::connect(&options, sql.server()).await.unwrap();
     session.create_slot("s", false).await.unwrap();
     let checks = preflight::checks(&sql, &options, "s", "p").await.unwrap();
-    assert!(checks.iter().all(|check| check.outcome == Outcome::Ok), "{checks:?}");
+    assert_eq!(named(&checks, "log tables").outcome, Outcome::Skipped, "not installed");
+    assert!(checks.iter().all(|check| check.name == "log tables" || check.outcome == Outcome::Ok), "{checks:?}");
 
     let other = preflight::checks(&sql, &options, "s2", "p").await.unwrap();
     let slots = named(&other, "replication slots");

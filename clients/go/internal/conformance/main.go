@@ -318,7 +318,10 @@ func run() error {
 			}
 			say("flushed", map[string]any{"checkpoint": checkpoint.String()})
 		case "backfill":
-			snapshot, err := client.StartBackfill(context.Background(), asked.Subscriber, walcast.BackfillOptions{Tables: []string{argument}})
+			table, rate, _ := strings.Cut(argument, " ")
+			perSecond, _ := strconv.ParseUint(rate, 10, 32) // none is unlimited
+			snapshot, err := client.StartBackfill(context.Background(), asked.Subscriber,
+				walcast.BackfillOptions{Tables: []string{table}, MaxRowsPerSecond: uint32(perSecond)})
 			if err != nil {
 				return err
 			}

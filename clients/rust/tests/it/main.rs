@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
 mod hub;
+mod kinds;
 mod scripted;
 mod stream;
 mod values;

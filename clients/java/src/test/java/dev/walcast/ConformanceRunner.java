@@ -373,7 +373,12 @@ public final class ConformanceRunner {
                     }
                 }
             }
-            case "backfill" -> say("backfill", "snapshot", client.startBackfill(name, Backfill.of(argument)));
+            case "backfill" -> {
+                String[] words = argument.split(" ");
+                int perSecond = words.length > 1 ? Integer.parseInt(words[1]) : 0;
+                Backfill rows = Backfill.of(words[0]).maxRowsPerSecond(perSecond);
+                say("backfill", "snapshot", client.startBackfill(name, rows));
+            }
             case "pause", "resume", "cancel" ->
                 client.backfill(name, argument, Client.BackfillAction.valueOf(command.toUpperCase(Locale.ROOT)));
             case "retracted" -> {
