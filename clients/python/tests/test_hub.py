@@ -72,7 +72,7 @@ def test_arrow(stage: Any) -> None:
     )
     with walcast.Client(stage.hub.address) as client:
         stream = client.subscribe("public.arrows", start="earliest", stop_at_tail=True)
-        batches = [table for batch in stream.batches() for table in batch.to_arrow()]
+        batches = [table for batch in stream.batches(max_delay=60) for table in batch.to_arrow()]
     assert [len(table.relation.columns) for table in batches] == [9, 10]
     batch = batches[0].batch
     rows = batch.to_pylist()
@@ -89,7 +89,7 @@ def test_arrow(stage: Any) -> None:
     )
     with walcast.Client(stage.hub.address) as client:
         stream = client.subscribe("public.odd", start="earliest", stop_at_tail=True)
-        (odd,) = stream.batches()
+        (odd,) = stream.batches(max_delay=60)
     with pytest.raises(arrow.Unconvertible, match=r"public\.odd\.d"):
         odd.to_arrow()
     assert odd.to_arrow(text=["public.odd.d"])[0].batch.column("d").to_pylist() == ["infinity", "2024-01-01"]

@@ -75,7 +75,7 @@ async fn truncates_and_messages() {
     let truncate = pb::Truncate { relation_ids: vec![8, 7], ordinal: 1, cascade: true, ..Default::default() };
     let message = |ordinal, position| {
         let (prefix, content, lsn) = ("p".into(), b"c"[..].into(), "0/5".into());
-        event(Kind::Message(pb::LogicalMessage { prefix, content, ordinal, lsn, position, ..Default::default() }))
+        event(Kind::Message(pb::LogicalMessage { prefix, content, ordinal, lsn, position }))
     };
     let (inside, outside) = (message(2, None), message(0, Some(position(32))));
     let within = [begin(16), event(Kind::Truncate(truncate)), inside, commit(16, 2)];
