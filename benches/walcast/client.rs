@@ -28,6 +28,8 @@ pub struct Orders {
     pub stalled: usize,
     /// Predicate of each stream, `{}` standing for its number; empty for none.
     pub predicate: String,
+    /// Seconds between two progress events; 0 for the hub's default.
+    pub progress: i64,
     /// Tables that the streams select; empty for all.
     pub tables: Vec<String>,
     /// See [`Dial::ca`].
@@ -115,6 +117,8 @@ fn request(orders: &Orders, number: usize, after: Option<&[u8]>) -> Vec<u8> {
             r#where: orders.predicate.replace("{}", &number.to_string()),
             ..pb::Filter::default()
         }),
+        progress_interval: (orders.progress > 0)
+            .then_some(prost_types::Duration { seconds: orders.progress, nanos: 0 }),
         ..Default::default()
     };
     request.encode_to_vec()

@@ -99,7 +99,7 @@ pub struct Subscription {
     pub stop_at_tail: bool,
     /// Bytes of one response message that the client can receive; `None` = 4 MiB.
     pub max_message_bytes: Option<u32>,
-    /// `None`: 1 s while positions move, or as many milliseconds as the hub has streams, at most 10 s; 10 s when silent.
+    /// `None`: 1 s while positions move, 10 s when silent.
     pub progress_interval: Option<Duration>,
     /// Whether the stream waits for credit (Consume).
     pub credits: bool,

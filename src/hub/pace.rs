@@ -1,8 +1,5 @@
 //! When a stream says `progress`: every second while something moves, every ten when nothing does, at once when the
-//! stream has caught up for the first time, and at the next [`beat`] when the source has come or gone.
-//!
-//! A hub with very many streams says it less often, unless the client named an interval: each is a write of its own, about 40
-//! µs of CPU time, and ten thousand of them in every second took a tenth of the intake beside them.
+//! stream has caught up for the first time or the source comes or goes.
 
 use std::time::Duration;
 
@@ -17,8 +14,6 @@ use crate::{
 
 const MOVING: Duration = Duration::from_secs(1);
 const SILENT: Duration = Duration::from_secs(10);
-/// Of one stream among the streams of a hub: together they say a thousand per second, as long as that is within [`SILENT`].
-const SHARE: Duration = Duration::from_millis(1);
 const SHORTEST: Duration = Duration::from_millis(10);
 
 /// What makes a progress worth sending.
@@ -29,16 +24,10 @@ pub(super) struct Standing {
     pub connected: bool,
 }
 
-/// How often each of so many streams looks at what no event wakes it for, and tells it.
-pub(super) fn beat(streams: usize) -> Duration {
-    let streams = u32::try_from(streams).unwrap_or(u32::MAX);
-    SHARE.saturating_mul(streams).clamp(MOVING, SILENT)
-}
-
 #[derive(Debug)]
 pub(super) struct Pace {
-    /// As the client wants it.
-    interval: Option<Duration>,
+    moving: Duration,
+    silent: Duration,
     last: Instant,
     reported: Standing,
     at_once: bool,
@@ -46,11 +35,13 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    /// A stream that has just told `standing`. An interval of the client's holds for both cases, from 10 ms, however many
-    /// streams there are.
+    /// A stream that has just told `standing`. An interval of the client's holds for both cases, from 10 ms.
     pub fn new(interval: Option<Duration>, now: Instant, standing: Standing) -> Self {
-        let interval = interval.map(|interval| interval.max(SHORTEST));
-        Pace { interval, last: now, reported: standing, at_once: false, told: None }
+        let (moving, silent) = interval.map_or((MOVING, SILENT), |interval| {
+            let interval = interval.max(SHORTEST);
+            (interval, interval)
+        });
+        Pace { moving, silent, last: now, reported: standing, at_once: false, told: None }
     }
 
     /// The next progress is due now.
@@ -58,18 +49,17 @@ impl Pace {
         self.at_once = true;
     }
 
-    /// Whether asking [`Pace::due`] is worth it while blocks are flowing, in a hub with this [`beat`].
-    pub fn may_be_due(&self, now: Instant, beat: Duration) -> bool {
-        self.at_once || now >= self.last + self.interval.unwrap_or(beat)
+    /// Whether asking [`Pace::due`] is worth it while blocks are flowing.
+    pub fn may_be_due(&self, now: Instant) -> bool {
+        self.at_once || now >= self.last + self.moving
     }
 
-    pub fn due(&self, now: Instant, beat: Duration, standing: &Standing) -> bool {
-        self.at_once || standing.connected != self.reported.connected || now >= self.deadline(beat, standing)
+    pub fn due(&self, now: Instant, standing: &Standing) -> bool {
+        self.at_once || standing.connected != self.reported.connected || now >= self.deadline(standing)
     }
 
-    pub fn deadline(&self, beat: Duration, standing: &Standing) -> Instant {
-        let unasked = if *standing == self.reported { SILENT } else { beat };
-        self.last + self.interval.unwrap_or(unasked)
+    pub fn deadline(&self, standing: &Standing) -> Instant {
+        self.last + if *standing == self.reported { self.silent } else { self.moving }
     }
 
     pub fn told(&mut self, now: Instant, standing: Standing) {
@@ -141,25 +131,11 @@ mod tests {
     fn every_second_while_moving_every_ten_when_silent() {
         let now = Instant::now();
         let pace = Pace::new(None, now, standing(1));
-        let due = |after, standing: &Standing| pace.due(now + after, beat(1000), standing);
-        assert!(!due(SILENT - SHORTEST, &standing(1)) && due(SILENT, &standing(1)));
-        assert!(!due(MOVING - SHORTEST, &standing(2)) && due(MOVING, &standing(2)));
-        assert!(due(MOVING, &Standing { checkpoint: Some(at(1).into()), ..standing(1) }));
-        assert!(due(Duration::ZERO, &Standing { connected: false, ..standing(1) }));
-    }
-
-    #[test]
-    fn ten_thousand_streams_say_a_thousand_per_second_and_never_less_often_than_when_silent() {
-        assert_eq!([0, 1000, 4000, 10_000, usize::MAX].map(|streams| beat(streams).as_secs()), [1, 1, 4, 10, 10]);
-        let now = Instant::now();
-        let asked = Some(Duration::from_millis(500));
-        for (interval, expected) in [(None, Duration::from_secs(4)), (asked, Duration::from_millis(500))] {
-            let pace = Pace::new(interval, now, standing(1));
-            let due = |after| pace.due(now + after, beat(4000), &standing(2));
-            assert!(!due(expected - SHORTEST) && due(expected), "{interval:?}");
-            let may_be = |after| pace.may_be_due(now + after, beat(4000));
-            assert!(!may_be(expected - SHORTEST) && may_be(expected), "{interval:?}");
-        }
+        assert!(!pace.due(now + SILENT - SHORTEST, &standing(1)) && pace.due(now + SILENT, &standing(1)));
+        assert!(!pace.due(now + MOVING - SHORTEST, &standing(2)) && pace.due(now + MOVING, &standing(2)));
+        let checkpointed = Standing { checkpoint: Some(at(1).into()), ..standing(1) };
+        assert!(pace.due(now + MOVING, &checkpointed));
+        assert!(pace.due(now, &Standing { connected: false, ..standing(1) }));
     }
 
     #[test]

@@ -38,6 +38,8 @@ use crate::{
 };
 
 const MAX_MESSAGE: usize = 4 << 20;
+/// How often an idle stream looks whether the source is still there.
+pub(super) const IDLE_CHECK: Duration = Duration::from_secs(1);
 /// How often a stream that is to end at the tail asks the source to move it.
 const NUDGE: Duration = Duration::from_millis(100);
 /// Blocks of which a stream may see nothing before it lets others run.
@@ -346,7 +348,7 @@ impl Session {
             if self.until.is_some_and(|until| number >= until) {
                 return Ok(Step::Finished);
             }
-            if (self.pace.may_be_due(now, self.beat()) || self.at_stop())
+            if (self.pace.may_be_due(now) || self.at_stop())
                 && let Some(frame) = self.progress(now)
             {
                 return Ok(Step::Frame(frame));
@@ -504,11 +506,6 @@ impl Session {
         }
     }
 
-    /// How long it may sleep without looking at the source, and at how far the router has come.
-    pub(super) fn beat(&self) -> Duration {
-        pace::beat(self.hub.streams())
-    }
-
     fn at_stop(&self) -> bool {
         let under_way = self.leaving.is_some() || self.running.is_some();
         !under_way && self.stop_at.is_some_and(|stop| self.passed.lsn >= stop)
@@ -527,7 +524,7 @@ impl Session {
         if self.outbox.begun() || self.passage.is_some() || self.until.is_some() {
             return None;
         }
-        if !(last || self.pace.due(now, self.beat(), &standing)) {
+        if !(last || self.pace.due(now, &standing)) {
             return None;
         }
         self.shared.sent(standing.position.position);
@@ -540,10 +537,9 @@ impl Session {
     }
 
     pub(super) fn pause(&mut self, now: Instant, for_what: For) -> Step {
-        let beat = self.beat();
-        let mut until = now + beat;
+        let mut until = now + IDLE_CHECK;
         if !self.outbox.begun() {
-            until = until.min(self.pace.deadline(beat, &self.standing()));
+            until = until.min(self.pace.deadline(&self.standing()));
         }
         if for_what == For::Marks && self.stop_at.is_some() {
             if now >= self.next_nudge {

@@ -2,7 +2,10 @@
 
 use tokio::time::{Instant, sleep_until};
 
-use super::{Error, Session, session::For};
+use super::{
+    Error, Session,
+    session::{For, IDLE_CHECK},
+};
 use crate::feed::Fetched;
 
 impl Session {
@@ -63,8 +66,7 @@ impl Session {
     }
 
     pub(super) async fn pull(&mut self) -> Result<(), Error> {
-        let beat = self.beat();
-        let until = self.pace.deadline(beat, &self.standing()).min(Instant::now() + beat);
+        let until = self.pace.deadline(&self.standing()).min(Instant::now() + IDLE_CHECK);
         let Some(running) = &mut self.running else { return Ok(()) };
         tokio::select! {
             () = running.pull() => {}

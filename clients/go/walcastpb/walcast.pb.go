@@ -160,8 +160,7 @@ type SubscribeRequest struct {
 	// The largest response message, in bytes, that the client can receive; 0 is 4 MiB. A larger event ends the stream
 	// with EVENT_TOO_LARGE, whose metadata name the row and the position to acknowledge in order to leave it out.
 	MaxMessageBytes uint32 `protobuf:"varint,6,opt,name=max_message_bytes,json=maxMessageBytes,proto3" json:"max_message_bytes,omitempty"`
-	// Time between two progress events; 0 or not present: 1 s while positions move, on a hub with more than 1,000
-	// streams as many milliseconds as it has streams, and never more than 10 s; 10 s when silent.
+	// Time between two progress events; 0 or not present: 1 s while positions move, 10 s when silent.
 	ProgressInterval *durationpb.Duration `protobuf:"bytes,7,opt,name=progress_interval,json=progressInterval,proto3" json:"progress_interval,omitempty"`
 	// Reserved for hubs with several databases; empty for the only one.
 	Source        string `protobuf:"bytes,8,opt,name=source,proto3" json:"source,omitempty"`

@@ -72,8 +72,7 @@ export type SubscribeRequest = Message<"walcast.v1.SubscribeRequest"> & {
   maxMessageBytes: number;
 
   /**
-   * Time between two progress events; 0 or not present: 1 s while positions move, on a hub with more than 1,000
-   * streams as many milliseconds as it has streams, and never more than 10 s; 10 s when silent.
+   * Time between two progress events; 0 or not present: 1 s while positions move, 10 s when silent.
    *
    * @generated from field: google.protobuf.Duration progress_interval = 7;
    */
