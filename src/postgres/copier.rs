@@ -77,7 +77,7 @@ impl Copier {
         }
     }
 
-    /// Sends statements, of which one is a COPY TO STDOUT. Take everything with [`Copier::next`].
+    /// Sends statements, of which one is a COPY TO STDOUT. Take everything with [`Copier::copied`].
     pub async fn send(&mut self, statements: &str) -> Result<()> {
         self.channel.queue_message(|out| frontend::query(statements, out))?;
         self.channel.flush().await
@@ -89,7 +89,7 @@ impl Copier {
     }
 
     /// What is complete in the receive buffer; `None` means [`Copier::fill`].
-    pub fn next(&mut self) -> Result<Option<Copied<'_>>> {
+    pub fn copied(&mut self) -> Result<Option<Copied<'_>>> {
         while let Some(tag) = self.channel.peek().filter(|tag| *tag != b'd') {
             match self.channel.next()? {
                 None => return Ok(None),

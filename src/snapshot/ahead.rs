@@ -305,7 +305,7 @@ impl Reader {
         let (mut rows, mut bytes) = (0, 0);
         let mut batches = Vec::new();
         let whole = loop {
-            match copier.next().map_err(refused)? {
+            match copier.copied().map_err(refused)? {
                 Some(Copied::Row(line)) => {
                     rows += 1;
                     let Some(batch) = encoder.add(line)? else { continue };

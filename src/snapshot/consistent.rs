@@ -226,7 +226,7 @@ async fn copy_rows(copier: &mut Copier, job: &Job, jobs: &Jobs) -> Result<bool, 
     copier.send(&format!("COPY ({}) TO STDOUT", job.query)).await.map_err(refused)?;
     let mut encoder = Encoder::new(job.relation.clone());
     loop {
-        let batch = match copier.next().map_err(refused)? {
+        let batch = match copier.copied().map_err(refused)? {
             Some(Copied::Row(line)) => encoder.add(line)?,
             Some(Copied::End) => break,
             None => {
