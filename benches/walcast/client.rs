@@ -64,6 +64,8 @@ pub enum Until {
     /// For ever; reports once all streams are open.
     #[default]
     Killed,
+    /// As [`Until::Killed`], and each stream reads up to the tail, again and again; nobody looks.
+    Again,
     /// As [`Until::Changes`], and each stream reports first when it is open.
     Following(u64),
     /// Measures column 2, microseconds of the server's clock, against arrival, for so many changes.
@@ -111,7 +113,7 @@ fn request(orders: &Orders, number: usize, after: Option<&[u8]>) -> Vec<u8> {
     };
     let request = pb::SubscribeRequest {
         start: Some(pb::Start { at: Some(at) }),
-        stop_at_tail: matches!(orders.until, Until::Tail),
+        stop_at_tail: matches!(orders.until, Until::Tail | Until::Again),
         filter: (!orders.predicate.is_empty() || !orders.tables.is_empty()).then(|| pb::Filter {
             tables: orders.tables.clone(),
             r#where: orders.predicate.replace("{}", &number.to_string()),
@@ -161,7 +163,7 @@ pub fn main(orders: &str) {
     match orders.until {
         Until::Reconnect => reconnect(&orders),
         Until::Latency(changes) | Until::RawLatency(changes) => say(&latency(&orders, changes)),
-        Until::Killed => idle(&orders),
+        Until::Killed | Until::Again => idle(&orders),
         Until::Changes(_) | Until::Following(_) | Until::Tail | Until::Raw => drain(&orders),
     }
 }
@@ -253,7 +255,11 @@ fn idle(orders: &Orders) {
                     std::thread::park();
                 }
             }
-            while call.read(|_| {}).is_ok_and(|step| step == Step::Open) {}
+            loop {
+                while call.read(|_| {}).is_ok_and(|step| step == Step::Open) {}
+                let Until::Again = orders.until else { break };
+                (call, _) = open(&orders, number, None, |_| {});
+            }
         };
         std::thread::Builder::new().stack_size(256 << 10).spawn(stream).expect("thread");
     }

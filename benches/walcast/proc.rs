@@ -5,7 +5,6 @@ use std::{
     io::{BufRead, BufReader},
     path::Path,
     process::{Child, ChildStdout, Stdio},
-    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -92,17 +91,6 @@ impl Client {
         let (cpu, well) = wait(&mut self.child);
         assert!(well, "the client failed");
         (report, cpu)
-    }
-
-    /// Waits for its end, and ends it once there is no need for it.
-    pub fn finish_unless(mut self, over: &AtomicBool) {
-        while !over.load(Ordering::Relaxed) {
-            if let Some(status) = self.child.try_wait().expect("wait") {
-                assert!(status.success(), "the client failed");
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
     }
 }
 
