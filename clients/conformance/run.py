@@ -270,6 +270,7 @@ def backfill(world: World) -> None:
         "INSERT INTO more SELECT i, repeat('y', 100) FROM generate_series(1, 8000) i"
     )
     world.published(world.hub, "public.live", "public.more")
+    world.taken_in()
     request = {"subscriber": "backfill", "start": "latest", "tables": ["public.live", "public.more"]}
     changes = "UPDATE more SET v = v || '!' WHERE id % 100 = 0; DELETE FROM more WHERE id % 1000 = 1; INSERT INTO live"
     first = world.runner(**request, window_events=1000)

@@ -65,6 +65,12 @@ class World:
         self.cluster.sql("UPDATE first SET id = id")
         return self.lsn()
 
+    def taken_in(self) -> None:
+        """Waits until the hub has what is committed, so that it is before "latest"."""
+        runner = self.runner(start="latest")
+        runner.ask(f"until {self.commit()}")
+        runner.close()
+
     def close_runners(self) -> None:
         for runner in self._runners:
             runner.kill()
