@@ -116,8 +116,7 @@ impl Suites {
                             std::thread::sleep(ALONE);
                             let delivered = || runtime.block_on(hub.metric("walcast_events_delivered_total"));
                             let (before, began) = (delivered(), now_us());
-                            let mut client =
-                                Client::start(&orders(hub, [1, 16][at - 1], From::Earliest, Until::Again));
+                            let mut client = Client::start(&orders(hub, [1, 16][at - 1], From::Earliest, Until::Again));
                             client.report();
                             while !over.load(Ordering::Relaxed) {
                                 std::thread::sleep(Duration::from_millis(10));
