@@ -1,4 +1,4 @@
-use std::{pin::Pin, sync::atomic::Ordering, task::Context, time::Duration};
+use std::{collections::VecDeque, pin::Pin, sync::atomic::Ordering, task::Context, time::Duration};
 
 use futures_util::task::noop_waker;
 use http_body::Body;
@@ -111,15 +111,15 @@ async fn a_client_that_does_not_read_costs_a_bounded_number_of_messages() {
     assert!(stalled < 60, "{stalled} messages of 64 KiB for a window of 2 MiB");
 }
 
-/// A session of one frame.
-struct One(Option<Frame>);
+/// A session of frames that are ready.
+struct Ready(VecDeque<Frame>);
 
-impl Session for One {
+impl Session for Ready {
     type Error = FakeError;
     type Control = super::fake::FakeControl;
 
     async fn next(&mut self) -> Option<Result<Frame, FakeError>> {
-        self.0.take().map(Ok)
+        self.0.pop_front().map(Ok)
     }
 
     fn control(&self) -> Self::Control {
@@ -130,7 +130,7 @@ impl Session for One {
 #[test]
 fn the_body_hands_on_the_very_bytes_of_the_hub() {
     let frame = frame(1, 50_000);
-    let mut body = StreamBody::new(One(Some(frame.clone())), None, None, tracing::Span::none());
+    let mut body = StreamBody::new(Ready([frame.clone()].into()), None, None, tracing::Span::none());
     let waker = noop_waker();
     let mut poll = || match Pin::new(&mut body).poll_frame(&mut Context::from_waker(&waker)) {
         std::task::Poll::Ready(Some(Ok(frame))) => frame,
@@ -140,6 +140,23 @@ fn the_body_hands_on_the_very_bytes_of_the_hub() {
     assert_eq!((data.as_ptr(), data.len()), (frame.as_ptr(), frame.len()));
     assert_eq!(poll().into_trailers().unwrap()["grpc-status"], "0");
     assert!(body.is_end_stream());
+}
+
+#[test]
+fn small_messages_that_are_ready_are_joined_and_a_large_one_is_not_copied() {
+    let large = frame(7, 50_000);
+    let small: Vec<Frame> = (0..4).map(|n| frame(n, 100)).collect();
+    let ready = small.iter().cloned().chain([large.clone(), small[0].clone()]).collect();
+    let mut body = StreamBody::new(Ready(ready), None, None, tracing::Span::none());
+    let waker = noop_waker();
+    let mut poll = || match Pin::new(&mut body).poll_frame(&mut Context::from_waker(&waker)) {
+        std::task::Poll::Ready(Some(Ok(frame))) => frame,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(poll().into_data().unwrap(), small.concat());
+    assert_eq!(poll().into_data().unwrap().as_ptr(), large.as_ptr());
+    assert_eq!(poll().into_data().unwrap().as_ptr(), small[0].as_ptr(), "alone, it is not copied either");
+    assert_eq!(poll().into_trailers().unwrap()["grpc-status"], "0");
 }
 
 async fn consume(
