@@ -80,7 +80,7 @@ impl Suites {
         let about = format!(
             "{} changes of about 160 bytes in the hub's ring; so many subscribers without a filter read them all at once, \
              each over a connection of its own, in one process that counts bytes (one stream is checked for count and \
-             order). HTTP/2's frames hold 16 KiB unless the client offers more, and each is written by itself. Beside it 10 \
+             order). HTTP/2's frames hold 16 KiB unless the client offers more. Beside it 10 \
              pg_recvlogical on 10 slots; raw TCP, a server that writes as many bytes to as many connections with writev, 64 \
              KiB or 16 KiB at a time, and does nothing else; and a naive server, which puts each transaction of the \
              same rows into a broadcast channel and lets tonic encode it for each subscriber. {runs} runs each.",
