@@ -16,13 +16,13 @@ use crate::harness::{
     validators::{self, Replica},
 };
 
-async fn backfill(stage: &Stage, request: pb::BackfillRequest) -> Result<String, tonic::Status> {
+pub async fn backfill(stage: &Stage, request: pb::BackfillRequest) -> Result<String, tonic::Status> {
     let url = format!("http://127.0.0.1:{}", stage.hub.grpc_port());
     let mut client = ChangeStreamServiceClient::connect(url).await.expect("the hub");
     client.backfill(request).await.map(|response| response.into_inner().snapshot_id)
 }
 
-fn order(action: BackfillAction) -> pb::BackfillRequest {
+pub fn order(action: BackfillAction) -> pb::BackfillRequest {
     pb::BackfillRequest { subscriber: "sub".into(), action: action as i32, ..Default::default() }
 }
 
