@@ -133,6 +133,9 @@ pub(super) async fn start(
     for (number, found) in locked.tables.iter().enumerate() {
         let relation = exporter.numbered(&found.relation);
         let before = jobs.len();
+        if found.parts.is_empty() {
+            jobs.push_back(Job { table: number, relation: relation.clone(), query: found.select(None, &[]) });
+        }
         for (part, pages) in &found.parts {
             for range in ranges(*pages) {
                 let query = found.select(Some(part), &range.into_iter().collect::<Vec<_>>());

@@ -341,13 +341,17 @@ fn wanted(mut table: Table, selection: &Selection) -> Result<Option<Table>, Snap
     Ok(Some(table))
 }
 
-/// Every table can be read by the role.
+/// Every table can be read by the role, and all of its rows.
 async fn readable(tables: &[Table], sql: &Sql) -> Result<(), SnapshotError> {
-    let Some(table) = tables.iter().find(|table| !table.readable) else { return Ok(()) };
+    let Some(table) = tables.iter().find(|table| !table.readable || table.guarded) else { return Ok(()) };
     let role = sql.one("SELECT pg_catalog.quote_ident(current_user)", &[]).await.map_err(refused)?;
     let role: String = role.try_get(0).map_err(|error| refused(error.into()))?;
-    let (name, grant) = (table.relation.qualified_name(), format!("GRANT SELECT ON {} TO {role}", table.quoted()));
-    let message = format!("the hub's role may not read table {name}: {grant}");
+    let name = table.relation.qualified_name();
+    let (what, grant) = match table.readable {
+        false => ("the hub's role may not read table", format!("GRANT SELECT ON {} TO {role}", table.quoted())),
+        true => ("row security would hide rows from the hub's role in table", format!("ALTER ROLE {role} BYPASSRLS")),
+    };
+    let message = format!("{what} {name}: {grant}");
     Err(SnapshotError::new(Reason::PermissionDenied, message).with("table", name).with("grant", grant))
 }
 
