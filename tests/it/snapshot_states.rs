@@ -3,19 +3,20 @@
 
 use std::time::Duration;
 
-use walcast::wire::pb::{BackfillAction, SnapshotMode};
+use walcast::wire::pb::{BackfillAction, SnapshotMode, event::Kind};
 
 use crate::{
     harness::{
-        Shutdown, Stage,
+        Db, Shutdown, Stage,
         client::{Request, Stream},
         eventually,
         hub::{Hub, READY},
+        pair::{Pair, Slots},
         parsed::{Cell, Parsed},
         proxy::Address,
         stage,
         stage::held,
-        validators,
+        validators, versions,
     },
     snapshot_backfill::{backfill, order},
     snapshot_breaks::{begun, ended, ids, makes, rows, slowly},
@@ -96,11 +97,16 @@ async fn what_stays_open_keeps_nobody_from_reading_rows() {
 struct Behind(rustix::process::Pid);
 
 impl Behind {
-    async fn the(stage: &Stage) -> Behind {
-        let pid = stage.db.number("SELECT active_pid FROM pg_replication_slots WHERE slot_name = 'walcast'").await;
+    async fn of(db: &Db) -> Behind {
+        let pid = db.number("SELECT active_pid FROM pg_replication_slots WHERE slot_name = 'walcast'").await;
         let pid = rustix::process::Pid::from_raw(pid as i32).expect("a pid");
         rustix::process::kill_process(pid, rustix::process::Signal::STOP).expect("stopped");
         Behind(pid)
+    }
+
+    /// What it has not sent is never sent.
+    fn kill(self) {
+        rustix::process::kill_process(self.0, rustix::process::Signal::KILL).expect("killed");
     }
 }
 
@@ -119,7 +125,7 @@ async fn a_hub_that_is_behind_sends_rows_at_once() {
         .await;
     let open = stage.cluster.connect().await;
     open.run("BEGIN; INSERT INTO items VALUES (3, 'open')").await;
-    let behind = Behind::the(&stage).await;
+    let behind = Behind::of(&stage.db).await;
     stage.db.run("INSERT INTO items VALUES (4, 'not journaled'); UPDATE items SET name = 'new' WHERE id = 1").await;
     let mut consistent = stage.client().subscribe(&slowly(SnapshotMode::Consistent, 0)).await;
     consistent.until("snapshot_end", ended).await;
@@ -146,6 +152,58 @@ async fn a_hub_that_is_behind_sends_rows_at_once() {
             assert_eq!((ids(&parsed), changed(&parsed)), (vec![1, 2, 4], vec![2, 3]));
         }
         makes(&history, &stage.db, &["public.items"], mode == SnapshotMode::Incremental).await;
+    }
+}
+
+/// Rows that were sent in front of what the journal had not got hold what went with the primary. And a transaction that was prepared
+/// before the failover and is so still keeps nobody waiting: a slot would.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_hub_that_is_behind_has_sent_is_taken_back_by_a_failover() {
+    let schema = "CREATE TABLE items (id int PRIMARY KEY, name text); INSERT INTO items SELECT n, 'old' FROM generate_series(1, 10) n";
+    let mut pair = Pair::start(versions::default_major(), Slots::Copied, schema, &[]).await;
+    let db = pair.db().await;
+    db.run("BEGIN; INSERT INTO items VALUES (11, 'prepared'); PREPARE TRANSACTION 'p'").await;
+    pair.caught_up().await;
+    pair.cut_off().await;
+    let behind = Behind::of(&db).await;
+    db.run("INSERT INTO items VALUES (-1, 'lost')").await;
+    let mut stream = pair.client().subscribe(&slowly(SnapshotMode::Consistent, 0)).await;
+    stream.until("snapshot_end", ended).await;
+    let position = stream.log.kinds().find_map(|kind| match kind {
+        Kind::SnapshotEnd(end) => end.position.clone(),
+        _ => None,
+    });
+    drop(db);
+    pair.fail_over().await;
+    behind.kill();
+    let failure = stream.fails_with("SNAPSHOT_INTERRUPTED").await;
+    assert!(failure.message.contains("starts over"), "{failure:?}");
+    let history = stream.close();
+    assert_eq!(ids(&held(&history, Parsed::of(&history))).first(), Some(&-1));
+    let db = pair.db().await;
+    db.run("INSERT INTO items VALUES (12, 'new')").await;
+    pair.streaming().await;
+    pair.journaled().await;
+    let mut streams = Vec::new();
+    for request in [
+        Request::new().after(&position.expect("a position")),
+        slowly(SnapshotMode::Consistent, 0),
+        slowly(SnapshotMode::Incremental, 0),
+    ] {
+        let mut stream = pair.client().subscribe(&request).await;
+        stream.until("snapshot_end", ended).await;
+        streams.push(stream);
+    }
+    assert!(begun(&streams[0].log).expect("snapshot_begin").restarted);
+    db.run("COMMIT PREPARED 'p'").await;
+    let goal = pair.truth().await.end();
+    for (number, mut stream) in streams.into_iter().enumerate() {
+        stream.reaches(goal).await;
+        let history = stream.close();
+        let parsed = held(&history, Parsed::of(&history));
+        assert_eq!(ids(&parsed), [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12]);
+        assert_eq!(changed(&parsed), [11]);
+        makes(&history, &db, &["public.items"], number == 2).await;
     }
 }
 
