@@ -216,15 +216,6 @@ impl Stream {
         matches!(self, Stream::Tls(_))
     }
 
-    /// Has the kernel receive no more than about so many bytes ahead of who reads. A Unix-domain socket holds 200 KiB anyway.
-    pub(super) fn receive_ahead(&self, bytes: usize) -> io::Result<()> {
-        match self {
-            Stream::Tcp(stream) => SockRef::from(stream).set_recv_buffer_size(bytes),
-            Stream::Tls(stream) => SockRef::from(stream.get_ref().0).set_recv_buffer_size(bytes),
-            Stream::Unix(_) => Ok(()),
-        }
-    }
-
     /// Data for SCRAM's channel binding, where there is any.
     pub(super) fn end_point(&self) -> Option<Vec<u8>> {
         match self {

@@ -18,9 +18,6 @@ use super::{
     sql::Sql,
 };
 
-/// Bytes that the kernel holds for a slow reader: a fraction of a millisecond of COPY.
-const CLOSE: usize = 64 * 1024;
-
 /// After an error it can only be dropped, which closes the socket in the middle of whatever the server sends.
 pub struct Copier {
     channel: Channel,
@@ -51,11 +48,6 @@ impl Copier {
             Ok(copier)
         })
         .await
-    }
-
-    /// Makes the server wait for who reads slowly: without this it sends several MiB as fast as it can, and waits then.
-    pub fn keep_close(&self) -> Result<()> {
-        self.channel.receive_ahead(CLOSE)
     }
 
     /// Runs statements; the rows of all of them, values in text form.

@@ -9,7 +9,7 @@ use tokio::{
 };
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{Exporter, Pacer, Session, encoder::Encoder, interrupted, no_key, readable, refused};
+use super::{Exporter, Session, encoder::Encoder, interrupted, no_key, pacer::Pacer, readable, refused};
 use crate::{
     feed::{Batch, SnapshotError},
     model::{Relation, Value, Visibility},
@@ -40,7 +40,7 @@ const LIKENESS: &str = "walcast_likeness";
 const FIRST_LIMIT: usize = 1024;
 const MAX_LIMIT: usize = 64 * 1024;
 /// With a limit of speed, chunks are small enough for so many in a second.
-const CHUNKS_PER_SECOND: usize = 20;
+const CHUNKS_PER_SECOND: usize = 40;
 /// But no smaller than this.
 const LEAST_LIMIT: usize = 256;
 
@@ -81,14 +81,7 @@ pub(super) struct Read {
 impl Read {
     /// The rows, encoded.
     pub fn rows(&self) -> impl Iterator<Item = &[u8]> {
-        self.batches.iter().flat_map(|batch| {
-            let mut rest = batch.message.get(MESSAGE_PREFIX..).unwrap_or_default();
-            std::iter::from_fn(move || {
-                let (row, behind) = split_first(rest)?;
-                rest = behind;
-                Some(row)
-            })
-        })
+        self.batches.iter().flat_map(rows_of)
     }
 
     /// Where the key is in a row.
@@ -108,6 +101,15 @@ impl Read {
         }
         Ok(key)
     }
+}
+
+fn rows_of(batch: &Batch) -> impl Iterator<Item = &[u8]> {
+    let mut rest = batch.message.get(MESSAGE_PREFIX..).unwrap_or_default();
+    std::iter::from_fn(move || {
+        let (row, behind) = split_first(rest)?;
+        rest = behind;
+        Some(row)
+    })
 }
 
 impl Ahead {
@@ -260,7 +262,7 @@ impl Reader {
             return Ok(copier);
         }
         let session = self.session.lock().await;
-        let mut copier = self.order.exporter.copier(&session, &self.pacer).await?;
+        let mut copier = self.order.exporter.copier(&session).await?;
         let statement = table::prepare_likeness(LIKENESS, session.sql.version());
         copier.run(&statement).await.map_err(refused)?;
         Ok(copier)
@@ -277,6 +279,7 @@ impl Reader {
         }
         let relation = self.order.exporter.numbered(&table.relation);
         let limit = self.limit.min(self.most);
+        let piece = self.pacer.piece().unwrap_or(limit);
         let mut statements = format!(
             "{} SELECT pg_catalog.pg_current_snapshot(); {};",
             table::begin_locked_statements(&[table.quoted()]),
@@ -284,7 +287,7 @@ impl Reader {
         );
         if table.filtered() {
             // The time of a chunk is that of the rows that are looked at, however few of them come.
-            statements.push_str(&table.select_boundary(&progress.key, limit));
+            statements.push_str(&table.select_boundary(&progress.key, limit.min(piece)));
         }
         let began = Instant::now();
         let mut answers = copier.run(&statements).await.map_err(refused)?.into_iter();
@@ -295,60 +298,97 @@ impl Reader {
             self.copier = Some(copier);
             return Ok(None);
         }
-        let boundary = answers.next().map(texts).transpose()?;
-        let query = match table.filtered() {
-            true => table.select_between(&progress.key, boundary.as_deref().unwrap_or_default()),
-            false => table.select_chunk(&progress.key, limit),
-        };
-        copier.send(&format!("COPY ({query}) TO STDOUT; COMMIT")).await.map_err(refused)?;
-        let mut encoder = Encoder::new(relation.clone());
-        let (mut rows, mut bytes) = (0, 0);
-        let mut batches = Vec::new();
+        let mut boundary = answers.next().map(texts).transpose()?;
+        let key = table.key.clone();
+        let mut read = Read { seen, relation, key, batches: Vec::new(), ends: false, last: false, progress, limit: 0 };
+        let mut left = limit;
+        let mut bytes = 0;
         let whole = loop {
-            match copier.copied().map_err(refused)? {
-                Some(Copied::Row(line)) => {
-                    rows += 1;
-                    let Some(batch) = encoder.add(line)? else { continue };
-                    bytes += batch.message.len();
-                    self.pacer.count(batch.rows.into());
-                    batches.push(batch);
-                    let open = began.elapsed();
-                    if bytes >= 2 * CHUNK_BYTES || open >= LONGEST_CHUNK {
-                        break false;
-                    }
-                    if open < CHUNK_TIME / 2 {
-                        self.pacer.ready().await;
+            let asked = left.min(piece);
+            left -= asked;
+            let query = match table.filtered() {
+                true => table.select_between(&read.progress.key, boundary.as_deref().unwrap_or_default()),
+                false => table.select_chunk(&read.progress.key, asked),
+            };
+            let commit = if left == 0 { "; COMMIT" } else { "" };
+            copier.send(&format!("COPY ({query}) TO STDOUT{commit}")).await.map_err(refused)?;
+            let Copy { batches, rows, whole } = copy(&mut copier, &read.relation, began, bytes).await?;
+            bytes += batches.iter().map(|batch| batch.message.len()).sum::<usize>();
+            self.pacer.count(rows);
+            read.batches.extend(batches);
+            if !whole {
+                self.limit = ((limit - left - asked + rows) / 2).max(1);
+            }
+            match boundary.take().filter(|_| whole) {
+                Some(boundary) => read.progress.key = boundary,
+                None => {
+                    read.ends = whole && (table.filtered() || rows < asked);
+                    if let Some(last) = read.batches.last().and_then(|batch| rows_of(batch).last()) {
+                        read.progress.key = read.key_of(last)?;
                     }
                 }
-                Some(Copied::End) => break true,
-                None => copier.fill().await.map_err(refused)?,
+            }
+            let over = left == 0 || read.ends || bytes >= CHUNK_BYTES || began.elapsed() >= CHUNK_TIME / 2;
+            if !whole || over {
+                break whole;
+            }
+            self.pacer.ready().await;
+            if table.filtered() {
+                let rows = copier.run(&table.select_boundary(&read.progress.key, left.min(piece))).await;
+                boundary = rows.map_err(refused)?.into_iter().next().map(texts).transpose()?;
             }
         };
-        if let Some(batch) = encoder.take() {
-            self.pacer.count(batch.rows.into());
-            batches.push(batch);
-        }
-        let took = began.elapsed();
-        if !whole {
-            self.limit = (rows / 2).max(1);
-        } else if took > CHUNK_TIME || bytes > CHUNK_BYTES {
-            self.limit = (limit / 2).max(1);
-        } else if took < CHUNK_TIME / 2 && bytes < CHUNK_BYTES / 2 {
-            self.limit = (limit * 2).min(MAX_LIMIT);
-        }
         if whole {
+            if left > 0 {
+                copier.run("COMMIT").await.map_err(refused)?;
+            }
             self.copier = Some(copier);
+            let took = began.elapsed();
+            if took > CHUNK_TIME || bytes > CHUNK_BYTES {
+                self.limit = (limit / 2).max(1);
+            } else if took < CHUNK_TIME / 2 && bytes < CHUNK_BYTES / 2 {
+                self.limit = (limit * 2).min(MAX_LIMIT);
+            }
         }
-        let ends = whole && if table.filtered() { boundary.is_none() } else { rows < limit };
-        let (key, limit) = (table.key.clone(), self.limit);
-        let mut read = Read { seen, relation, key, batches, ends, last: false, progress, limit };
-        if let Some(boundary) = boundary.filter(|_| whole) {
-            read.progress.key = boundary;
-        } else if let Some(last) = read.rows().last() {
-            read.progress.key = read.key_of(last)?;
-        }
+        read.limit = self.limit;
         Ok(Some(read))
     }
+}
+
+/// Rows of one statement.
+struct Copy {
+    batches: Vec<Batch>,
+    rows: usize,
+    /// All of them. Otherwise the connection is in the middle of them.
+    whole: bool,
+}
+
+/// Takes what a COPY gives, for a chunk that `began` then and has so many bytes already, up to what a chunk may have.
+async fn copy(
+    copier: &mut Copier,
+    relation: &Arc<Relation>,
+    began: Instant,
+    mut bytes: usize,
+) -> Result<Copy, SnapshotError> {
+    let mut encoder = Encoder::new(relation.clone());
+    let mut copy = Copy { batches: Vec::new(), rows: 0, whole: false };
+    while !copy.whole {
+        match copier.copied().map_err(refused)? {
+            Some(Copied::Row(line)) => {
+                copy.rows += 1;
+                let Some(batch) = encoder.add(line)? else { continue };
+                bytes += batch.message.len();
+                copy.batches.push(batch);
+                if bytes >= 2 * CHUNK_BYTES || began.elapsed() >= LONGEST_CHUNK {
+                    break;
+                }
+            }
+            Some(Copied::End) => copy.whole = true,
+            None => copier.fill().await.map_err(refused)?,
+        }
+    }
+    copy.batches.extend(encoder.take());
+    Ok(copy)
 }
 
 fn unresumable() -> SnapshotError {
@@ -395,6 +435,6 @@ mod tests {
 
     #[test]
     fn a_limit_of_speed_makes_chunks_small() {
-        assert_eq!([most(0), most(1), most(20_000), most(u32::MAX)], [MAX_LIMIT, LEAST_LIMIT, 1000, MAX_LIMIT]);
+        assert_eq!([most(0), most(1), most(20_000), most(u32::MAX)], [MAX_LIMIT, LEAST_LIMIT, 500, MAX_LIMIT]);
     }
 }

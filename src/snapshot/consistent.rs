@@ -21,7 +21,14 @@ use parking_lot::Mutex;
 use tokio::{sync::mpsc, time::Instant};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{Exporter, Locked, Pacer, Session, encoder::Encoder, interrupted, refused};
+use super::{
+    Exporter, Locked, Session,
+    encoder::Encoder,
+    interrupted,
+    pacer::Pacer,
+    pages::{self, Cut, Pages},
+    refused,
+};
 use crate::{
     feed::{Batch, BoxFuture, Piece, Reservation, Rows, SnapshotError},
     model::Relation,
@@ -33,18 +40,27 @@ use crate::{
     reason::Reason,
 };
 
-/// Pages of one range: 32 MiB of the usual 8 KiB.
-const RANGE: i64 = 4096;
 /// Connections that read, at most.
 const READERS: usize = 3;
 /// Pieces that wait for the stream.
 const AHEAD: usize = 4;
 
-/// One COPY.
+/// A range of a table's pages.
 struct Job {
     table: usize,
     relation: Arc<Relation>,
-    query: String,
+    found: Arc<Table>,
+    /// Where the pages are; `None`: everything.
+    part: Option<(String, Pages)>,
+}
+
+impl Job {
+    /// All of it, or these pages of its own.
+    fn query(&self, pages: Option<Pages>) -> String {
+        let part = self.part.as_ref().map(|(part, _)| part.as_str());
+        let condition = pages.and_then(Pages::condition);
+        self.found.select(part, condition.as_slice())
+    }
 }
 
 enum Message {
@@ -98,13 +114,6 @@ impl Jobs {
             }
         }
     }
-
-    async fn rows(&self, job: &Job, batch: Option<Batch>) -> bool {
-        match batch {
-            Some(batch) => self.tell(Message::Rows { relation: job.relation.clone(), batch }).await,
-            None => true,
-        }
-    }
 }
 
 /// A snapshot that is being read.
@@ -115,7 +124,6 @@ pub(super) struct Consistent {
     /// Tables that ended and were not told of yet.
     ended: VecDeque<usize>,
     unfinished: usize,
-    pacer: Pacer,
     asked: Arc<Asked>,
     _readers: Vec<AbortOnDropHandle<()>>,
     _reservation: Reservation,
@@ -125,7 +133,7 @@ pub(super) async fn start(
     exporter: &Exporter,
     locked: Locked,
     reservation: Reservation,
-    pacer: Pacer,
+    rows_per_second: u32,
 ) -> Result<Consistent, SnapshotError> {
     let exported = table::export_snapshot(&locked.session.sql).await.map_err(refused)?;
     let mut jobs = VecDeque::new();
@@ -133,14 +141,15 @@ pub(super) async fn start(
     for (number, found) in locked.tables.iter().enumerate() {
         let relation = exporter.numbered(&found.relation);
         let before = jobs.len();
+        let found = Arc::new(found.clone());
+        let mut add = |part| {
+            jobs.push_back(Job { table: number, relation: relation.clone(), found: found.clone(), part });
+        };
         if found.parts.is_empty() {
-            jobs.push_back(Job { table: number, relation: relation.clone(), query: found.select(None, &[]) });
+            add(None);
         }
         for (part, pages) in &found.parts {
-            for range in ranges(*pages) {
-                let query = found.select(Some(part), &range.into_iter().collect::<Vec<_>>());
-                jobs.push_back(Job { table: number, relation: relation.clone(), query });
-            }
+            pages::ranges(*pages).for_each(|range| add(Some((part.clone(), range))));
         }
         left.push((relation, jobs.len() - before));
     }
@@ -150,15 +159,15 @@ pub(super) async fn start(
     let begin = table::begin_with_statements(&exported, &names);
     let mut readers = Vec::new();
     // One keeps up with a limit, and leaves the other cores alone.
-    let most = if pacer.limits() { 1 } else { READERS };
+    let most = if rows_per_second > 0 { 1 } else { READERS };
     for _ in 0..jobs.len().clamp(1, most) {
         let opened = async {
-            let mut copier = exporter.copier(&locked.session, &pacer).await?;
+            let mut copier = exporter.copier(&locked.session).await?;
             copier.run(&begin).await.map_err(refused)?;
             Ok::<_, SnapshotError>(copier)
         };
         match opened.await {
-            Ok(copier) => readers.push(Reader::Copier(copier)),
+            Ok(copier) => readers.push(Connection::Copier(copier)),
             Err(error) => {
                 tracing::info!(%error, "rows are read over fewer connections");
                 break;
@@ -167,7 +176,7 @@ pub(super) async fn start(
     }
     let held = match readers.is_empty() {
         true => {
-            readers.push(Reader::Holder(locked.session));
+            readers.push(Connection::Holder(locked.session));
             None
         }
         false => Some(Arc::new(locked.session)),
@@ -176,46 +185,76 @@ pub(super) async fn start(
     let asked =
         Arc::new(Asked { last: Mutex::new(Instant::now()), idle: exporter.patience.idle, given_up: false.into() });
     let jobs = Jobs { left: Arc::new(Mutex::new(jobs)), messages: sender, asked: asked.clone(), _held: held };
-    let start = |reader| AbortOnDropHandle::new(tokio::spawn(read(reader, jobs.clone())));
-    let readers = readers.into_iter().map(start).collect();
-    Ok(Consistent { messages, left, ended, unfinished, pacer, asked, _readers: readers, _reservation: reservation })
-}
-
-/// Conditions that cut a table of so many pages. The last has no end.
-fn ranges(pages: i64) -> Vec<Option<String>> {
-    let count = (pages / RANGE).max(1);
-    let condition = |number: i64| {
-        let from = (number > 0).then(|| format!("ctid >= '({},0)'", number * RANGE));
-        let to = (number + 1 < count).then(|| format!("ctid < '({},0)'", (number + 1) * RANGE));
-        let both: Vec<String> = from.into_iter().chain(to).collect();
-        (!both.is_empty()).then(|| both.join(" AND "))
+    let start = |connection| {
+        let pacer = Pacer::new(rows_per_second);
+        let reader = Reader { connection, jobs: jobs.clone(), cut: Cut::new(pacer.piece()), pacer };
+        AbortOnDropHandle::new(tokio::spawn(reader.run()))
     };
-    (0..count).map(condition).collect()
+    let readers = readers.into_iter().map(start).collect();
+    Ok(Consistent { messages, left, ended, unfinished, asked, _readers: readers, _reservation: reservation })
 }
 
 /// Who copies rows.
-enum Reader {
+enum Connection {
     Copier(Copier),
     /// The session that took the snapshot.
     Holder(Session),
 }
 
-/// Does jobs until none is left, or nobody listens.
-async fn read(mut reader: Reader, jobs: Jobs) {
-    loop {
-        let Some(job) = jobs.left.lock().pop_front() else { return };
-        let copied = match &mut reader {
-            Reader::Copier(copier) => copy_rows(copier, &job, &jobs).await,
-            Reader::Holder(session) => copy_rows_by_holder(session, &job, &jobs).await,
-        };
-        match copied {
-            Ok(true) => {}
-            Ok(false) => return,
-            Err(error) => {
-                jobs.messages.send(Err(starts_over(error))).await.ok();
-                return;
+struct Reader {
+    connection: Connection,
+    jobs: Jobs,
+    pacer: Pacer,
+    cut: Cut,
+}
+
+impl Reader {
+    /// Does jobs until none is left, or nobody listens.
+    async fn run(mut self) {
+        loop {
+            let Some(job) = self.jobs.left.lock().pop_front() else { return };
+            match self.read(&job).await {
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(error) => {
+                    self.jobs.messages.send(Err(starts_over(error))).await.ok();
+                    return;
+                }
             }
         }
+    }
+
+    /// False: nobody listens.
+    async fn read(&mut self, job: &Job) -> Result<bool, SnapshotError> {
+        let mut encoder = Encoder::new(job.relation.clone());
+        match &job.part {
+            None => {
+                if self.copy(job, &job.query(None), &mut encoder).await?.is_none() {
+                    return Ok(false);
+                }
+            }
+            Some((_, range)) => {
+                let mut left = Some(*range);
+                while let Some(pages) = self.cut.first(&mut left) {
+                    match self.copy(job, &job.query(Some(pages)), &mut encoder).await? {
+                        Some(rows) => self.cut.learn(pages, rows),
+                        None => return Ok(false),
+                    }
+                }
+            }
+        }
+        Ok(self.jobs.tell(Message::Done(job.table)).await)
+    }
+
+    /// The rows of one query, and how many they were; `None`: nobody listens.
+    async fn copy(&mut self, job: &Job, query: &str, encoder: &mut Encoder) -> Result<Option<usize>, SnapshotError> {
+        let mut hand = Hand { jobs: &self.jobs, job, pacer: &mut self.pacer };
+        let rows = match &mut self.connection {
+            Connection::Copier(copier) => copy_rows(copier, query, encoder, &mut hand).await?,
+            Connection::Holder(session) => copy_rows_by_holder(session, query, encoder, &mut hand).await?,
+        };
+        let Some(rows) = rows else { return Ok(None) };
+        Ok(hand.over(encoder.take()).await.then_some(rows))
     }
 }
 
@@ -229,35 +268,65 @@ fn starts_over(error: SnapshotError) -> SnapshotError {
     }
 }
 
-async fn copy_rows(copier: &mut Copier, job: &Job, jobs: &Jobs) -> Result<bool, SnapshotError> {
-    copier.send(&format!("COPY ({}) TO STDOUT", job.query)).await.map_err(refused)?;
-    let mut encoder = Encoder::new(job.relation.clone());
+/// Hands rows over, as fast as they may come.
+struct Hand<'a> {
+    jobs: &'a Jobs,
+    job: &'a Job,
+    pacer: &'a mut Pacer,
+}
+
+impl Hand<'_> {
+    /// Behind the pause that the rows cost. False: nobody listens.
+    async fn over(&mut self, batch: Option<Batch>) -> bool {
+        let Some(batch) = batch else { return true };
+        self.pacer.count(batch.rows as usize);
+        let relation = self.job.relation.clone();
+        let wanted = self.jobs.tell(Message::Rows { relation, batch }).await;
+        self.pacer.ready().await;
+        wanted
+    }
+}
+
+async fn copy_rows(
+    copier: &mut Copier,
+    query: &str,
+    encoder: &mut Encoder,
+    hand: &mut Hand<'_>,
+) -> Result<Option<usize>, SnapshotError> {
+    copier.send(&format!("COPY ({query}) TO STDOUT")).await.map_err(refused)?;
+    let mut rows = 0;
     loop {
         let batch = match copier.copied().map_err(refused)? {
             Some(Copied::Row(line)) => encoder.add(line)?,
-            Some(Copied::End) => break,
+            Some(Copied::End) => return Ok(Some(rows)),
             None => {
                 copier.fill().await.map_err(refused)?;
                 continue;
             }
         };
-        if batch.is_some() && !jobs.rows(job, batch).await {
-            return Ok(false);
+        rows += 1;
+        if batch.is_some() && !hand.over(batch).await {
+            return Ok(None);
         }
     }
-    Ok(jobs.rows(job, encoder.take()).await && jobs.tell(Message::Done(job.table)).await)
 }
 
-async fn copy_rows_by_holder(session: &Session, job: &Job, jobs: &Jobs) -> Result<bool, SnapshotError> {
-    let mut rows = CopyRows::start(&session.sql, &job.query).await.map_err(refused)?;
-    let mut encoder = Encoder::new(job.relation.clone());
-    while let Some(line) = rows.next().await.map_err(refused)? {
+async fn copy_rows_by_holder(
+    session: &Session,
+    query: &str,
+    encoder: &mut Encoder,
+    hand: &mut Hand<'_>,
+) -> Result<Option<usize>, SnapshotError> {
+    let mut copied = CopyRows::start(&session.sql, query).await.map_err(refused)?;
+    let mut rows = 0;
+    while let Some(line) = copied.next().await.map_err(refused)? {
         let batch = encoder.add(&line)?;
-        if !jobs.rows(job, batch).await {
-            return Ok(false);
+        rows += 1;
+        if !hand.over(batch).await {
+            return Ok(None);
         }
     }
-    Ok(jobs.rows(job, encoder.take()).await && jobs.tell(Message::Done(job.table)).await)
+    Ok(Some(rows))
 }
 
 impl Consistent {
@@ -271,12 +340,8 @@ impl Consistent {
                 return Ok(None);
             }
             self.asked.now();
-            self.pacer.ready().await;
             match self.messages.recv().await {
-                Some(Ok(Message::Rows { relation, batch })) => {
-                    self.pacer.count(batch.rows.into());
-                    return Ok(Some(Piece::Rows { relation, batch }));
-                }
+                Some(Ok(Message::Rows { relation, batch })) => return Ok(Some(Piece::Rows { relation, batch })),
                 Some(Ok(Message::Done(number))) => {
                     self.left[number].1 -= 1;
                     if self.left[number].1 == 0 {
@@ -300,21 +365,5 @@ impl Consistent {
 impl Rows for Consistent {
     fn next(&mut self) -> BoxFuture<'_, Result<Option<Piece>, SnapshotError>> {
         Box::pin(self.piece())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ranges_cover_every_page_once() {
-        assert_eq!(ranges(0), [None]);
-        assert_eq!(ranges(RANGE * 2 - 1), [None]);
-        let cut = |text: &str| Some(text.to_owned());
-        assert_eq!(
-            ranges(RANGE * 3 + 5),
-            [cut("ctid < '(4096,0)'"), cut("ctid >= '(4096,0)' AND ctid < '(8192,0)'"), cut("ctid >= '(8192,0)'"),]
-        );
     }
 }

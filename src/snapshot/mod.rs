@@ -13,6 +13,8 @@ mod ahead;
 mod consistent;
 mod encoder;
 mod incremental;
+mod pacer;
+mod pages;
 mod scan;
 mod stuck;
 mod touched;
@@ -24,8 +26,6 @@ use std::{
     },
     time::Duration,
 };
-
-use tokio::time::Instant;
 
 use crate::{
     failpoint,
@@ -113,12 +113,9 @@ impl Exporter {
     }
 
     /// A session that only copies rows, on the server that the other one is on.
-    async fn copier(&self, session: &Session, pacer: &Pacer) -> Result<Copier, SnapshotError> {
+    async fn copier(&self, session: &Session) -> Result<Copier, SnapshotError> {
         failpoint::hit("snapshot_copier");
         let mut copier = Copier::beside(&session.sql, &self.connect).await.map_err(refused)?;
-        if pacer.limits() {
-            copier.keep_close().map_err(refused)?;
-        }
         let place = copier.run(table::PLACE).await.map_err(refused)?;
         if place.first().and_then(|row| row.first()) != Some(&Some(session.place.clone())) {
             return Err(away("the server has failed over while a session was opened"));
@@ -256,8 +253,7 @@ impl Exporter {
         let rows: Box<dyn crate::feed::Rows> = match locked {
             Some(locked) => {
                 drop(marker);
-                let pacer = Pacer::new(progress.max_rows_per_second);
-                Box::new(consistent::start(self, locked, reservation, pacer).await?)
+                Box::new(consistent::start(self, locked, reservation, progress.max_rows_per_second).await?)
             }
             None => {
                 let order = ahead::Order { exporter: self.clone(), selection: request.selection, pause: request.pause };
@@ -384,41 +380,4 @@ fn refused(error: postgres::Error) -> SnapshotError {
         _ => error.reason(),
     };
     SnapshotError::new(reason, format!("reading rows: {error}"))
-}
-
-/// What is behind by less than this is caught up with: timers are late by a millisecond or two.
-const LATE: Duration = Duration::from_millis(5);
-
-/// Keeps to a number of rows per second, in small pieces: what is read at full speed between long pauses keeps a core of the
-/// primary from everybody else for as long as it lasts.
-struct Pacer {
-    rows_per_second: u32,
-    due: Instant,
-}
-
-impl Pacer {
-    fn new(rows_per_second: u32) -> Self {
-        Pacer { rows_per_second, due: Instant::now() }
-    }
-
-    /// Whether there is a limit.
-    fn limits(&self) -> bool {
-        self.rows_per_second > 0
-    }
-
-    /// These rows are about to be handed out.
-    fn count(&mut self, rows: u64) {
-        if self.rows_per_second > 0 {
-            let pause = Duration::from_secs_f64(rows as f64 / f64::from(self.rows_per_second));
-            let now = Instant::now();
-            self.due = self.due.max(now.checked_sub(LATE).unwrap_or(now)) + pause;
-        }
-    }
-
-    /// Waits until those before are due. Cancel-safe.
-    async fn ready(&self) {
-        if self.rows_per_second > 0 {
-            tokio::time::sleep_until(self.due).await;
-        }
-    }
 }

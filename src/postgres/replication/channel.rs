@@ -46,10 +46,6 @@ impl Channel {
         self.stream.end_point()
     }
 
-    pub(in crate::postgres) fn receive_ahead(&self, bytes: usize) -> Result<()> {
-        Ok(self.stream.receive_ahead(bytes)?)
-    }
-
     /// Appends messages to the output; [`flush`](Self::flush) sends them.
     pub(in crate::postgres) fn queue(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
         write(&mut self.output);
