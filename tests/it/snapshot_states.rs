@@ -10,6 +10,7 @@ use crate::{
         Db, Shutdown, Stage,
         client::{Request, Stream},
         eventually,
+        history::lsn,
         hub::{Hub, READY},
         pair::{Pair, Slots},
         parsed::{Cell, Parsed},
@@ -66,13 +67,18 @@ async fn what_stays_open_keeps_nobody_from_reading_rows() {
     for mode in BOTH {
         streams.push((mode, vec![1], stage.client().subscribe(&slowly(mode, 0).tables(&["public.items"])).await));
     }
+    let before = stage.flushed().await;
     for n in 0..20 {
         stage.db.run(&format!("INSERT INTO load SELECT {n}, repeat('x', 1000) FROM generate_series(1, 500)")).await;
     }
     stage.db.run("INSERT INTO items VALUES (3, 'behind it')").await;
     stage.journaled().await;
-    let small = |bytes: f64| bytes <= f64::from(4 << 20);
-    stage.hub.metric_becomes("walcast_journal_bytes", Duration::from_secs(30), small).await;
+    eventually(Duration::from_secs(30), || async {
+        let status = stage.client().status().await.map_err(|failure| format!("{failure:?}"))?;
+        let earliest = status.journal.and_then(|journal| journal.earliest).ok_or("no journal")?;
+        if lsn(&earliest.lsn) > before { Ok(()) } else { Err(format!("{earliest:?} is still there")) }
+    })
+    .await;
     a_slot_waits(&stage).await;
     for mode in BOTH {
         streams.push((mode, vec![1, 3], stage.client().subscribe(&slowly(mode, 0).tables(&["public.items"])).await));
