@@ -34,7 +34,7 @@ fn changed(parsed: &Parsed<'_>) -> Vec<i64> {
 }
 
 /// What a slot would do here: it waits for every transaction that is open.
-async fn a_slot_waits(stage: &Stage) {
+pub async fn a_slot_waits(stage: &Stage) {
     let db = stage.cluster.connect().await;
     let slot =
         "DO $$ BEGIN PERFORM pg_create_logical_replication_slot('tmp', 'pgoutput', true); RAISE 'it does not wait';
