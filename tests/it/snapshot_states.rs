@@ -361,6 +361,8 @@ async fn rows_that_a_stream_began_with_are_paused_and_resumed() {
         .sql("INSERT INTO items SELECT n, repeat('x', 500) FROM generate_series(1, 6000) n")
         .start()
         .await;
+    let mut other = stage.client().subscribe(&Request::new().latest()).await;
+    other.until("opened", |log| log.opened().is_some()).await;
     for (number, mode) in BOTH.into_iter().enumerate() {
         let mut request = slowly(mode, 4000);
         request.0.subscriber = "sub".into();
@@ -368,10 +370,11 @@ async fn rows_that_a_stream_began_with_are_paused_and_resumed() {
         stream.until("rows", |log| rows(log) > 0).await;
         let id = begun(&stream.log).expect("snapshot_begin").snapshot_id.clone();
         assert_eq!(backfill(&stage, order(BackfillAction::Pause)).await.expect("paused"), id);
-        let other = walcast::wire::pb::BackfillRequest { snapshot_id: "0".into(), ..order(BackfillAction::Resume) };
-        assert!(backfill(&stage, other).await.is_err(), "another snapshot");
+        let another = walcast::wire::pb::BackfillRequest { snapshot_id: "0".into(), ..order(BackfillAction::Resume) };
+        assert!(backfill(&stage, another).await.is_err(), "another snapshot");
         stage.db.run(&format!("INSERT INTO items VALUES ({}, 'meanwhile')", 10_000 + number)).await;
         let goal = stage.goal().await;
+        other.reaches(goal).await;
         if mode == SnapshotMode::Incremental {
             stream.reaches(goal).await;
         }
