@@ -297,6 +297,18 @@ async fn the_command_tells_a_terminal_how_it_goes() {
     assert!((100..=1700).contains(&last), "{last} rows per second at a limit of 1500: {told:?}");
     assert!(text.contains("3,000 rows of 1 table in "), "{text}");
     assert_eq!(std::fs::read_to_string(stage.hub.dir().join("items.csv")).expect("items.csv").lines().count(), 3001);
+
+    let mut slow = Command::new(env!("CARGO_BIN_EXE_walcast"));
+    slow.args(["snapshot", "public.items", "--to", "slow.csv", "--max-rows-per-second", "100", "--hub", &url]);
+    let slow = slow.current_dir(stage.hub.dir()).stderr(std::process::Stdio::piped()).spawn().expect("walcast");
+    let part = stage.hub.dir().join("slow.csv.part");
+    eventually(Duration::from_secs(30), || async { if part.exists() { Ok(()) } else { Err("no file yet") } }).await;
+    let pid = rustix::process::Pid::from_raw(slow.id() as i32).expect("a pid");
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("interrupted");
+    let output = slow.wait_with_output().expect("walcast");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("interrupted: slow.csv was not written"), "{output:?}");
+    assert!(!part.exists() && !stage.hub.dir().join("slow.csv").exists());
 }
 
 const KINDS: &str = "CREATE TABLE kinds (
@@ -370,16 +382,4 @@ async fn a_parquet_file_holds_what_the_table_holds() {
     assert_eq!(code, Some(1));
     assert!(message.contains("infinity in column \"at\" (timestamptz)"), "{message}");
     assert!(!stage.hub.dir().join("again.parquet.part").exists());
-
-    let mut slow = Command::new(env!("CARGO_BIN_EXE_walcast"));
-    slow.args(["snapshot", "public.items", "--to", "slow.csv", "--max-rows-per-second", "100", "--hub", &url]);
-    let slow = slow.current_dir(stage.hub.dir()).stderr(std::process::Stdio::piped()).spawn().expect("walcast");
-    let part = stage.hub.dir().join("slow.csv.part");
-    eventually(Duration::from_secs(30), || async { if part.exists() { Ok(()) } else { Err("no file yet") } }).await;
-    let pid = rustix::process::Pid::from_raw(slow.id() as i32).expect("a pid");
-    rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("interrupted");
-    let output = slow.wait_with_output().expect("walcast");
-    assert_eq!(output.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("interrupted: slow.csv was not written"), "{output:?}");
-    assert!(!part.exists() && !stage.hub.dir().join("slow.csv").exists());
 }
