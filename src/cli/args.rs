@@ -129,15 +129,18 @@ pub struct ServeArgs {
 /// `walcast snapshot`
 #[derive(Clone, Debug, Args)]
 #[command(after_help = "\
-JSON lines: one object per row; of several tables {\"table\": ..., \"row\": {...}}. CSV: one table, with a header, NULL as an
-empty field. Parquet: one table, Snappy. The file gets its name when it is complete.
+JSON lines: one object per row; of several tables {\"table\": ..., \"row\": {...}}.
+CSV: one table, with a header, NULL as an empty field. Parquet: one table, Snappy.
+The rows are those of one moment. The file gets its name when it is complete, and
+replaces one that is there; interrupted, nothing is left. Until the last row is
+read a transaction is open on the primary, which holds back vacuum and DDL.
 
 Examples:
   walcast snapshot public.orders --to orders.csv
   walcast snapshot 'sales.*' --to sales.jsonl --max-rows-per-second 20000
   walcast snapshot public.orders --where \"status = 'paid'\" --to paid.jsonl")]
 pub struct SnapshotArgs {
-    /// Tables: globs over schema.table
+    /// Published tables: globs over schema.table
     #[arg(value_name = "TABLE", required = true)]
     pub tables: Vec<String>,
     /// The file, by its ending .jsonl, .csv or .parquet
@@ -146,7 +149,7 @@ pub struct SnapshotArgs {
     /// Only these columns: globs over schema.table.column; repeatable. Key columns always come
     #[arg(long, value_name = "GLOB", value_delimiter = ',')]
     pub columns: Vec<String>,
-    /// Only rows for which this holds
+    /// Only rows for which this holds; written as in a subscription's filter, over any columns
     #[arg(long = "where", value_name = "CONDITION")]
     pub predicate: Option<String>,
     /// Read no faster than this

@@ -126,12 +126,20 @@ async fn transactions_in_flight_come_after_the_rows() {
     makes_the_source(&stage, &history, &["public.items"], false).await;
 }
 
-async fn under_load(mode: SnapshotMode, tables: &[&str], exclude: &[&str]) {
-    let stage = stage().sql(workload::SCHEMA).setting("synchronous_commit", "off").start().await;
-    let plan = Plan { clients: 3, large_rows: 100, ..Plan::random() };
+/// `root`: partitions are published, and read, as their root.
+async fn under_load(mode: SnapshotMode, root: bool, exclude: &[&str]) {
+    let publication = format!("CREATE PUBLICATION walcast FOR ALL TABLES WITH (publish_via_partition_root = {root})");
+    let setup = stage().sql(workload::SCHEMA).publication(&publication).setting("synchronous_commit", "off");
+    let stage = setup.start().await;
+    let mut tables: Vec<&str> = workload::TABLES.iter().copied().filter(|table| !exclude.contains(table)).collect();
+    if root {
+        tables.retain(|table| !table.starts_with("load.measurements"));
+        tables.push("load.measurements");
+    }
+    let plan = Plan { clients: 3, large_rows: 100, prepared: true, ..Plan::random() };
     let workload = Workload::start(stage.cluster.config("postgres"), plan);
     let mut streams = Vec::new();
-    for round in 1..=3 {
+    for round in 1..=2 {
         workload.commits(round * 100, Duration::from_secs(60)).await;
         let exclude: Vec<String> = exclude.iter().map(|table| (*table).to_owned()).collect();
         let request = Request::new().snapshot(mode).filter(|filter| filter.exclude_tables = exclude);
@@ -149,19 +157,20 @@ async fn under_load(mode: SnapshotMode, tables: &[&str], exclude: &[&str]) {
     for mut stream in streams {
         stream.reaches(goal).await;
         let history = stream.close();
-        makes_the_source(&stage, &history, tables, mode == SnapshotMode::Incremental).await;
+        makes_the_source(&stage, &history, &tables, mode == SnapshotMode::Incremental).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_consistent_snapshot_under_load_makes_the_source() {
-    under_load(SnapshotMode::Consistent, workload::TABLES, &[]).await;
+    under_load(SnapshotMode::Consistent, false, &[]).await;
+    under_load(SnapshotMode::Consistent, true, &[]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_incremental_snapshot_under_load_makes_the_source() {
-    let keyed: Vec<&str> = workload::TABLES.iter().copied().filter(|table| *table != "load.log").collect();
-    under_load(SnapshotMode::Incremental, &keyed, &["load.log"]).await;
+    under_load(SnapshotMode::Incremental, false, &["load.log"]).await;
+    under_load(SnapshotMode::Incremental, true, &["load.log"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

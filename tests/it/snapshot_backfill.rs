@@ -129,6 +129,50 @@ async fn a_backfill_is_cancelled_and_keeps_to_its_speed() {
     held(&stream.close(), Ok(()));
 }
 
+/// A backfill goes on with its own tables and its own condition, and the stream's filter still holds beside it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backfill_goes_on_after_a_restart_of_the_hub() {
+    let mut stage = stage().sql(ROWS).sql("UPDATE items SET name = 'y' WHERE id % 2 = 0").start().await;
+    let request = Request::named("sub").progress_every(Duration::from_millis(50));
+    let request = request.filter(|filter| filter.r#where = "id > 500".into());
+    let mut stream = stage.client().subscribe(&request.clone().latest()).await;
+    stream.until("opened", |log| log.opened().is_some()).await;
+    let filter = pb::Filter { tables: vec!["public.items".into()], r#where: "name = 'y'".into(), ..Default::default() };
+    let options = pb::SnapshotOptions { max_rows_per_second: 500, ..Default::default() };
+    let start = pb::BackfillRequest { filter: Some(filter), options: Some(options), ..order(BackfillAction::Start) };
+    let id = backfill(&stage, start).await.expect("a backfill");
+    let reads = |log: &StreamLog| log.kinds().filter(|kind| matches!(kind, Kind::Change(_))).count();
+    let inside = |log: &StreamLog| {
+        let last = log.progress().next_back().and_then(|progress| progress.position.as_ref());
+        reads(log) > 300 && last.is_some_and(|position| !position.snapshot.is_empty())
+    };
+    stream.until("progress inside the rows", inside).await;
+    assert!(!ended(&stream.log), "too fast to be interrupted");
+    let position = stream.log.position().expect("a position");
+    stage.client().acknowledge("sub", &position, stream.opened().session).await.expect("acknowledged");
+    stage.hub.kill9();
+    stage.hub.start().await;
+    let first = stream.close();
+    stage.db.run("UPDATE items SET name = 'z' WHERE id = 2998").await;
+    let mut stream = stage.client().subscribe(&request).await;
+    stream.until("snapshot_end", ended).await;
+    stream.reaches(stage.goal().await).await;
+    let second = stream.close();
+    let begin = second.last().kinds().find_map(|kind| match kind {
+        Kind::SnapshotBegin(begin) => Some((begin.snapshot_id.clone(), begin.tables.len(), begin.restarted)),
+        _ => None,
+    });
+    assert_eq!(begin, Some((id, 1, false)));
+    let (mut found, rest) = (ids(&held(&first, Parsed::of(&first))), ids(&held(&second, Parsed::of(&second))));
+    assert!(rest.iter().min() > Some(&502), "it starts over");
+    found.extend(rest);
+    found.sort_unstable();
+    found.dedup();
+    assert_eq!(found, (502..=2996).step_by(2).chain([3000]).collect::<Vec<_>>());
+    let changed = held(&second, Parsed::of(&second)).items().count();
+    assert_eq!(changed, 1, "the change is the stream's, whatever the backfill chooses");
+}
+
 /// A named subscriber that acknowledges goes on inside its snapshot; a consistent one is told that it starts over.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_checkpoint_inside_a_snapshot_is_gone_on_from() {
@@ -253,6 +297,18 @@ async fn the_command_tells_a_terminal_how_it_goes() {
     assert!((100..=1700).contains(&last), "{last} rows per second at a limit of 1500: {told:?}");
     assert!(text.contains("3,000 rows of 1 table in "), "{text}");
     assert_eq!(std::fs::read_to_string(stage.hub.dir().join("items.csv")).expect("items.csv").lines().count(), 3001);
+
+    let mut slow = Command::new(env!("CARGO_BIN_EXE_walcast"));
+    slow.args(["snapshot", "public.items", "--to", "slow.csv", "--max-rows-per-second", "100", "--hub", &url]);
+    let slow = slow.current_dir(stage.hub.dir()).stderr(std::process::Stdio::piped()).spawn().expect("walcast");
+    let part = stage.hub.dir().join("slow.csv.part");
+    eventually(Duration::from_secs(30), || async { if part.exists() { Ok(()) } else { Err("no file yet") } }).await;
+    let pid = rustix::process::Pid::from_raw(slow.id() as i32).expect("a pid");
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("interrupted");
+    let output = slow.wait_with_output().expect("walcast");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("interrupted: slow.csv was not written"), "{output:?}");
+    assert!(!part.exists() && !stage.hub.dir().join("slow.csv").exists());
 }
 
 const KINDS: &str = "CREATE TABLE kinds (
@@ -326,16 +382,4 @@ async fn a_parquet_file_holds_what_the_table_holds() {
     assert_eq!(code, Some(1));
     assert!(message.contains("infinity in column \"at\" (timestamptz)"), "{message}");
     assert!(!stage.hub.dir().join("again.parquet.part").exists());
-
-    let mut slow = Command::new(env!("CARGO_BIN_EXE_walcast"));
-    slow.args(["snapshot", "public.items", "--to", "slow.csv", "--max-rows-per-second", "100", "--hub", &url]);
-    let slow = slow.current_dir(stage.hub.dir()).stderr(std::process::Stdio::piped()).spawn().expect("walcast");
-    let part = stage.hub.dir().join("slow.csv.part");
-    eventually(Duration::from_secs(30), || async { if part.exists() { Ok(()) } else { Err("no file yet") } }).await;
-    let pid = rustix::process::Pid::from_raw(slow.id() as i32).expect("a pid");
-    rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("interrupted");
-    let output = slow.wait_with_output().expect("walcast");
-    assert_eq!(output.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("interrupted: slow.csv was not written"), "{output:?}");
-    assert!(!part.exists() && !stage.hub.dir().join("slow.csv").exists());
 }

@@ -18,6 +18,7 @@ use crate::harness::{
     validators::{self, Replica},
     versions,
 };
+use crate::snapshot_states::a_slot_waits;
 
 const ITEMS: &str = "CREATE TABLE items (id int PRIMARY KEY, name text);
     INSERT INTO items SELECT n, 'old' FROM generate_series(1, 20000) n";
@@ -251,6 +252,7 @@ async fn a_commit_that_nobody_sees_yet_is_not_lost() {
     stage.streaming().await;
     let client = stage.client();
     let refused = client.subscribe(&slowly(SnapshotMode::Consistent, 0)).await.fails_with("SOURCE_UNAVAILABLE").await;
+    a_slot_waits(&stage).await;
     let pid = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND query LIKE '%stuck%'";
     let pid = stage.db.number(pid).await.to_string();
     assert!(
@@ -276,6 +278,7 @@ async fn a_commit_that_nobody_sees_yet_is_not_lost() {
     stage.hub.kill9();
     stage.hub.start().await;
     stage.streaming().await;
+    a_slot_waits(&stage).await;
     for mode in [SnapshotMode::Consistent, SnapshotMode::Incremental] {
         let mut stream = stage.client().subscribe(&slowly(mode, 0).tables(&["public.*"])).await;
         stream.until("snapshot_end and the commit", |log| ended(log) && log.commits() == 1).await;

@@ -10,6 +10,7 @@ use crate::{
         Db, Shutdown, Stage,
         client::{Request, Stream},
         eventually,
+        history::lsn,
         hub::{Hub, READY},
         pair::{Pair, Slots},
         parsed::{Cell, Parsed},
@@ -33,7 +34,7 @@ fn changed(parsed: &Parsed<'_>) -> Vec<i64> {
 }
 
 /// What a slot would do here: it waits for every transaction that is open.
-async fn a_slot_waits(stage: &Stage) {
+pub async fn a_slot_waits(stage: &Stage) {
     let db = stage.cluster.connect().await;
     let slot =
         "DO $$ BEGIN PERFORM pg_create_logical_replication_slot('tmp', 'pgoutput', true); RAISE 'it does not wait';
@@ -64,20 +65,27 @@ async fn what_stays_open_keeps_nobody_from_reading_rows() {
     open.run("BEGIN; UPDATE items SET name = 'open' WHERE id = 1").await;
     let mut streams = Vec::new();
     for mode in BOTH {
-        streams.push((mode, vec![1], stage.client().subscribe(&slowly(mode, 0).tables(&["public.items"])).await));
+        let mut stream = stage.client().subscribe(&slowly(mode, 0).tables(&["public.items"])).await;
+        stream.until("snapshot_end", ended).await;
+        streams.push((mode, vec![1], stream));
     }
+    let before = stage.flushed().await;
     for n in 0..20 {
         stage.db.run(&format!("INSERT INTO load SELECT {n}, repeat('x', 1000) FROM generate_series(1, 500)")).await;
     }
     stage.db.run("INSERT INTO items VALUES (3, 'behind it')").await;
     stage.journaled().await;
-    let small = |bytes: f64| bytes <= f64::from(4 << 20);
-    stage.hub.metric_becomes("walcast_journal_bytes", Duration::from_secs(30), small).await;
+    eventually(Duration::from_secs(30), || async {
+        let status = stage.client().status().await.map_err(|failure| format!("{failure:?}"))?;
+        let earliest = status.journal.and_then(|journal| journal.earliest).ok_or("no journal")?;
+        if lsn(&earliest.lsn) > before { Ok(()) } else { Err(format!("{earliest:?} is still there")) }
+    })
+    .await;
     a_slot_waits(&stage).await;
     for mode in BOTH {
         streams.push((mode, vec![1, 3], stage.client().subscribe(&slowly(mode, 0).tables(&["public.items"])).await));
     }
-    for (_, _, stream) in &mut streams {
+    for (_, _, stream) in &mut streams[2..] {
         stream.until("snapshot_end", ended).await;
     }
     stage.db.run("COMMIT PREPARED 'p'").await;
@@ -355,6 +363,8 @@ async fn rows_that_a_stream_began_with_are_paused_and_resumed() {
         .sql("INSERT INTO items SELECT n, repeat('x', 500) FROM generate_series(1, 6000) n")
         .start()
         .await;
+    let mut other = stage.client().subscribe(&Request::new().latest()).await;
+    other.until("opened", |log| log.opened().is_some()).await;
     for (number, mode) in BOTH.into_iter().enumerate() {
         let mut request = slowly(mode, 4000);
         request.0.subscriber = "sub".into();
@@ -362,10 +372,11 @@ async fn rows_that_a_stream_began_with_are_paused_and_resumed() {
         stream.until("rows", |log| rows(log) > 0).await;
         let id = begun(&stream.log).expect("snapshot_begin").snapshot_id.clone();
         assert_eq!(backfill(&stage, order(BackfillAction::Pause)).await.expect("paused"), id);
-        let other = walcast::wire::pb::BackfillRequest { snapshot_id: "0".into(), ..order(BackfillAction::Resume) };
-        assert!(backfill(&stage, other).await.is_err(), "another snapshot");
+        let another = walcast::wire::pb::BackfillRequest { snapshot_id: "0".into(), ..order(BackfillAction::Resume) };
+        assert!(backfill(&stage, another).await.is_err(), "another snapshot");
         stage.db.run(&format!("INSERT INTO items VALUES ({}, 'meanwhile')", 10_000 + number)).await;
         let goal = stage.goal().await;
+        other.reaches(goal).await;
         if mode == SnapshotMode::Incremental {
             stream.reaches(goal).await;
         }

@@ -1,6 +1,6 @@
 //! Rows that are already there: which tables, columns and rows, and what is refused.
 
-use walcast::wire::pb::{self, SnapshotMode, event::Kind};
+use walcast::wire::pb::{self, SnapshotMode, change_stream_service_client::ChangeStreamServiceClient, event::Kind};
 
 use crate::harness::{
     client::Request,
@@ -240,6 +240,51 @@ async fn a_large_table_is_streamed_not_held() {
     }
     let grown = stage.hub.rss_peak().saturating_sub(before);
     assert!(grown < 96 << 20, "120 MB of rows cost {} MiB", grown >> 20);
+}
+
+/// 1 GiB of rows of 1 MiB, in either mode. That they compress well saves the primary's disk, and nothing else.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gigabyte_of_wide_rows_is_streamed_not_held() {
+    let stage = stage().start().await;
+    stage.db.run("CREATE TABLE wide (id int PRIMARY KEY, data text)").await;
+    stage.db.run("INSERT INTO wide SELECT n, repeat('x', 1048576) FROM generate_series(1, 16) n").await;
+    // What the changes cost before is no matter: rows are read behind them.
+    stage.journaled().await;
+    let mut peaks = Vec::new();
+    for (mode, copies) in [
+        (SnapshotMode::Consistent, 1),
+        (SnapshotMode::Incremental, 1),
+        (SnapshotMode::Consistent, 64),
+        (SnapshotMode::Incremental, 64),
+    ] {
+        if copies > 1 && peaks.len() == 2 {
+            stage.db.run("ALTER PUBLICATION walcast SET (publish = '')").await;
+            stage.db.run("INSERT INTO wide SELECT n * 100 + id, data FROM wide, generate_series(1, 63) n").await;
+        }
+        let url = format!("http://127.0.0.1:{}", stage.hub.grpc_port());
+        let client = ChangeStreamServiceClient::connect(url).await.expect("the hub");
+        let request = Request::new().snapshot(mode).tables(&["public.wide"]).max_message_bytes(4 << 20);
+        let stream = client.max_decoding_message_size(8 << 20).subscribe(request.0).await;
+        let mut stream = stream.expect("a stream").into_inner();
+        let mut bytes = 0;
+        'rows: loop {
+            let message = stream.message().await.expect("rows").expect("snapshot_end");
+            for event in message.events {
+                match event.kind {
+                    Some(Kind::Change(change)) => bytes += prost::Message::encoded_len(&change),
+                    Some(Kind::SnapshotEnd(end)) => {
+                        assert_eq!(end.rows, 16 * copies, "{mode:?}");
+                        break 'rows;
+                    }
+                    _ => {}
+                }
+            }
+        }
+        assert!(bytes >= 16 * copies as usize * (1 << 20), "{bytes} bytes: {mode:?}");
+        peaks.push(stage.hub.rss_peak() >> 20);
+    }
+    println!("peaks of resident memory, MiB: {peaks:?}");
+    assert!(peaks[3] < peaks[1] + 64, "{peaks:?} MiB");
 }
 
 /// A chunk is read as the table was described before. Whatever makes it another table to read must be noticed.

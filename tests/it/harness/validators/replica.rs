@@ -176,8 +176,12 @@ pub async fn source(db: &Db, table: &str) -> Vec<BTreeMap<String, Cell>> {
         .map(|row| (row[0].clone().unwrap_or_default(), row[1].clone().unwrap_or_default()))
         .collect();
     let list: Vec<String> = columns.iter().map(|(name, _)| format!("\"{}\"", name.replace('"', "\"\""))).collect();
+    // Of a partitioned table the rows are its partitions'.
+    let kind =
+        db.text(&format!("SELECT relkind FROM pg_class WHERE oid = '{}'::regclass", quoted.replace('\'', "''"))).await;
+    let only = if kind.as_deref() == Some("p") { "" } else { "ONLY" };
     let mut rows: Vec<BTreeMap<String, Cell>> = db
-        .rows(&format!("SELECT {} FROM ONLY {quoted}", list.join(", ")))
+        .rows(&format!("SELECT {} FROM {only} {quoted}", list.join(", ")))
         .await
         .into_iter()
         .map(|row| {
