@@ -127,7 +127,7 @@ impl Writer<'_> {
             | Class::Time
             | Class::Timestamp
             | Class::TimestampTz => name,
-            Class::Text | Class::Padded | Class::TimeTz | Class::Interval | Class::Other => return None,
+            Class::Text | Class::Padded | Class::Hex | Class::TimeTz | Class::Interval | Class::Other => return None,
         })
     }
 }
