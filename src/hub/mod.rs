@@ -68,6 +68,8 @@ pub struct Limits {
     pub subscribers: usize,
     /// Readers that read from disk at the same time; others wait for a turn.
     pub catch_up_readers: usize,
+    /// Readers that wait for a turn, before a stream that would begin on disk is refused.
+    pub catch_up_waiting: usize,
     /// Bytes of projections that all filtered streams together keep for those behind them.
     pub projection_bytes: usize,
 }

@@ -11,7 +11,7 @@ use walcast::{
 use crate::harness::Cluster;
 
 const ROWS: usize = 60;
-const PREDICATES: usize = 500;
+const PREDICATES: usize = 2000;
 
 /// Name, type of the literals, type OID. Domains have OIDs of their own, which are all the same here.
 const COLUMNS: [(&str, &str, u32); 28] = [

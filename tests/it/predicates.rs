@@ -325,6 +325,23 @@ async fn each_new_version_of_a_table_is_checked() {
     let mut stream = stage.client().subscribe(&renamed.after(&position)).await;
     stage.db.run("INSERT INTO orders VALUES (4, 'paid')").await;
     stream.until("a change", |log| log.changes() == 1).await;
+
+    // So is what the replica identity tells, and the types.
+    let filter = filtered("public.orders", "id > 0 AND total > 1");
+    for (change, words) in [
+        ("REPLICA IDENTITY DEFAULT", ["filter.where", "public.orders REPLICA IDENTITY FULL", "offset 11"]),
+        ("REPLICA IDENTITY FULL, ALTER total TYPE text", ["public.orders", "expected a text in quotes", "offset 19"]),
+    ] {
+        let mut stream = stage.client().subscribe(&filter).await;
+        stream.until("opened", |log| log.opened().is_some()).await;
+        stage.db.run("UPDATE orders SET total = 5 WHERE id = 4; UPDATE orders SET total = 0 WHERE id = 4").await;
+        stream.until("both changes", |log| log.changes() == 2).await;
+        stage.db.run(&format!("ALTER TABLE orders {change}; UPDATE orders SET total = 3 WHERE id = 4")).await;
+        broken(&mut stream, &words).await;
+        let sent = rows(&stream.close());
+        assert_eq!(sent, [row("UPDATE", 4, Transition::Enter), row("UPDATE", 4, Transition::Leave)], "{change}");
+        stage.db.run("ALTER TABLE orders REPLICA IDENTITY FULL, ALTER total TYPE numeric USING 0").await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
