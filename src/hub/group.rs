@@ -13,7 +13,8 @@ use parking_lot::{Mutex, RwLock};
 use super::{
     Error, RowFormat,
     lag::Timeline,
-    projection::{Cut, Plans, Projection, project},
+    projection::{Cut, Plans, Projection},
+    projector::project,
     router::{Route, Router, Routers},
 };
 use crate::{
