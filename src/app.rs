@@ -128,6 +128,7 @@ pub async fn serve(config: Config, drain: Drain) -> Result<(), Error> {
         streams: config.limits.streams,
         subscribers: config.limits.subscribers,
         catch_up_readers: config.limits.catch_up_readers,
+        catch_up_waiting: config.limits.catch_up_waiting,
         projection_bytes: config.limits.projection_bytes as usize,
     };
     let hub = Hub::new(feed.clone(), Arc::new(state.clone()), Arc::new(journal.clone()), limits, drain.clone());

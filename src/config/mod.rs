@@ -111,6 +111,8 @@ pub struct Limits {
     pub subscribers: usize,
     /// Streams that read from disk at the same time.
     pub catch_up_readers: usize,
+    /// Streams that wait for their turn to read from disk; one more that would begin there is refused.
+    pub catch_up_waiting: usize,
     /// Bytes of projections that filtered streams share with those behind them.
     pub projection_bytes: u64,
     /// Open connections.

@@ -13,7 +13,8 @@ use parking_lot::{Mutex, RwLock};
 use super::{
     Error, RowFormat,
     lag::Timeline,
-    projection::{Cut, Plans, Projection, project},
+    projection::{Cut, Plans, Projection},
+    projector::project,
     router::{Route, Router, Routers},
 };
 use crate::{
@@ -171,7 +172,7 @@ impl Groups {
             return group;
         }
         let selection = Arc::new(selection);
-        let router = self.routers.of(&selection).clone();
+        let router = self.routers.of(&selection);
         let group = Arc::new(Group {
             route: (!selection.is_everything()).then(|| router.join(&selection)),
             router,
@@ -198,6 +199,7 @@ impl Drop for Group {
         if let Some(route) = &self.route {
             self.router.leave(route);
         }
+        groups.routers.forget(&self.selection);
         let mut map = groups.map.lock();
         let key = (self.selection.canonical().to_owned(), self.format);
         if map.get(&key).is_some_and(|group| group.strong_count() == 0) {

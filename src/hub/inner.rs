@@ -118,21 +118,34 @@ impl Inner {
         self.readers.take(place).await
     }
 
-    /// Finds the place of a start, in its turn where that needs the disk.
-    pub async fn place(&self, start: Start) -> Result<Cursor, feed::Error> {
+    fn is_at_tail(&self, start: &Start) -> bool {
         let tail = self.tail();
-        let from_memory = match &start {
+        match start {
             Start::Latest => true,
             Start::After(position) => position.lineage == tail.lineage && position.order() >= tail.order(),
             Start::AfterLsn(lsn) => *lsn >= tail.lsn,
             Start::Earliest | Start::Since(_) => false,
-        };
+        }
+    }
+
+    /// Whether a new stream may begin there. Those that are open are never refused a turn.
+    pub fn admit(&self, start: &Start) -> Result<(), Error> {
+        let limit = self.limits.catch_up_waiting;
+        if self.is_at_tail(start) || !self.readers.is_crowded(limit) {
+            return Ok(());
+        }
+        let message = format!("{limit} streams wait for their turn to read from disk, which is the limit");
+        Err(Error::new(Reason::TooManyStreams, message))
+    }
+
+    /// Finds the place of a start, in its turn where that needs the disk.
+    pub async fn place(&self, start: Start) -> Result<Cursor, feed::Error> {
         let place = match &start {
             Start::After(position) => position.lsn,
             Start::AfterLsn(lsn) => *lsn,
             _ => Lsn::ZERO,
         };
-        let _turn = if from_memory { None } else { Some(self.turn(place).await) };
+        let _turn = if self.is_at_tail(&start) { None } else { Some(self.turn(place).await) };
         self.feed.locate(start).await
     }
 

@@ -21,12 +21,14 @@ mod open;
 mod outbox;
 mod pace;
 mod projection;
+mod projector;
 mod registry;
 mod router;
 mod rows;
 mod session;
 mod snapshot;
 mod take;
+mod telling;
 mod trail;
 mod turns;
 mod waits;
@@ -68,6 +70,8 @@ pub struct Limits {
     pub subscribers: usize,
     /// Readers that read from disk at the same time; others wait for a turn.
     pub catch_up_readers: usize,
+    /// Readers that wait for a turn, before a stream that would begin on disk is refused.
+    pub catch_up_waiting: usize,
     /// Bytes of projections that all filtered streams together keep for those behind them.
     pub projection_bytes: usize,
 }

@@ -140,6 +140,7 @@ impl Inner {
         }
         let (cursor, until) = match history.crossing(request.old_lineage) {
             Some(crossing) => {
+                self.admit(&Start::Earliest)?;
                 let _turn = self.turn(crossing.departs.lsn).await;
                 (self.feed.locate_dead(&crossing).await?, crossing.to.first_block)
             }
@@ -342,6 +343,7 @@ impl Inner {
             Start::AfterLsn(lsn) if *lsn > tail.lsn => self.check_future(*lsn, false).await?,
             _ => {}
         }
+        self.admit(&start)?;
         Ok(self.place(start).await?)
     }
 

@@ -16,13 +16,12 @@ use super::{
     Error,
     control::{SessionHandle, Shared},
     crossing::Passage,
-    frames::Message,
     governor::Stride,
     group::Group,
     handover::Stamp,
     inner::{Inner, StreamPermit},
     outbox::{Next, Outbox},
-    pace::{self, Pace, Standing},
+    pace::{Pace, Standing},
     router::{self, Route},
     snapshot::{Running, Turn},
 };
@@ -34,14 +33,12 @@ use crate::{
     reason::Classified,
     selection::Selection,
     shutdown::Ear,
-    wire::{block::Block, encode, pb, position_to_pb, token::Token},
+    wire::{block::Block, pb, position_to_pb, token::Token},
 };
 
 const MAX_MESSAGE: usize = 4 << 20;
 /// How often an idle stream looks whether the source is still there.
 pub(super) const IDLE_CHECK: Duration = Duration::from_secs(1);
-/// How often a stream that is to end at the tail asks the source to move it.
-const NUDGE: Duration = Duration::from_millis(100);
 /// Blocks of which a stream may see nothing before it lets others run.
 const BLOCKS_PER_STEP: usize = 16;
 const TOUCH: Duration = Duration::from_secs(30);
@@ -97,7 +94,7 @@ pub struct Session {
     /// How the group's blocks are found while the stream follows the tail.
     pub(super) route: Option<(Arc<Route>, watch::Receiver<()>)>,
     /// The marks up to which the router says that nothing concerns the stream, while it stands there.
-    routed: Option<Marks>,
+    pub(super) routed: Option<Marks>,
     /// Behind the last block that was taken in.
     pub(super) cursor: Cursor,
     pub(super) reading: Option<JoinHandle<(Cursor, Result<Fetched, feed::Error>)>>,
@@ -128,14 +125,14 @@ pub struct Session {
     pub(super) until: Option<u64>,
     pub(super) stamp: Stamp,
     pub(super) running: Option<Box<Running>>,
-    caught_up: bool,
+    pub(super) caught_up: bool,
     pub(super) stride: Stride,
     pub(super) pace: Pace,
     pub(super) max_message: usize,
-    stop_at: Option<Lsn>,
+    pub(super) stop_at: Option<Lsn>,
     pub(super) timer: Option<Pin<Box<Sleep>>>,
     pub(super) draining: Ear,
-    next_nudge: Instant,
+    pub(super) next_nudge: Instant,
     next_touch: Option<Instant>,
     opened: Option<Box<pb::Opened>>,
     /// Nothing comes after what was handed out last; why, for the metric.
@@ -455,18 +452,6 @@ impl Session {
         }
     }
 
-    fn rest(&mut self, now: Instant, tail: Option<Position>, for_what: For) -> Step {
-        if let Some(tail) = tail.filter(|tail| tail.lineage == self.lineage) {
-            self.reach_tail(tail);
-            self.stride.at_tail(&self.hub.governor, self.stop_at.is_none() && self.until.is_none());
-        }
-        match self.progress(now) {
-            Some(frame) => Step::Frame(frame),
-            None if self.caught_up => self.hub.source.lost().map_or_else(|| self.pause(now, for_what), Step::Lost),
-            None => self.pause(now, for_what),
-        }
-    }
-
     fn send(&mut self) -> Next {
         let next = self.shared.credits(|credits| self.outbox.next(self.max_message, credits));
         if let Some(reached) = self.outbox.take_reached() {
@@ -478,86 +463,14 @@ impl Session {
     }
 
     /// Everything up to there has been handed out.
-    fn pass(&mut self, position: Position) {
+    pub(super) fn pass(&mut self, position: Position) {
         if position.lineage != self.passed.lineage || position.order() > self.passed.order() {
             self.passed = position;
             self.stamp.passed(position);
         }
     }
 
-    fn reach_tail(&mut self, tail: Position) {
-        if !self.outbox.begun() {
-            self.pass(tail);
-        }
-        if self.skip.is_some_and(|skip| tail.order() >= skip.order()) {
-            self.skip = None;
-        }
-        if !self.caught_up {
-            self.caught_up = true;
-            self.pace.at_once();
-        }
-    }
-
-    pub(super) fn standing(&self) -> Standing {
-        Standing {
-            position: self.resume(),
-            checkpoint: self.shared.checkpoint(),
-            connected: self.hub.source.connected(),
-        }
-    }
-
-    fn at_stop(&self) -> bool {
-        let under_way = self.leaving.is_some() || self.running.is_some();
-        !under_way && self.stop_at.is_some_and(|stop| self.passed.lsn >= stop)
-    }
-
-    /// Whether the progress that ends the stream has been told.
-    fn stopped(&self, stop: Lsn) -> bool {
-        let under_way = self.leaving.is_some() || self.running.is_some();
-        let told = self.pace.last_told();
-        !under_way && told.is_some_and(|told| told.lineage == self.lineage && told.lsn >= stop)
-    }
-
-    fn progress(&mut self, now: Instant) -> Option<Frame> {
-        let standing = self.standing();
-        let last = self.at_stop() && self.outbox.is_empty();
-        if self.outbox.begun() || self.passage.is_some() || self.until.is_some() {
-            return None;
-        }
-        if !(last || self.pace.due(now, &standing)) {
-            return None;
-        }
-        self.shared.sent(standing.position.position);
-        let marks = self.routed.unwrap_or_else(|| *self.marks.borrow());
-        let caught_up = self.outbox.is_empty() && self.incoming.is_none() && self.cursor.block >= marks.next_block;
-        let credit = self.shared.credits(|credits| credits.map(|credits| credits.left()));
-        let event = pace::event(&standing, marks, self.hub.feed.window(), caught_up, credit);
-        self.pace.told(now, standing);
-        Some(self.hand_out_event(pb::event::Kind::Progress(event)))
-    }
-
-    pub(super) fn pause(&mut self, now: Instant, for_what: For) -> Step {
-        let mut until = now + IDLE_CHECK;
-        if !self.outbox.begun() {
-            until = until.min(self.pace.deadline(&self.standing()));
-        }
-        if for_what == For::Marks && self.stop_at.is_some() {
-            if now >= self.next_nudge {
-                self.hub.source.nudge();
-                self.next_nudge = now + NUDGE;
-            }
-            until = until.min(self.next_nudge);
-        }
-        Step::Wait { until, for_what }
-    }
-
-    fn hand_out_event(&self, kind: pb::event::Kind) -> Frame {
-        let mut message = Message::new();
-        encode::event(&mut message.0, kind);
-        self.hand_out(message.finish(), 1)
-    }
-
-    fn hand_out(&self, frame: Frame, events: u32) -> Frame {
+    pub(super) fn hand_out(&self, frame: Frame, events: u32) -> Frame {
         self.events_delivered.increment(u64::from(events));
         self.bytes_delivered.increment(frame.len() as u64);
         frame

@@ -239,6 +239,9 @@ impl Checkpoints for MemoryCheckpoints {
     }
 }
 
+pub(super) const LIMITS: Limits =
+    Limits { streams: 100, subscribers: 100, catch_up_readers: 2, catch_up_waiting: 100, projection_bytes: 64 << 20 };
+
 /// A hub in memory, and the writer of its feed.
 pub(super) struct World {
     pub hub: Hub,
@@ -253,7 +256,7 @@ pub(super) struct World {
 
 impl World {
     pub fn new() -> Self {
-        World::with(Limits { streams: 100, subscribers: 100, catch_up_readers: 2, projection_bytes: 64 << 20 })
+        World::with(LIMITS)
     }
 
     pub fn with(limits: Limits) -> Self {
@@ -274,9 +277,8 @@ impl World {
 
     /// Another hub over the same feed and checkpoints, as after a restart.
     pub fn restart(self) -> Self {
-        let limits = Limits { streams: 100, subscribers: 100, catch_up_readers: 2, projection_bytes: 64 << 20 };
         let drain = Drain::new();
-        let hub = Hub::new(self.feed.clone(), self.source.clone(), self.checkpoints.clone(), limits, drain.clone());
+        let hub = Hub::new(self.feed.clone(), self.source.clone(), self.checkpoints.clone(), LIMITS, drain.clone());
         World { hub, drain, ..self }
     }
 

@@ -62,6 +62,15 @@ impl Turns {
         granted.await.unwrap_or(Turn(None))
     }
 
+    /// Whether so many wait for a turn already. Those who gave up do not count.
+    pub fn is_crowded(&self, limit: usize) -> bool {
+        let waiting = &mut self.0.lock().waiting;
+        if waiting.len() >= limit {
+            waiting.retain(|_, grant| !grant.is_closed());
+        }
+        waiting.len() >= limit
+    }
+
     fn give_back(self: &Arc<Self>) {
         let mut state = self.0.lock();
         while let Some(grant) = state.next() {

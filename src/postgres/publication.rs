@@ -71,6 +71,24 @@ pub async fn published_tables(sql: &Sql, name: &str) -> Result<Vec<(String, Stri
     rows.iter().map(|row| Ok((get(row, 0)?, get(row, 1)?))).collect()
 }
 
+/// The type of the column `a`; of a domain the type that it is over.
+const BASE_TYPE: &str = "WITH RECURSIVE base AS (
+        SELECT y.typname, y.typnamespace, y.typtype, y.typbasetype FROM pg_catalog.pg_type y WHERE y.oid = a.atttypid
+        UNION ALL
+        SELECT y.typname, y.typnamespace, y.typtype, y.typbasetype
+        FROM base JOIN pg_catalog.pg_type y ON y.oid = base.typbasetype WHERE base.typtype = 'd')
+    SELECT * FROM base WHERE typtype <> 'd'";
+
+/// The name of a type as the stream gives it: pgoutput tells only those of types that initdb did not number by hand, and of
+/// a domain, under its OID, the name of the type that it is over.
+pub fn type_name(oid: u32, schema: &str, name: &str) -> String {
+    match Type::from_oid(oid) {
+        Some(builtin) => builtin.name().to_owned(),
+        None if oid < 10_000 => format!("oid:{oid}"),
+        None => format!("{schema}.{name}"),
+    }
+}
+
 /// These published tables as [Relation messages](https://www.postgresql.org/docs/current/protocol-logicalrep-message-formats.html)
 /// would describe them now, their `id` being 0. Those that are not published are left out.
 pub async fn relations(sql: &Sql, name: &str, tables: &[(String, String)]) -> Result<Vec<Relation>> {
@@ -82,14 +100,14 @@ pub async fn relations(sql: &Sql, name: &str, tables: &[(String, String)]) -> Re
     };
     let statement = format!(
         "SELECT c.oid, t.schemaname::text, t.tablename::text, c.relreplident::text, a.attname::text, a.atttypid,
-                CASE q.nspname WHEN 'pg_catalog' THEN '' ELSE q.nspname || '.' END || y.typname, a.atttypmod,
+                q.nspname::text, y.typname::text, a.atttypmod,
                 c.relreplident = 'f'
                 OR coalesce(a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1]), false)
          FROM pg_catalog.pg_publication_tables t
          JOIN pg_catalog.pg_namespace n ON n.nspname = t.schemaname
          JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = t.tablename
          JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND {published}
-         JOIN pg_catalog.pg_type y ON y.oid = a.atttypid
+         JOIN LATERAL ({BASE_TYPE}) y ON true
          JOIN pg_catalog.pg_namespace q ON q.oid = y.typnamespace
          LEFT JOIN pg_catalog.pg_index i ON i.indrelid = c.oid
               AND CASE c.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident END
@@ -117,12 +135,13 @@ pub async fn relations(sql: &Sql, name: &str, tables: &[(String, String)]) -> Re
                 columns: Vec::new(),
             });
         }
+        let type_oid = get(&row, 5)?;
         let column = Column {
             name: get(&row, 4)?,
-            type_oid: get(&row, 5)?,
-            type_name: get(&row, 6)?,
-            type_modifier: get(&row, 7)?,
-            in_identity: get(&row, 8)?,
+            type_oid,
+            type_name: type_name(type_oid, get(&row, 6)?, get(&row, 7)?),
+            type_modifier: get(&row, 8)?,
+            in_identity: get(&row, 9)?,
         };
         if let Some(relation) = found.last_mut() {
             relation.columns.push(column);

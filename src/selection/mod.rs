@@ -158,11 +158,12 @@ impl Selection {
         self.everything
     }
 
-    /// Whether a predicate of it has to be evaluated for every change of its tables, because no equality in it tells beforehand
-    /// which changes it can concern.
-    pub fn is_residual(&self) -> bool {
+    /// The first predicate of it, in canonical text, that has to be evaluated for every change of its tables, because no
+    /// equality in it tells beforehand which changes it can concern.
+    pub fn residual(&self) -> Option<&Arc<str>> {
         let rows = std::iter::once(&self.rows).chain(self.rules.iter().map(|(_, rows)| rows));
-        rows.filter_map(|rows| rows.predicate.as_ref()).any(|predicate| !predicate.predicate.has_equality())
+        let mut predicates = rows.filter_map(|rows| rows.predicate.as_ref());
+        predicates.find(|predicate| !predicate.predicate.has_equality()).map(|predicate| &predicate.canonical)
     }
 
     /// Equal for selections that select the same way, whatever the order in which things were named.

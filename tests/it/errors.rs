@@ -8,7 +8,7 @@ use walcast::{
 
 use crate::harness::{
     Stage,
-    client::{Request, refused},
+    client::{Client, Request, refused},
     history::{End, Failure},
     stage,
     validators::typed,
@@ -169,20 +169,35 @@ async fn consume_begins_with_open_and_opens_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_limit_on_streams_is_told_and_can_be_retried() {
-    let stage = stage().env("WALCAST_LIMITS_STREAMS", "2").start().await;
-    let client = stage.client();
-    let mut open = Vec::new();
-    for _ in 0..2 {
-        let mut stream = client.subscribe(&Request::new()).await;
+async fn limits_are_told_and_can_be_retried() {
+    let stage = stage()
+        .env("WALCAST_LIMITS_STREAMS", "3")
+        .env("WALCAST_LIMITS_STREAMS_PER_CONNECTION", "2")
+        .env("WALCAST_LIMITS_SUBSCRIBERS", "1")
+        .start()
+        .await;
+    let opens = async |client: &Client, request: &Request| {
+        let mut stream = client.subscribe(request).await;
         stream.until("opened", |log| log.opened().is_some()).await;
-        open.push(stream);
-    }
-    let failure = client.subscribe(&Request::new()).await.fails_with("TOO_MANY_STREAMS").await;
-    assert!(failure.retry.is_some());
+        stream
+    };
+    let refused = async |client: &Client, request: &Request, words: &str| {
+        let failure = client.subscribe(request).await.fails_with("TOO_MANY_STREAMS").await;
+        assert_eq!(failure.code, tonic::Code::ResourceExhausted);
+        assert!(failure.retry.is_some() && failure.message.contains(words), "{failure:?}");
+    };
+    let (client, other) = (stage.client(), stage.client());
+    let one = Request::named("one").latest();
+    let mut open = vec![opens(&client, &one).await];
+    refused(&client, &Request::named("two").latest(), "1 named subscribers").await;
+    open.push(opens(&client, &Request::new()).await);
+    refused(&client, &Request::new(), "2 streams are open on this connection").await;
+    open.push(opens(&other, &Request::new()).await);
+    refused(&other, &Request::new(), "3 streams are open").await;
+    refused(&stage.client(), &one, "3 streams are open").await;
     open.pop();
     crate::harness::eventually(std::time::Duration::from_secs(20), || async {
-        let mut stream = client.subscribe(&Request::new()).await;
+        let mut stream = other.subscribe(&Request::new()).await;
         match tokio::time::timeout(std::time::Duration::from_secs(5), stream.pull()).await {
             Ok(true) => Ok(()),
             other => Err(format!("{other:?} {:?}", stream.log.end)),

@@ -25,6 +25,7 @@ mod logtables_failover;
 mod logtables_install;
 mod logtables_live;
 mod operating;
+mod oracle;
 mod outages;
 mod planted;
 mod predicates;

@@ -44,9 +44,13 @@ async fn refusal(stage: &Stage, request: &Request) -> Failure {
 }
 
 pub const TYPES: &str = "CREATE TYPE mood AS ENUM ('sad', 'ok');
+    CREATE DOMAIN price AS numeric; CREATE DOMAIN fair AS price; CREATE DOMAIN count AS int4; CREATE DOMAIN flag AS bool;
+    CREATE DOMAIN ratio AS float4; CREATE DOMAIN code AS char(5); CREATE DOMAIN instant AS timestamptz;
+    CREATE DOMAIN raw AS bytea;
     CREATE TABLE t (id int PRIMARY KEY, i2 int2, i8 int8, n numeric, f4 float4, f8 float8, b bool, s text, c char(5),
                     v varchar(20), d date, ts timestamp, tz timestamptz, iv interval, u uuid, x bytea, j jsonb, m mood,
-                    a int[]);";
+                    a int[]);
+    CREATE TABLE dom (id int PRIMARY KEY, n fair, i count, b flag, f ratio, c code, tz instant, x raw);";
 
 pub const ROWS: &str = r"INSERT INTO t VALUES
     (1, 1, 9007199254740993, 1.10, 0.1, 0.1, true, 'abc', 'ab', 'x', '2024-02-29', '2024-02-29 12:00:00.000001',
@@ -58,6 +62,27 @@ pub const ROWS: &str = r"INSERT INTO t VALUES
     (4, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL),
     (5, 5, 5, 12345678901234567890.5, 1.5, 5, true, 'ABC', '5', '5', '2000-01-01', '2000-01-01', '2000-01-01',
      '30 days', 'ffffffff-ffff-ffff-ffff-ffffffffffff', '\x00', '[]', 'ok', '{NULL}')";
+
+/// Of a table whose columns are of domains.
+pub const DOMAIN_ROWS: &str = r"INSERT INTO dom VALUES
+    (1, 1.10, 5, true, 0.1, 'ab', '2024-02-29 12:00:00+02', '\xdead'), (2, 10, -7, false, 'NaN', 'AB', 'infinity', '\x'),
+    (3, NULL, NULL, NULL, NULL, NULL, NULL, NULL), (4, 'NaN', 10, true, -0.0, '', '2024-02-29 10:00:00Z', '\xde')";
+
+pub const DOMAIN_PREDICATES: &[(&str, &str)] = &[
+    ("n = 1.1", ""),
+    ("n > 9", ""),
+    ("n IN (10.00, 'NaN')", ""),
+    ("i > 5.5 OR i = -7", ""),
+    ("b", ""),
+    ("NOT b", ""),
+    ("f = 0 OR f = 0.1", "f = 0 OR f = 0.1::float4"),
+    ("f = 'NaN'", ""),
+    ("c = 'ab  '", ""),
+    ("tz = '2024-02-29 10:00:00+00'", ""),
+    ("tz > timestamptz '2024-02-29T10:00:00Z'", ""),
+    ("x = '\\xDEAD'", ""),
+    ("x > '\\xDE'", ""),
+];
 
 /// Predicates, and how PostgreSQL is asked where it is another text.
 pub const PREDICATES: &[(&str, &str)] = &[
@@ -118,15 +143,17 @@ pub const PREDICATES: &[(&str, &str)] = &[
 async fn rows_are_selected_as_postgresql_selects_them() {
     let stage = stage().sql(TYPES).start().await;
     stage.db.run("SET timezone TO UTC").await;
-    stage.db.run(ROWS).await;
-    for (predicate, sql) in PREDICATES {
+    stage.db.run(&format!("{ROWS}; {DOMAIN_ROWS}")).await;
+    let tables = [("t", PREDICATES), ("dom", DOMAIN_PREDICATES)];
+    for (table, predicate, sql) in tables.iter().flat_map(|(table, list)| list.iter().map(move |(p, s)| (table, p, s)))
+    {
         // Inserts only, so that the replica identity has no say.
-        let request = filtered("public.t", predicate).operations(&[Operation::Insert]).earliest();
+        let request = filtered(&format!("public.{table}"), predicate).operations(&[Operation::Insert]).earliest();
         let history = stage.collect(request).await;
         let sql = if sql.is_empty() { predicate } else { sql };
         let expected: Vec<i64> = stage
             .db
-            .rows(&format!("SELECT id FROM t WHERE {sql} ORDER BY id"))
+            .rows(&format!("SELECT id FROM {table} WHERE {sql} ORDER BY id"))
             .await
             .into_iter()
             .map(|row| row[0].as_ref().and_then(|id| id.parse().ok()).expect("an id"))
@@ -134,6 +161,13 @@ async fn rows_are_selected_as_postgresql_selects_them() {
         let expected: Vec<_> = expected.into_iter().map(|id| row("INSERT", id, Transition::Enter)).collect();
         assert_eq!(rows(&history), expected, "{predicate}");
     }
+    // A table that the stream has not described is looked up, and is the same there.
+    stage.db.run("CREATE TABLE later (LIKE dom)").await;
+    let mut stream =
+        stage.client().subscribe(&filtered("public.later", "n > 9 AND f < 1").operations(&[Operation::Insert])).await;
+    stream.until("opened", |log| log.opened().is_some()).await;
+    stage.db.run("INSERT INTO later VALUES (1, 10, 1, true, 0.5)").await;
+    stream.until("a change", |log| log.changes() == 1).await;
 }
 
 async fn orders() -> Stage {
@@ -291,6 +325,23 @@ async fn each_new_version_of_a_table_is_checked() {
     let mut stream = stage.client().subscribe(&renamed.after(&position)).await;
     stage.db.run("INSERT INTO orders VALUES (4, 'paid')").await;
     stream.until("a change", |log| log.changes() == 1).await;
+
+    // So is what the replica identity tells, and the types.
+    let filter = filtered("public.orders", "id > 0 AND total > 1");
+    for (change, words) in [
+        ("REPLICA IDENTITY DEFAULT", ["filter.where", "public.orders REPLICA IDENTITY FULL", "offset 11"]),
+        ("REPLICA IDENTITY FULL, ALTER total TYPE text", ["public.orders", "expected a text in quotes", "offset 19"]),
+    ] {
+        let mut stream = stage.client().subscribe(&filter).await;
+        stream.until("opened", |log| log.opened().is_some()).await;
+        stage.db.run("UPDATE orders SET total = 5 WHERE id = 4; UPDATE orders SET total = 0 WHERE id = 4").await;
+        stream.until("both changes", |log| log.changes() == 2).await;
+        stage.db.run(&format!("ALTER TABLE orders {change}; UPDATE orders SET total = 3 WHERE id = 4")).await;
+        broken(&mut stream, &words).await;
+        let sent = rows(&stream.close());
+        assert_eq!(sent, [row("UPDATE", 4, Transition::Enter), row("UPDATE", 4, Transition::Leave)], "{change}");
+        stage.db.run("ALTER TABLE orders REPLICA IDENTITY FULL, ALTER total TYPE numeric USING 0").await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -183,6 +183,7 @@ async fn a_thousand_streams_come_back_at_once() {
         stage.hub.rss_peak() >> 20
     );
     assert!(reads > 0.0 && bytes < delivered_bytes, "streams at the same place share reads: {bytes} bytes");
+    assert!(bytes > reads * 128.0 * 1024.0, "pieces are large: {reads} reads of {bytes} bytes");
     assert!(rests > 0.0, "streams that catch up give way to a live one");
     assert!(seen > 10 && slowest < 5000, "live streams go on: {seen} rows, the slowest {slowest} ms");
     assert!(stage.hub.rss_peak() < 256 << 20, "{} MB", stage.hub.rss_peak() >> 20);

@@ -5,14 +5,17 @@
 //! taken in is WAL that the primary has to keep ([`patience`](super::patience)). The first [`KEEPING_UP`] share a thread that keeps up as long as there
 //! is CPU time to be had; further ones are spread over threads that come last, one for each core, which read what has left the
 //! memory from the journal. So predicates never delay changes, nor the many the few: only the streams that have them lag.
+//! Groups with the same predicate, which differ in columns or in their format, go together, so that it is evaluated once.
 
 use std::{
+    collections::HashMap,
     io,
     sync::{Arc, Weak, atomic::Ordering},
     thread,
     time::Instant,
 };
 
+use parking_lot::Mutex;
 use tokio::{runtime::Handle, sync::watch};
 
 use super::{Ahead, Router, patience::Patience};
@@ -22,7 +25,7 @@ use crate::{
     selection::Selection,
 };
 
-/// Groups with residual predicates that share the thread that keeps up.
+/// Residual predicates that share the thread that keeps up.
 const KEEPING_UP: usize = if cfg!(test) { 2 } else { 128 };
 const FEW: Place = Place { nice: 10, share: 0.25 };
 const MANY: Place = Place { nice: 19, share: 0.02 };
@@ -39,30 +42,60 @@ struct Place {
 pub(in crate::hub) struct Routers {
     /// Of the groups without residual predicates.
     pub indexed: Arc<Router>,
-    /// Of the first groups with residual predicates.
+    /// Of the first residual predicates.
     pub keeping_up: Arc<Router>,
     /// Of the others.
     pub lagging: Vec<Arc<Router>>,
+    homes: Mutex<Homes>,
+}
+
+/// Where residual predicates are evaluated.
+#[derive(Default)]
+struct Homes {
+    by_predicate: HashMap<Arc<str>, Home>,
+    /// Predicates whose router is the one that keeps up.
+    keeping_up: usize,
+}
+
+struct Home {
+    router: Arc<Router>,
+    groups: usize,
 }
 
 impl Default for Routers {
     fn default() -> Self {
         let cores = thread::available_parallelism().map_or(1, usize::from);
         let lagging = (0..cores).map(|_| Arc::default()).collect();
-        Routers { indexed: Arc::default(), keeping_up: Arc::default(), lagging }
+        Routers { indexed: Arc::default(), keeping_up: Arc::default(), lagging, homes: Mutex::default() }
     }
 }
 
 impl Routers {
-    /// The router for a group that selects this.
-    pub fn of(&self, selection: &Selection) -> &Arc<Router> {
-        let members = |router: &&Arc<Router>| router.members.load(Ordering::Relaxed);
-        if !selection.is_residual() {
-            &self.indexed
-        } else if members(&&self.keeping_up) < KEEPING_UP {
-            &self.keeping_up
-        } else {
-            self.lagging.iter().min_by_key(members).unwrap_or(&self.keeping_up)
+    /// The router for a new group that selects this. [`Routers::forget`] is to follow when the group goes.
+    pub fn of(&self, selection: &Selection) -> Arc<Router> {
+        let Some(predicate) = selection.residual() else { return self.indexed.clone() };
+        let mut homes = self.homes.lock();
+        if let Some(home) = homes.by_predicate.get_mut(predicate) {
+            home.groups += 1;
+            return home.router.clone();
+        }
+        let lagging = self.lagging.iter().min_by_key(|router| router.members.load(Ordering::Relaxed));
+        let router = lagging.filter(|_| homes.keeping_up >= KEEPING_UP).unwrap_or(&self.keeping_up).clone();
+        homes.keeping_up += usize::from(Arc::ptr_eq(&router, &self.keeping_up));
+        homes.by_predicate.insert(predicate.clone(), Home { router: router.clone(), groups: 1 });
+        router
+    }
+
+    /// A group that selects this is gone.
+    pub fn forget(&self, selection: &Selection) {
+        let Some(predicate) = selection.residual() else { return };
+        let mut homes = self.homes.lock();
+        let Some(home) = homes.by_predicate.get_mut(predicate) else { return };
+        home.groups -= 1;
+        if home.groups == 0 {
+            let kept_up = Arc::ptr_eq(&home.router, &self.keeping_up);
+            homes.keeping_up -= usize::from(kept_up);
+            homes.by_predicate.remove(predicate);
         }
     }
 

@@ -1,6 +1,13 @@
 //! What streams do not do: look at blocks that do not concern them, or pay for how many of them there are.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Wake, Waker},
+    time::Instant,
+};
 
 use crate::{
     feed::{Feed, Marks},
@@ -95,6 +102,51 @@ async fn a_stream_that_sleeps_is_woken_before_its_timer() {
         assert!(started.elapsed() < std::time::Duration::from_millis(500), "{:?}", started.elapsed());
         client = back;
     }
+}
+
+#[tokio::test]
+async fn a_stream_sleeps_through_blocks_that_do_not_concern_it() {
+    #[derive(Default)]
+    struct Woken(AtomicBool);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, Ordering::SeqCst);
+        }
+    }
+
+    const BLOCKS: u64 = 200;
+    let mut world = World::new();
+    let orders = world.full_relation(1, "shop.orders", &["id", "state"]);
+    let hour = std::time::Duration::from_secs(3600);
+    let selecting = |state: &str| Some(filter(&format!("state = '{state}'")));
+    let request = Subscription { filter: selecting("in"), progress_interval: Some(hour), ..earliest() };
+    let mut sleeper = world.open(request).await;
+    let mut other = world.open(Subscription { filter: selecting("out"), ..earliest() }).await;
+    let first = world.single(&orders, &["1", "in"]);
+    assert_eq!((sleeper.until(first).await.len(), other.until(first).await.len()), (3, 0));
+
+    let (woken, started) = (Arc::new(Woken::default()), Instant::now());
+    let waker = Waker::from(woken.clone());
+    let mut context = Context::from_waker(&waker);
+    let mut next = Box::pin(sleeper.session.next());
+    assert!(next.as_mut().poll(&mut context).is_pending());
+    let mut times = 0;
+    for _ in 0..BLOCKS {
+        world.single(&orders, &["2", "out"]);
+        for _ in 0..3 {
+            other.line_within(DEADLINE).await.expect("a line");
+        }
+        if woken.0.swap(false, Ordering::SeqCst) {
+            times += 1;
+            assert!(next.as_mut().poll(&mut context).is_pending());
+        }
+    }
+    // Once a second it looks whether the source is still there.
+    let allowed = 1 + started.elapsed().as_secs();
+    assert!(times <= allowed && allowed < BLOCKS / 2, "woken {times} times by {BLOCKS} blocks, allowed {allowed}");
+    world.single(&orders, &["3", "in"]);
+    assert!(next.await.is_some_and(|frame| frame.is_ok()));
 }
 
 #[tokio::test]
@@ -209,6 +261,28 @@ fn equality_predicates_cost_the_same_however_many_there_are() {
 }
 
 #[test]
+fn a_predicate_is_evaluated_once_however_many_groups_have_it() {
+    let (world, groups, joined) = joined(1, |_| "state > '3' AND note <> more".to_owned(), 10);
+    let feed: Arc<dyn Feed> = world.feed.clone();
+    let others: Vec<_> = (0..20)
+        .map(|number| {
+            let columns = vec![format!("*.column{number}")];
+            let filter = Filter { columns, ..filter("(state > '3') and Note != more") };
+            groups.join(&feed, Selection::compile(Some(&filter), None).expect("a good filter"), RowFormat::Compact)
+        })
+        .collect();
+    routed(&world, &groups);
+    assert_eq!(evaluated(&groups), 20 * 500);
+    drop((joined, others));
+    // Nobody has it any more, so there is room for as many others as before.
+    let next: Vec<_> = ["state > '5'", "state > '6'", "state > '7'"]
+        .map(|predicate| Selection::compile(Some(&filter(predicate)), None).expect("a good filter"))
+        .map(|selection| Arc::ptr_eq(&groups.routers.of(&selection), &groups.routers.keeping_up))
+        .into();
+    assert_eq!(next, [true, true, false]);
+}
+
+#[test]
 fn groups_that_are_gone_cost_nothing() {
     let (world, groups, joined) = joined(50, |number| format!("state = '{number}' OR id = '{number}'"), 10);
     drop(joined);
@@ -216,7 +290,8 @@ fn groups_that_are_gone_cost_nothing() {
     assert_eq!(evaluated(&groups), 0);
 }
 
-/// Nanoseconds per block of 500 changes: `cargo test --release router -- --ignored --nocapture`.
+/// Nanoseconds per block of 500 changes: `cargo test --release router -- --ignored --nocapture`. What does not depend on the
+/// machine, how often something is evaluated, is counted above.
 #[test]
 #[ignore = "measures time"]
 fn the_cost_of_a_pass() {

@@ -170,7 +170,7 @@ async fn rights_bound_what_arrives() {
 
 #[tokio::test]
 async fn limits_hold_and_are_given_back() {
-    let world = World::with(Limits { streams: 2, subscribers: 1, catch_up_readers: 1, projection_bytes: 64 << 20 });
+    let world = World::with(Limits { streams: 2, subscribers: 1, ..LIMITS });
     let one = world.try_open(named("a")).await.expect("a stream");
     assert_eq!(refused(&world, named("b")).await, Reason::TooManyStreams, "subscribers");
     let _two = world.try_open(earliest()).await.expect("a stream");
@@ -179,6 +179,27 @@ async fn limits_hold_and_are_given_back() {
     drop(one);
     assert_eq!(world.hub.streams(), 1);
     assert!(world.try_open(named("a")).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_stream_that_would_wait_behind_too_many_others_is_refused() {
+    let mut world = World::with(Limits { catch_up_readers: 1, catch_up_waiting: 2, ..LIMITS });
+    let orders = world.relation(1, "shop.orders", &["id"]);
+    let (first, end) = (world.single(&orders, &["1"]), world.single(&orders, &["2"]));
+    let reading = world.hub.inner.turn(first.lsn).await;
+    let mut waiting: Vec<_> = (0..2).map(|_| Box::pin(world.try_open(earliest()))).collect();
+    for stream in &mut waiting {
+        assert!(futures_util::poll!(stream).is_pending());
+    }
+    assert_eq!(refused(&world, after(first)).await, Reason::TooManyStreams);
+    assert_eq!(refused(&world, at_lsn(first.lsn.0)).await, Reason::TooManyStreams);
+    assert!(world.try_open(after(end)).await.is_ok(), "nothing to read");
+    // Who gives up leaves room, and the next is not refused but waits.
+    waiting.pop();
+    let mut next = Box::pin(world.try_open(after(first)));
+    assert!(futures_util::poll!(&mut next).is_pending());
+    drop(reading);
+    assert!(waiting.remove(0).await.is_ok() && next.await.is_ok());
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::{
-    feed::{Checkpoint, Checkpoints, Error, Start, SubscriberKey},
+    feed::{Checkpoint, Checkpoints, Error, Fetched, Start, SubscriberKey},
     journal::{
         self,
         conformance::{self, check_all_starts, fill, read_units},
@@ -18,6 +18,34 @@ async fn conforms() {
     conformance::run(&mut opened).await;
     assert!(opened.journal.shared().map.read().segments.len() > 5, "the suite crosses segments");
     assert!(opened.journal.shared().ring.bytes() <= 4 << 10);
+    opened.close().await;
+}
+
+/// Sixteen of them hold the very same blocks, though their sum would fill what may be shared many times over.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn readers_at_the_same_place_share_what_is_read() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut opened = open(options(dir.path()));
+    let mut script = opened.start().await;
+    fill(&mut opened, &mut script, 60).await;
+    let hot = opened.journal.shared().ring.bytes();
+    let mut readers = vec![opened.journal.locate(Start::Earliest).await.expect("earliest"); 16];
+    let mut shared = 0;
+    loop {
+        let read = readers.iter_mut().map(|cursor| opened.journal.fetch(cursor));
+        let mut blocks = Vec::new();
+        for fetched in futures_util::future::join_all(read).await {
+            match fetched.expect("readable") {
+                Fetched::Block(block) => blocks.push(block),
+                _ => break,
+            }
+        }
+        let Some(first) = blocks.first() else { break };
+        assert_eq!(blocks.len(), readers.len());
+        assert!(blocks.iter().all(|block| Arc::ptr_eq(block, first)), "block {} was read again", first.number);
+        shared += first.message().len();
+    }
+    assert!(shared > 10 * hot, "{shared} bytes, {hot} of them in the ring");
     opened.close().await;
 }
 

@@ -234,12 +234,7 @@ fn parse(id: i64, relid: u32, shape: &str) -> Option<Shape> {
         columns.push(Column {
             name: string(&column["name"])?,
             type_oid,
-            // As the stream names it: pgoutput tells only the names of types that initdb did not number by hand.
-            type_name: match Type::from_oid(type_oid) {
-                Some(builtin) => builtin.name().to_owned(),
-                None if type_oid < 10_000 => format!("oid:{type_oid}"),
-                None => format!("{schema}.{name}"),
-            },
+            type_name: publication::type_name(type_oid, &schema, &name),
             type_modifier: i32::try_from(column["modifier"].as_i64()?).ok()?,
             in_identity: column["key"].as_bool()?,
         });

@@ -232,11 +232,12 @@ async fn tables_are_described_as_the_stream_would() {
     let sql = cluster.sql().await;
     sql.batch(
         "CREATE SCHEMA \"S 1\"; CREATE TYPE \"S 1\".mood AS ENUM ('ok');
+         CREATE DOMAIN price AS numeric(10, 2); CREATE DOMAIN \"S 1\".fair AS price; CREATE DOMAIN felt AS \"S 1\".mood;
          CREATE TABLE \"S 1\".by_key (a int, gone text, b varchar(20) NOT NULL, m \"S 1\".mood, l int[], PRIMARY KEY (b, a));
          ALTER TABLE \"S 1\".by_key DROP COLUMN gone;
          CREATE TABLE by_index (a int NOT NULL, b int, c int, g int GENERATED ALWAYS AS (a + 1) STORED);
          CREATE UNIQUE INDEX i ON by_index (a) INCLUDE (b); ALTER TABLE by_index REPLICA IDENTITY USING INDEX i;
-         CREATE TABLE whole (a int, b numeric(10, 2)); ALTER TABLE whole REPLICA IDENTITY FULL;
+         CREATE TABLE whole (a int, b numeric(10, 2), p \"S 1\".fair, f felt); ALTER TABLE whole REPLICA IDENTITY FULL;
          CREATE TABLE nothing (a int PRIMARY KEY); ALTER TABLE nothing REPLICA IDENTITY NOTHING;
          CREATE TABLE narrow (a int PRIMARY KEY, b int, c int); CREATE TABLE unpublished (a int);
          CREATE PUBLICATION p FOR TABLE \"S 1\".by_key, by_index, whole, nothing, narrow (a, c)",
@@ -261,7 +262,7 @@ async fn tables_are_described_as_the_stream_would() {
     let expected = [
         "S 1.by_key Default: a* int4 -1, b* varchar 24, m S 1.mood -1, l _int4 -1",
         "public.by_index Index: a* int4 -1, b int4 -1, c int4 -1",
-        "public.whole Full: a* int4 -1, b* numeric 655366",
+        "public.whole Full: a* int4 -1, b* numeric 655366, p* pg_catalog.numeric -1, f* S 1.mood -1",
         "public.nothing Nothing: a int4 -1",
         "public.narrow Default: a* int4 -1, c int4 -1",
     ];

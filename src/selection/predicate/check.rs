@@ -28,41 +28,51 @@ impl<'a> Checker<'a> {
             Expr::And(parts) => Node::And(self.conditions(parts)?),
             Expr::Or(parts) => Node::Or(self.conditions(parts)?),
             Expr::Not(inner) => Node::Not(Box::new(self.condition(inner)?)),
-            Expr::Operand(operand) => self.boolean(operand)?,
             Expr::IsTruth(inner, truth) => {
                 let truth = truth.map_or(Truth::NULL, Truth::from);
                 Node::Is(Box::new(self.condition(inner)?), truth)
             }
-            Expr::IsNull(Operand::Column(column)) => Node::IsNull(self.resolve(column)?.0),
-            Expr::IsNull(Operand::Literal(literal)) => {
-                Node::Constant(matches!(literal.spelling, Spelling::Null).into())
-            }
-            Expr::Changed(column) => {
-                let (left, _) = self.resolve(&ColumnRef { side: Side::Before, ..column.clone() })?;
-                let (right, _) = self.resolve(&ColumnRef { side: Side::After, ..column.clone() })?;
-                Node::Columns { left, right, op: Op::NOT_EQUAL, distinct: true }
-            }
-            Expr::Compare { left, op, distinct, right, offset } => match (left, right) {
-                (Operand::Column(left), Operand::Column(right)) => {
-                    self.columns(left, *op, *distinct, right, *offset)?
-                }
-                (Operand::Column(column), Operand::Literal(literal)) => {
-                    self.compare(column, *op, *distinct, literal, *offset)?
-                }
-                (Operand::Literal(literal), _) => return Err(needs_column(literal)),
-            },
-            Expr::In { left: Operand::Column(column), items, .. } => self.any_of(column, items)?,
-            Expr::Like { left: Operand::Column(column), pattern, insensitive, offset } => {
-                self.like(column, pattern, *insensitive, *offset)?
-            }
-            Expr::In { left: Operand::Literal(literal), .. } | Expr::Like { left: Operand::Literal(literal), .. } => {
-                return Err(needs_column(literal));
-            }
+            test => return self.test(test),
         })
     }
 
     fn conditions(&mut self, parts: &[Expr]) -> Result<Box<[Node]>, CheckError> {
-        parts.iter().map(|part| self.condition(part)).collect()
+        let mut nodes = Vec::with_capacity(parts.len());
+        for part in parts {
+            nodes.push(self.condition(part)?);
+        }
+        Ok(nodes.into())
+    }
+
+    /// A condition without others in it.
+    fn test(&mut self, expr: &Expr) -> Result<Node, CheckError> {
+        match expr {
+            Expr::Operand(operand) => self.boolean(operand),
+            Expr::IsNull(Operand::Column(column)) => Ok(Node::IsNull(self.resolve(column)?.0)),
+            Expr::IsNull(Operand::Literal(literal)) => {
+                Ok(Node::Constant(matches!(literal.spelling, Spelling::Null).into()))
+            }
+            Expr::Changed(column) => {
+                let (left, _) = self.resolve(&ColumnRef { side: Side::Before, ..column.clone() })?;
+                let (right, _) = self.resolve(&ColumnRef { side: Side::After, ..column.clone() })?;
+                Ok(Node::Columns { left, right, op: Op::NOT_EQUAL, distinct: true })
+            }
+            Expr::Compare { left, op, distinct, right, offset } => match (left, right) {
+                (Operand::Column(left), Operand::Column(right)) => self.columns(left, *op, *distinct, right, *offset),
+                (Operand::Column(column), Operand::Literal(literal)) => {
+                    self.compare(column, *op, *distinct, literal, *offset)
+                }
+                (Operand::Literal(literal), _) => Err(needs_column(literal)),
+            },
+            Expr::In { left: Operand::Column(column), items, .. } => self.any_of(column, items),
+            Expr::Like { left: Operand::Column(column), pattern, insensitive, offset } => {
+                self.like(column, pattern, *insensitive, *offset)
+            }
+            Expr::In { left: Operand::Literal(literal), .. } | Expr::Like { left: Operand::Literal(literal), .. } => {
+                Err(needs_column(literal))
+            }
+            Expr::And(_) | Expr::Or(_) | Expr::Not(_) | Expr::IsTruth(..) => self.condition(expr),
+        }
     }
 
     fn resolve(&mut self, reference: &ColumnRef) -> Result<(Source, &'a Column), CheckError> {

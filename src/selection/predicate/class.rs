@@ -9,8 +9,8 @@ use super::{
 };
 use crate::model::{Column, Value};
 
-/// A family of types that compare alike. Domains, enums, arrays, ranges, json, `inet`, `money` and whatever else has no
-/// variant of its own is [`Class::Other`]: equality of the text form only.
+/// A family of types that compare alike. Enums, arrays, ranges, json, `inet`, `money` and whatever else has no variant of
+/// its own is [`Class::Other`]: equality of the text form only. A domain compares as the type that it is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Class {
     Bool,
@@ -28,6 +28,8 @@ pub(super) enum Class {
     Padded,
     Uuid,
     Bytes,
+    /// A domain over `bytea`, whose values come in hex: it orders as the bytes do.
+    Hex,
     Date,
     Time,
     TimeTz,
@@ -37,30 +39,45 @@ pub(super) enum Class {
     Other,
 }
 
+/// By type OID, which is fixed for built-in types
+/// ([pg_type.dat](https://github.com/postgres/postgres/blob/master/src/include/catalog/pg_type.dat)).
+const BUILT_IN: [(u32, &str, Class); 21] = [
+    (16, "bool", Class::Bool),
+    (17, "bytea", Class::Bytes),
+    (18, "char", Class::Text),
+    (19, "name", Class::Text),
+    (20, "int8", Class::Int8),
+    (21, "int2", Class::Int2),
+    (23, "int4", Class::Int4),
+    (25, "text", Class::Text),
+    (26, "oid", Class::Oid),
+    (700, "float4", Class::Float4),
+    (701, "float8", Class::Float8),
+    (1042, "bpchar", Class::Padded),
+    (1043, "varchar", Class::Text),
+    (1082, "date", Class::Date),
+    (1083, "time", Class::Time),
+    (1114, "timestamp", Class::Timestamp),
+    (1184, "timestamptz", Class::TimestampTz),
+    (1186, "interval", Class::Interval),
+    (1266, "timetz", Class::TimeTz),
+    (1700, "numeric", Class::Numeric),
+    (2950, "uuid", Class::Uuid),
+];
+
+/// The column's type in pg_catalog without the schema. A domain has an OID of its own and the name of what it is over.
+pub(super) fn base_name(column: &Column) -> &str {
+    column.type_name.strip_prefix("pg_catalog.").unwrap_or(&column.type_name)
+}
+
 impl Class {
-    /// By type OID, which is fixed for built-in types
-    /// ([pg_type.dat](https://github.com/postgres/postgres/blob/master/src/include/catalog/pg_type.dat)).
     pub fn of(column: &Column) -> Class {
-        match column.type_oid {
-            16 => Class::Bool,
-            21 => Class::Int2,
-            23 => Class::Int4,
-            20 => Class::Int8,
-            26 => Class::Oid,
-            700 => Class::Float4,
-            701 => Class::Float8,
-            1700 => Class::Numeric,
-            18 | 19 | 25 | 1043 => Class::Text,
-            1042 => Class::Padded,
-            2950 => Class::Uuid,
-            17 => Class::Bytes,
-            1082 => Class::Date,
-            1083 => Class::Time,
-            1266 => Class::TimeTz,
-            1114 => Class::Timestamp,
-            1184 => Class::TimestampTz,
-            1186 => Class::Interval,
-            _ => Class::Other,
+        let is_domain = column.type_name.starts_with("pg_catalog.");
+        let name = base_name(column);
+        let found = BUILT_IN.iter().find(|built_in| built_in.0 == column.type_oid || is_domain && built_in.1 == name);
+        match found.map_or(Class::Other, |built_in| built_in.2) {
+            Class::Bytes if is_domain => Class::Hex,
+            class => class,
         }
     }
 
@@ -98,7 +115,12 @@ impl Class {
             _ => return None,
         };
         match self {
-            Class::Text | Class::Uuid | Class::Other => Some(Scalar::Bytes(bytes)),
+            // What has a kind of its own on the wire comes as text where the column is of a domain.
+            Class::Int2 | Class::Int4 | Class::Int8 | Class::Oid => parse(bytes).map(Scalar::Int),
+            Class::Float4 => parse::<f32>(bytes).map(|float| Scalar::Float(float.into())),
+            Class::Float8 => parse(bytes).map(Scalar::Float),
+            Class::Bool => (bytes == b"t" || bytes == b"f").then(|| Scalar::Int((bytes == b"t").into())),
+            Class::Text | Class::Uuid | Class::Hex | Class::Other => Some(Scalar::Bytes(bytes)),
             Class::Padded => Some(Scalar::Bytes(trim(bytes))),
             Class::Numeric => Decimal::read(bytes).map(Scalar::Decimal),
             Class::Date => temporal::date(bytes).map(Scalar::Int),
@@ -107,9 +129,13 @@ impl Class {
             Class::Timestamp => temporal::timestamp(bytes).map(Scalar::Int),
             Class::TimestampTz => temporal::timestamptz(bytes).map(Scalar::Int),
             Class::Interval => temporal::interval(bytes).map(Scalar::Span),
-            _ => None,
+            Class::Bytes => None,
         }
     }
+}
+
+fn parse<T: std::str::FromStr>(bytes: &[u8]) -> Option<T> {
+    std::str::from_utf8(bytes).ok()?.parse().ok()
 }
 
 /// Without the spaces at the end.
@@ -169,7 +195,7 @@ pub(super) enum Constant {
     Float(f64),
     Decimal(decimal::Owned),
     Span(i128),
-    /// Of text, uuid and the types without a class, whose values need no preparation.
+    /// Of text, uuid, hex and the types without a class, whose values need no preparation.
     Text(Box<[u8]>),
     /// Of `char(n)`, without spaces at the end.
     Padded(Box<[u8]>),

@@ -3,7 +3,7 @@
 use super::{
     CheckError,
     ast::{Literal, Op, Spelling},
-    class::{Class, Constant, trim},
+    class::{Class, Constant, base_name, trim},
     decimal::{self, Decimal},
     temporal,
 };
@@ -88,6 +88,7 @@ fn quoted(text: &str, class: Class) -> Option<Constant> {
         Class::Numeric => decimal::Owned::read(text).map(Constant::Decimal),
         Class::Uuid => uuid(text).map(|text| Constant::Text(text.into_bytes().into())),
         Class::Bytes => bytea(text).map(|bytes| Constant::Bytes(bytes.into())),
+        Class::Hex => bytea(text).map(|_| Constant::Text(text.to_ascii_lowercase().into_bytes().into())),
         Class::Date => temporal::date(text.as_bytes()).map(Constant::Instant),
         Class::Time => temporal::time(text.as_bytes()).map(Constant::Instant),
         Class::TimeTz => temporal::timetz(text.as_bytes()).map(Constant::Instant),
@@ -142,7 +143,7 @@ fn expected(class: Class) -> &'static str {
         Class::Numeric => "a number, 'NaN' or 'Infinity'",
         Class::Text | Class::Padded => "a text in quotes",
         Class::Uuid => "a uuid in quotes",
-        Class::Bytes => r"bytes such as '\x00ff'",
+        Class::Bytes | Class::Hex => r"bytes such as '\x00ff'",
         Class::Date => "a date such as '2026-01-31'",
         Class::Time => "a time such as '23:59:59.5'",
         Class::TimeTz => "a time such as '23:59:59+00'",
@@ -163,7 +164,7 @@ fn check_cast(literal: &Literal, column: &Column, class: Class) -> Result<(), Ch
         "bool" | "boolean" => class == Class::Bool,
         "text" | "varchar" | "bpchar" | "char" | "name" => class.is_text(),
         "time" | "timetz" | "timestamp" | "timestamptz" | "date" | "interval" | "uuid" | "bytea" => {
-            column.type_name == cast
+            base_name(column) == cast
         }
         other => column.type_name == other || column.type_name.split_once('.').is_some_and(|(_, name)| name == other),
     };

@@ -34,8 +34,9 @@
 //! precision, which never holds). Timestamps are instants; literals without a zone are in UTC, and a zone beside a
 //! `timestamp` column is refused, where PostgreSQL drops it silently. Intervals compare with months of 30 days. Text is
 //! equal byte by byte and ordered by its bytes, as under the collation "C": collations, nondeterministic ones included,
-//! are not applied. `char(n)` ignores spaces at the end, except under LIKE. NaN equals NaN and sorts last. Types without
-//! a class of their own (domains, enums, arrays, json, ...) have `=`, `<>`, IN and IS DISTINCT FROM on their text form.
+//! are not applied. `char(n)` ignores spaces at the end, except under LIKE. NaN equals NaN and sorts last. A domain
+//! compares as the type that it is over. Types without a class of their own (enums, arrays, json, ...) have `=`, `<>`, IN and
+//! IS DISTINCT FROM on their text form.
 //!
 //! # Why not an expression library
 //! `cel` has 64-bit integers and doubles and no three-valued logic: neither numeric nor `infinity` nor SQL's NULL, and

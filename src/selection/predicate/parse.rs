@@ -1,6 +1,9 @@
-//! The grammar, by recursive descent. Precedence is PostgreSQL's: OR, AND, NOT, IS, comparison, and above it
-//! BETWEEN, IN and LIKE, which take operands here, not conditions
+//! The grammar. Precedence is PostgreSQL's: OR, AND, NOT, IS, comparison, and above it BETWEEN, IN and LIKE, which take
+//! operands here, not conditions
 //! ([operator precedence](https://www.postgresql.org/docs/current/sql-syntax-lexical.html#SQL-PRECEDENCE)).
+//!
+//! What is open, parentheses and NOTs, waits in a list and not on the stack: the text is a stranger's. How deep conditions
+//! nest is limited for the sake of those who walk them.
 
 use super::{
     MAX_DEPTH, MAX_LENGTH, ParseError,
@@ -14,18 +17,74 @@ pub(super) fn parse(text: &str) -> Result<Expr, ParseError> {
         let message = format!("the predicate has {} bytes, more than the {MAX_LENGTH} allowed", text.len());
         return Err(ParseError::new(message, 0));
     }
-    let mut parser = Parser { tokens: tokens(text)?, next: 0, depth: 0 };
-    let expr = parser.or()?;
-    match parser.peek() {
-        Token::End => condition(expr, 0),
-        _ => Err(parser.unexpected("AND, OR or the end")),
-    }
+    Parser { tokens: tokens(text)?, next: 0 }.whole()
 }
 
 struct Parser {
     tokens: Vec<(Token, usize)>,
     next: usize,
+}
+
+/// What has been read of a condition.
+struct Part {
+    expr: Expr,
+    /// Where it begins.
+    begin: usize,
+    /// Parentheses, NOT and IS in it that are inside one another.
     depth: usize,
+}
+
+/// What is between two parentheses, or the whole text, as far as it has been read.
+#[derive(Default)]
+struct Group {
+    begin: usize,
+    disjuncts: Vec<Expr>,
+    /// Of the disjunct that is being read.
+    conjuncts: Vec<Expr>,
+    /// NOTs in front of the conjunct that is being read.
+    negations: usize,
+    /// The greatest [`Part::depth`].
+    depth: usize,
+}
+
+impl Group {
+    fn add_conjunct(&mut self, part: Part) -> Result<(), ParseError> {
+        self.depth = self.depth.max(part.depth);
+        match condition(part.expr)? {
+            Expr::And(inner) => self.conjuncts.extend(inner),
+            expr => self.conjuncts.push(expr),
+        }
+        Ok(())
+    }
+
+    fn add_disjunct(&mut self, part: Part) -> Result<(), ParseError> {
+        match condition(self.conjunction(part)?)? {
+            Expr::Or(inner) => self.disjuncts.extend(inner),
+            expr => self.disjuncts.push(expr),
+        }
+        Ok(())
+    }
+
+    /// The disjunct of which `last` is the last conjunct.
+    fn conjunction(&mut self, last: Part) -> Result<Expr, ParseError> {
+        if self.conjuncts.is_empty() {
+            self.depth = self.depth.max(last.depth);
+            return Ok(last.expr);
+        }
+        self.add_conjunct(last)?;
+        Ok(Expr::And(std::mem::take(&mut self.conjuncts)))
+    }
+
+    /// All of it.
+    fn close(mut self, last: Part) -> Result<Part, ParseError> {
+        let expr = if self.disjuncts.is_empty() {
+            self.conjunction(last)?
+        } else {
+            self.add_disjunct(last)?;
+            Expr::Or(self.disjuncts)
+        };
+        Ok(Part { expr, begin: self.begin, depth: self.depth })
+    }
 }
 
 impl Parser {
@@ -68,67 +127,73 @@ impl Parser {
         unexpected(expected, self.peek(), self.offset())
     }
 
-    fn deeper(&mut self) -> Result<(), ParseError> {
-        self.depth += 1;
-        if self.depth > MAX_DEPTH {
-            let message = format!("more than {MAX_DEPTH} conditions inside one another");
-            return Err(ParseError::new(message, self.offset()));
+    /// Whether so many may be inside one another.
+    fn allow(&self, depth: usize) -> Result<(), ParseError> {
+        if depth <= MAX_DEPTH {
+            return Ok(());
         }
-        Ok(())
+        Err(ParseError::new(format!("more than {MAX_DEPTH} conditions inside one another"), self.offset()))
     }
 
-    fn or(&mut self) -> Result<Expr, ParseError> {
-        let offset = self.offset();
-        let first = self.and()?;
-        if !matches!(self.peek(), Token::Word(word) if word == "or") {
-            return Ok(first);
+    fn whole(&mut self) -> Result<Expr, ParseError> {
+        let mut around: Vec<Group> = Vec::new();
+        let mut group = Group::default();
+        let mut open = 0;
+        loop {
+            let begin = self.offset();
+            let is_group = self.symbol("(");
+            if is_group || self.word("not") {
+                open += 1;
+                self.allow(open)?;
+                if is_group {
+                    around.push(std::mem::replace(&mut group, Group { begin, ..Group::default() }));
+                } else {
+                    group.negations += 1;
+                }
+                continue;
+            }
+            let mut part = Part { expr: self.atom()?, begin, depth: 0 };
+            loop {
+                part = self.suffixes(part)?;
+                for _ in 0..std::mem::take(&mut group.negations) {
+                    part = Part { expr: Expr::Not(Box::new(condition(part.expr)?)), depth: part.depth + 1, ..part };
+                    open -= 1;
+                }
+                self.allow(part.depth)?;
+                if self.word("and") {
+                    group.add_conjunct(part)?;
+                    break;
+                }
+                if self.word("or") {
+                    group.add_disjunct(part)?;
+                    break;
+                }
+                part = std::mem::take(&mut group).close(part)?;
+                let Some(outer) = around.pop() else {
+                    return match self.peek() {
+                        Token::End => condition(part.expr),
+                        _ => Err(self.unexpected("AND, OR or the end")),
+                    };
+                };
+                self.expect_symbol(")")?;
+                part.depth += 1;
+                open -= 1;
+                group = outer;
+            }
         }
-        let mut parts = Vec::new();
-        flatten_or(&mut parts, condition(first, offset)?);
-        while self.word("or") {
-            let offset = self.offset();
-            flatten_or(&mut parts, condition(self.and()?, offset)?);
-        }
-        Ok(Expr::Or(parts))
     }
 
-    fn and(&mut self) -> Result<Expr, ParseError> {
-        let offset = self.offset();
-        let first = self.not()?;
-        if !matches!(self.peek(), Token::Word(word) if word == "and") {
-            return Ok(first);
-        }
-        let mut parts = Vec::new();
-        flatten_and(&mut parts, condition(first, offset)?);
-        while self.word("and") {
-            let offset = self.offset();
-            flatten_and(&mut parts, condition(self.not()?, offset)?);
-        }
-        Ok(Expr::And(parts))
-    }
-
-    fn not(&mut self) -> Result<Expr, ParseError> {
-        if !self.word("not") {
-            return self.is();
-        }
-        self.deeper()?;
-        let offset = self.offset();
-        let inner = condition(self.not()?, offset)?;
-        self.depth -= 1;
-        Ok(Expr::Not(Box::new(inner)))
-    }
-
-    fn is(&mut self) -> Result<Expr, ParseError> {
-        let begin = self.offset();
-        let depth = self.depth;
-        let mut expr = self.comparison()?;
+    /// A comparison that begins with `part`, and what IS says of it.
+    fn suffixes(&mut self, part: Part) -> Result<Part, ParseError> {
+        let Part { expr, begin, mut depth } = part;
+        let mut expr = self.comparison(expr, begin)?;
         loop {
             let offset = self.offset();
             if !self.word("is") {
-                self.depth = depth;
-                return Ok(expr);
+                return Ok(Part { expr, begin, depth });
             }
-            self.deeper()?;
+            depth += 1;
+            self.allow(depth)?;
             let negated = self.word("not");
             let (token, at) = self.take();
             expr = match token {
@@ -138,7 +203,7 @@ impl Parser {
                 },
                 Token::Word(word) if matches!(word.as_str(), "true" | "false" | "unknown") => {
                     let truth = (word != "unknown").then_some(word == "true");
-                    Expr::IsTruth(Box::new(condition(expr, begin)?), truth)
+                    Expr::IsTruth(Box::new(condition(expr)?), truth)
                 }
                 Token::Word(word) if word == "distinct" => {
                     self.expect_word("from")?;
@@ -159,9 +224,7 @@ impl Parser {
         }
     }
 
-    fn comparison(&mut self) -> Result<Expr, ParseError> {
-        let begin = self.offset();
-        let first = self.primary()?;
+    fn comparison(&mut self, first: Expr, begin: usize) -> Result<Expr, ParseError> {
         let offset = self.offset();
         let op = match self.peek() {
             Token::Symbol("=") => Op::EQUAL,
@@ -217,9 +280,18 @@ impl Parser {
         Ok(items)
     }
 
+    /// A column or a literal, perhaps in parentheses.
     fn operand(&mut self) -> Result<Operand, ParseError> {
+        let mut parentheses = 0;
+        while self.symbol("(") {
+            parentheses += 1;
+        }
         let offset = self.offset();
-        operand(self.primary()?, offset)
+        let operand = operand(self.atom()?, offset)?;
+        for _ in 0..parentheses {
+            self.expect_symbol(")")?;
+        }
+        Ok(operand)
     }
 
     fn literal(&mut self) -> Result<Literal, ParseError> {
@@ -230,16 +302,10 @@ impl Parser {
         }
     }
 
-    fn primary(&mut self) -> Result<Expr, ParseError> {
+    /// A column, a literal or changed().
+    fn atom(&mut self) -> Result<Expr, ParseError> {
         let (token, offset) = self.take();
         match token {
-            Token::Symbol("(") => {
-                self.deeper()?;
-                let inner = self.or()?;
-                self.expect_symbol(")")?;
-                self.depth -= 1;
-                Ok(inner)
-            }
             Token::Symbol(sign @ ("-" | "+")) => match self.take() {
                 (Token::Number(digits), _) => {
                     self.cast(Spelling::Number(if sign == "-" { format!("-{digits}") } else { digits }), offset)
@@ -351,20 +417,6 @@ fn unexpected(expected: &str, found: &Token, offset: usize) -> ParseError {
     ParseError::new(format!("expected {expected}, but {found}"), offset)
 }
 
-fn flatten_and(parts: &mut Vec<Expr>, expr: Expr) {
-    match expr {
-        Expr::And(inner) => parts.extend(inner),
-        expr => parts.push(expr),
-    }
-}
-
-fn flatten_or(parts: &mut Vec<Expr>, expr: Expr) {
-    match expr {
-        Expr::Or(inner) => parts.extend(inner),
-        expr => parts.push(expr),
-    }
-}
-
 /// A literal stands on the right from here on.
 fn compare(left: Operand, op: Op, distinct: bool, right: Operand, offset: usize) -> Result<Expr, ParseError> {
     match (&left, &right) {
@@ -384,12 +436,12 @@ fn operand(expr: Expr, offset: usize) -> Result<Operand, ParseError> {
 }
 
 /// What may stand where a condition is needed: a column may (if it is boolean), of literals TRUE, FALSE and NULL.
-fn condition(expr: Expr, offset: usize) -> Result<Expr, ParseError> {
+fn condition(expr: Expr) -> Result<Expr, ParseError> {
     match &expr {
         Expr::Operand(Operand::Literal(literal))
             if literal.cast.is_some() || !matches!(literal.spelling, Spelling::Bool(_) | Spelling::Null) =>
         {
-            Err(ParseError::new("expected a condition, but found a literal", offset.max(literal.offset)))
+            Err(ParseError::new("expected a condition, but found a literal", literal.offset))
         }
         _ => Ok(expr),
     }

@@ -40,29 +40,37 @@ struct Writer<'a> {
 impl Writer<'_> {
     /// Exactly this condition, in parentheses.
     fn condition(&self, node: &Node) -> Option<String> {
-        Some(match node {
-            Node::Constant(truth) => truth_word(*truth)?.to_owned(),
-            Node::And(parts) => self.joined(parts, " AND ")?,
-            Node::Or(parts) => self.joined(parts, " OR ")?,
-            Node::Not(inner) => format!("(NOT {})", self.condition(inner)?),
+        match node {
+            Node::And(parts) => self.joined(parts, " AND "),
+            Node::Or(parts) => self.joined(parts, " OR "),
+            Node::Not(inner) => Some(["(NOT ", &self.condition(inner)?, ")"].concat()),
             Node::Is(inner, truth) => {
                 let word = if *truth == Truth::NULL { "UNKNOWN" } else { truth_word(*truth)? };
-                format!("({} IS {word})", self.condition(inner)?)
+                Some(["(", &self.condition(inner)?, " IS ", word, ")"].concat())
             }
-            // `IS NULL` of a composite value looks into it.
-            Node::IsNull(source) if source.class != Class::Other => format!("({} IS NULL)", self.name(*source)?),
-            Node::IsNull(_) => return None,
-            Node::Test { source, test, on_null } => self.test(*source, test, *on_null)?,
-            Node::Columns { left, right, op, distinct } => {
-                let operator = operator(*op, *distinct)?;
-                format!("({} {operator} {})", self.comparable(*left)?, self.comparable(*right)?)
-            }
-        })
+            Node::Constant(truth) => truth_word(*truth).map(str::to_owned),
+            Node::IsNull(source) => self.is_null(*source),
+            Node::Test { source, test, on_null } => self.test(*source, test, *on_null),
+            Node::Columns { left, right, op, distinct } => self.columns(*left, *right, operator(*op, *distinct)?),
+        }
     }
 
     fn joined(&self, parts: &[Node], between: &str) -> Option<String> {
-        let parts = parts.iter().map(|part| self.condition(part)).collect::<Option<Vec<_>>>()?;
-        (!parts.is_empty()).then(|| format!("({})", parts.join(between)))
+        let mut conditions = Vec::with_capacity(parts.len());
+        for part in parts {
+            conditions.push(self.condition(part)?);
+        }
+        (!conditions.is_empty()).then(|| ["(", &conditions.join(between), ")"].concat())
+    }
+
+    /// Not of composite values: there `IS NULL` looks into them.
+    fn is_null(&self, source: Source) -> Option<String> {
+        let name = self.name(source)?;
+        (source.class != Class::Other).then(|| format!("({name} IS NULL)"))
+    }
+
+    fn columns(&self, left: Source, right: Source, operator: &str) -> Option<String> {
+        Some(format!("({} {operator} {})", self.comparable(left)?, self.comparable(right)?))
     }
 
     fn test(&self, source: Source, test: &Test, on_null: Truth) -> Option<String> {
@@ -119,7 +127,7 @@ impl Writer<'_> {
             | Class::Time
             | Class::Timestamp
             | Class::TimestampTz => name,
-            Class::Text | Class::Padded | Class::TimeTz | Class::Interval | Class::Other => return None,
+            Class::Text | Class::Padded | Class::Hex | Class::TimeTz | Class::Interval | Class::Other => return None,
         })
     }
 }

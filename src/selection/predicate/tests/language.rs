@@ -94,6 +94,11 @@ fn errors_name_the_character() {
     }
 }
 
+/// On a stack as small as a thread ever has: the text is a stranger's.
+fn on_a_small_stack<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    std::thread::Builder::new().stack_size(256 << 10).spawn(work).unwrap().join().unwrap()
+}
+
 #[test]
 fn depth_and_length_are_limited() {
     let nested = |depth: usize| format!("{}b{}", "(".repeat(depth), ")".repeat(depth));
@@ -101,12 +106,32 @@ fn depth_and_length_are_limited() {
     assert_eq!(Predicate::parse(&nested(MAX_DEPTH + 1)).unwrap_err().offset, MAX_DEPTH + 1);
     for bomb in ["(", "NOT ", "changed(", "a IN (", "a = (", "NOT (a IS NULL AND "] {
         let text = bomb.repeat(MAX_LENGTH / bomb.len());
-        let small_stack = std::thread::Builder::new().stack_size(1 << 20);
-        let parsed = small_stack.spawn(move || Predicate::parse(&text).is_ok()).unwrap();
-        assert!(!parsed.join().unwrap(), "{bomb}");
+        assert!(!on_a_small_stack(move || Predicate::parse(&text).is_ok()), "{bomb}");
     }
     assert!(Predicate::parse(&format!("b{}", " IS NULL".repeat(MAX_DEPTH + 1))).is_err());
+    // Each parenthesis around as many more as are left.
+    let tower = (1..MAX_DEPTH).fold("b".to_owned(), |inner, depth| format!("({inner}){}", " IS TRUE".repeat(depth)));
+    assert!(tower.len() < MAX_LENGTH);
+    assert!(Predicate::parse(&tower).is_err_and(|error| error.message.contains("inside one another")));
     let chain = format!("b{}", " AND b".repeat(MAX_LENGTH / 6 - 1));
     assert!(Predicate::parse(&chain).is_ok());
     assert_eq!(Predicate::parse(&"a".repeat(MAX_LENGTH + 1)).unwrap_err().offset, 0);
+}
+
+#[test]
+fn the_deepest_predicate_needs_little_stack() {
+    let text = (0..MAX_DEPTH).fold("b".to_owned(), |inner, _| format!("i4 = 1 OR i4 = 2 AND ({inner})"));
+    let negated = format!("{}b", "NOT ".repeat(MAX_DEPTH));
+    for text in [text, negated] {
+        on_a_small_stack(move || {
+            let relation = every_type();
+            let predicate = Predicate::parse(&text).unwrap();
+            assert!(predicate.canonical().len() > text.len());
+            let compiled = predicate.clone().check(&relation).unwrap();
+            let nulls = Row { after: vec![Cell::Null; relation.columns.len()], ..Row::default() };
+            assert_eq!(compiled.evaluate(crate::model::Operation::Insert, &nulls), Ok(false));
+            assert!(compiled.evaluate(crate::model::Operation::Insert, &Row::default()).is_err());
+            assert!(compiled.to_sql(true).is_some());
+        });
+    }
 }

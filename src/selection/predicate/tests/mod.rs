@@ -1,6 +1,5 @@
 mod decisions;
 mod language;
-mod oracle;
 mod properties;
 mod pushed;
 mod speed;
