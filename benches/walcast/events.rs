@@ -1,5 +1,10 @@
 //! Looks at events without decoding them: what it takes to count them, to check their order, and to reconnect.
 
+use super::guarantees::Guarantees;
+
+/// `Operation.OPERATION_READ`: rows of a snapshot, which come between transactions.
+const READ: u64 = walcast::wire::pb::Operation::Read as u64;
+
 /// What a subscriber has seen.
 #[derive(Default)]
 pub struct Events {
@@ -18,6 +23,7 @@ pub struct Events {
     pub compress: bool,
     /// Bytes of all messages so far, each compressed by itself with zstd at its default level, 5 bytes of framing included.
     pub compressed: u64,
+    guarantees: Guarantees,
 }
 
 /// The hash of what should come.
@@ -59,31 +65,53 @@ impl Events {
     }
 
     fn event(&mut self, mut event: &[u8], each: &mut impl FnMut(&Events)) {
-        match field(&mut event) {
-            (3, mut change) => {
+        let (kind, mut event) = field(&mut event);
+        match kind {
+            1 => self.guarantees.begin(),
+            3 => {
                 self.changes += 1;
-                while !change.is_empty() {
-                    if let (5, mut row) = field(&mut change) {
-                        self.values = [value(&mut row), value(&mut row)];
-                        self.hash = hash(self.hash, self.values[0]);
-                        break;
+                let (mut operation, mut ordinal) = (0, 0);
+                while !event.is_empty() {
+                    match scalar_or_field(&mut event) {
+                        (1, value, _) => operation = value,
+                        (3, value, _) => ordinal = value,
+                        (5, _, mut row) => {
+                            self.values = [value(&mut row), value(&mut row)];
+                            self.hash = hash(self.hash, self.values[0]);
+                            break;
+                        }
+                        _ => {}
                     }
+                }
+                if operation != READ {
+                    self.guarantees.event(ordinal);
                 }
                 each(self);
             }
-            (6, mut commit) => {
+            4 => self.guarantees.event(scalar(event, 4)),
+            // A message outside of transactions has a position of its own.
+            5 if scalar(event, 3) > 0 => self.guarantees.event(scalar(event, 3)),
+            6 => {
                 self.transactions += 1;
-                self.place(field(&mut commit).1);
+                let (events, total) = (scalar(event, 2), scalar(event, 3));
+                let position = field(&mut event).1;
+                self.guarantees.commit(order(position), events, total);
+                self.place(position);
             }
-            (7, mut progress) => {
-                while !progress.is_empty() {
-                    match field(&mut progress) {
-                        (1, position) => self.place(position),
+            7 => {
+                while !event.is_empty() {
+                    match field(&mut event) {
+                        (1, position) => {
+                            self.guarantees.progress(order(position));
+                            self.place(position);
+                        }
                         (3, _) => self.caught_up = true,
                         _ => {}
                     }
                 }
             }
+            8 => self.guarantees.discard(),
+            10 | 11 => self.guarantees.switched(),
             _ => {}
         }
     }
@@ -96,19 +124,41 @@ impl Events {
 
 /// Number and content of the next field; scalars have none.
 fn field<'a>(bytes: &mut &'a [u8]) -> (u64, &'a [u8]) {
+    let (number, _, content) = scalar_or_field(bytes);
+    (number, content)
+}
+
+/// The same, and a scalar's value.
+fn scalar_or_field<'a>(bytes: &mut &'a [u8]) -> (u64, u64, &'a [u8]) {
     let key = varint(bytes);
-    let len = match key & 7 {
-        0 => {
-            varint(bytes);
-            0
-        }
-        1 => 8,
-        2 => varint(bytes) as usize,
+    let (value, len) = match key & 7 {
+        0 => (varint(bytes), 0),
+        1 => (0, 8),
+        2 => (0, varint(bytes) as usize),
         other => panic!("wire type {other}"),
     };
     let (content, rest) = bytes.split_at(len);
     *bytes = rest;
-    (key >> 3, content)
+    (key >> 3, value, content)
+}
+
+/// The scalar of this number; 0 if it is not there.
+fn scalar(mut message: &[u8], number: u64) -> u64 {
+    while !message.is_empty() {
+        let (found, value, _) = scalar_or_field(&mut message);
+        if found == number {
+            return value;
+        }
+    }
+    0
+}
+
+/// LSN and sequence of a position.
+fn order(mut position: &[u8]) -> (u64, u64) {
+    let sequence = scalar(position, 3);
+    let (_, lsn) = field(&mut position);
+    let lsn = std::str::from_utf8(lsn).ok().and_then(|lsn| lsn.parse::<walcast::lsn::Lsn>().ok());
+    (lsn.expect("an LSN").0, sequence)
 }
 
 fn value(row: &mut &[u8]) -> i64 {

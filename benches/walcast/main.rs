@@ -3,6 +3,7 @@
 
 mod client;
 mod events;
+mod guarantees;
 mod h2;
 mod harness;
 mod naive;
