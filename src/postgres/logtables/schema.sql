@@ -295,6 +295,9 @@ BEGIN
             END IF;
         END LOOP;
     END LOOP;
+    IF TG_TAG = 'ALTER PUBLICATION' THEN -- what leaves one is in no list of commands
+        PERFORM walcast.note(c.oid, false) FROM pg_class c WHERE c.oid IN (SELECT s.relid FROM walcast.shapes s);
+    END IF;
     PERFORM set_config('walcast.following', 'off', true);
 EXCEPTION WHEN OTHERS THEN
     RAISE WARNING 'walcast: the log tables do not follow this command: %', SQLERRM;
