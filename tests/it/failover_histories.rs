@@ -1,7 +1,10 @@
 //! Histories that are not one promotion: several in a row, a primary that comes back, forks with the same timeline number,
 //! a restore to the past, another system.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use walcast::wire::pb::event::Kind;
 
@@ -116,7 +119,7 @@ async fn a_primary_that_comes_back_is_stale() {
     }
     pair.hub.kill9();
     // An operator's word that is not needed lets nothing in, now or later.
-    let word = rebase(&pair, &stale).await;
+    let word = rebase(pair.hub.data_dir(), &stale).await;
     pair.hub.start().await;
     pair::streaming(&pair.primary).await;
     pair.db().await.run("INSERT INTO t VALUES (3, 'new')").await;
@@ -369,7 +372,7 @@ async fn another_system_needs_an_operators_word() {
     let error = pair.source_error("SOURCE_CHANGED").await;
     assert!(error.contains("walcast rebase"), "{error}");
     assert!(!crossed(&live.log));
-    let word = rebase(&pair, &db).await;
+    let word = rebase(pair.hub.data_dir(), &db).await;
     pair::streaming(&other).await;
     db.run("INSERT INTO t VALUES (3, 'new system')").await;
     live.until("the new part", |log| log.commits() == 2).await;
@@ -387,10 +390,54 @@ async fn another_system_needs_an_operators_word() {
     assert_eq!(whole.log.kinds().filter_map(name).collect::<Vec<_>>(), ["commit", "timeline", "gap", "commit"]);
 }
 
+/// pg_upgrade makes another system of the same data: that takes an operator's word, and the gap is stated. The log tables
+/// come along and make a slot good that is lost later.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pg_upgrade_needs_an_operators_word() {
+    let mut stage = crate::harness::stage().sql(TABLE).no_oracle().start().await;
+    crate::logtables::install(&stage);
+    stage.db.run("INSERT INTO t VALUES (1, 'before')").await;
+    let mut live = stage.client().subscribe(&Request::new().earliest()).await;
+    live.until("the old part", |log| log.commits() == 1).await;
+    stage.cluster.stop(crate::harness::Shutdown::Fast);
+    let port = stage.cluster.port().to_string();
+    let mut upgraded = Cluster::of_another_system(stage.cluster.major(), &[("port", &port)]);
+    upgraded.stop(crate::harness::Shutdown::Fast);
+    if !upgraded.upgrade(&stage.cluster) {
+        return println!("no pg_upgrade for PostgreSQL {}", upgraded.major());
+    }
+    upgraded.resume();
+    stage.cluster = upgraded;
+    stage.reconnect().await;
+    stage.db.run("INSERT INTO t VALUES (2, 'in between')").await;
+    let client = stage.client();
+    crate::harness::eventually(Duration::from_secs(30), || async {
+        let status = client.status().await.map_err(|failure| format!("{failure:?}"))?;
+        let error = status.source.map(|source| source.last_error).unwrap_or_default();
+        if error.starts_with("SOURCE_CHANGED") && error.contains("walcast rebase") { Ok(()) } else { Err(error) }
+    })
+    .await;
+    let word = rebase(stage.hub.data_dir(), &stage.db).await;
+    stage.streaming().await;
+    stage.db.run("INSERT INTO t VALUES (3, 'behind the gap')").await;
+    live.until("the new part", |log| log.commits() == 2).await;
+    assert!(!word.exists(), "the word is not spent");
+    let kinds: Vec<&str> = live.log.kinds().filter_map(name).collect();
+    assert_eq!(kinds, ["commit", "timeline", "gap", "commit"], "{}", live.describe());
+    crate::logtables::horizon(&stage).await;
+    stage.hub.kill9();
+    crate::logtables::drop_slot(&stage).await;
+    stage.db.run("INSERT INTO t VALUES (4, 'replayed')").await;
+    stage.hub.start().await;
+    crate::logtables::recoveries(&stage, 1).await;
+    stage.db.run("INSERT INTO t VALUES (5, 'streamed')").await;
+    let whole = stage.collect(Request::new().earliest()).await;
+    assert_eq!(ids(&held(&whole, validators::formal(&whole))), [1, 3, 4, 5]);
+}
+
 /// An operator's word that the hub is to go on at the system of this connection; the file that holds it until it is spent.
-async fn rebase(pair: &Pair, db: &Db) -> PathBuf {
+async fn rebase(dir: &Path, db: &Db) -> PathBuf {
     let system = db.text("SELECT system_identifier::text FROM pg_control_system()").await.expect("an identifier");
-    let dir = pair.hub.data_dir();
     walcast(&["rebase", "--system-identifier", &system, "--data-dir", &dir.display().to_string()], &[]).good();
     dir.join("rebase")
 }
