@@ -226,10 +226,9 @@ async fn without_the_slot_the_gap_is_stated() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn behind_the_gate_nothing_is_taken_back() {
+async fn nothing_is_taken_back(major: u32) {
     let gate = ["--set", "source.gate=walreceiver"];
-    let mut pair = Pair::start(versions::default_major(), Slots::Copied, TABLE, &gate).await;
+    let mut pair = Pair::start(major, Slots::Copied, TABLE, &gate).await;
     let db = pair.db().await;
     db.run("INSERT INTO t VALUES (1, 'flushed by both')").await;
     let mut live = pair.client().subscribe(&Request::new().earliest()).await;
@@ -258,6 +257,18 @@ async fn behind_the_gate_nothing_is_taken_back() {
     assert_eq!(committed, [1, 3], "{}", outline(&history.streams[0]));
     assert_eq!(retracted(&parsed), []);
     pair.check(&history).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn behind_the_gate_nothing_is_taken_back() {
+    nothing_is_taken_back(versions::default_major()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn behind_the_gate_nothing_is_taken_back_on_every_version_of_the_matrix() {
+    for major in versions::matrix() {
+        nothing_is_taken_back(major).await;
+    }
 }
 
 /// The same primary, the slot gone in each of the ways in which that happens; by policy the hub goes on behind the gap.

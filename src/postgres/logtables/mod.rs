@@ -64,16 +64,22 @@ fn base(publication: &str, hub_role: Option<&str>) -> String {
     )
 }
 
-/// The whole installation as a script, for somebody who reads it before it runs.
+/// The whole installation as a script for psql, for somebody who reads it before it runs. May be run again.
 pub fn script(publication: &str, hub_role: Option<&str>) -> String {
     format!(
-        "{}\n-- Every published table, each in a transaction of its own: it takes SHARE ROW EXCLUSIVE.\n\
+        "\\set ON_ERROR_STOP on\nSET client_min_messages = warning;\nBEGIN;\n\n{}\nCOMMIT;\n\n\
+         -- Every published table, each in a transaction of its own: it takes SHARE ROW EXCLUSIVE.\n\
          SELECT format('SELECT walcast.protect(%s)', p.oid) FROM walcast.published() p(oid) \\gexec\n\n\
          -- Those that are not published any more.\n\
-         SELECT format('SELECT walcast.note(%s, false)', c.oid) FROM pg_class c WHERE c.oid IN (SELECT s.relid FROM walcast.shapes s) \
-         AND c.oid NOT IN (SELECT walcast.published()) \\gexec\n\n\
-         -- As superuser: follows later DDL.\nDROP EVENT TRIGGER IF EXISTS walcast_ddl;{EVENT_TRIGGER}",
-        base(publication, hub_role)
+         SELECT format('SELECT walcast.note(%s, false)', c.oid) FROM pg_class c\n\
+         WHERE c.oid IN (SELECT s.relid FROM walcast.shapes s) AND c.oid NOT IN (SELECT walcast.published()) \\gexec\n\n\
+         -- Later DDL is followed by an event trigger, which takes a superuser.\n\
+         SELECT current_setting('is_superuser')::bool AS is_superuser \\gset\n\\if :is_superuser\n\
+         DROP EVENT TRIGGER IF EXISTS walcast_ddl;{EVENT_TRIGGER}\\else\n\
+         \\warn Later DDL is not followed: run this again after each CREATE, ALTER or ATTACH of a published table.\n\
+         \\endif\n\nSET client_min_messages = notice;\n{}",
+        base(publication, hub_role),
+        all_tables::IN_SCRIPT
     )
 }
 
