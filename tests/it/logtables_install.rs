@@ -3,7 +3,9 @@
 use std::process::Command;
 
 use crate::{
-    harness::{Db, Stage, client::Request, command::walcast, eventually, parsed::Parsed, process, stage, stage::held},
+    harness::{
+        Db, Stage, client::Request, command::walcast, eventually, parsed::Parsed, process, stage, stage::held, versions,
+    },
     logtables::{PATIENCE, drop_slot, everything, horizon, recoveries},
 };
 
@@ -182,7 +184,9 @@ async fn a_publication_of_all_tables_is_converted() {
     recoveries(&stage, 1).await;
     let whole = stage.collect(Request::new().earliest()).await;
     let parsed = held(&whole, Parsed::of(&whole));
-    assert_eq!(parsed.transactions().count(), 4);
+    // Before 15 there are no publications of schemas: a table that is made later is not in the new one.
+    let later = if versions::default_major() < 15 { 0 } else { 2 };
+    assert_eq!(parsed.transactions().count(), 2 + later);
     let other =
         "SELECT count(*) FROM pg_publication_tables WHERE pubname = 'walcast_tables' AND schemaname = 'walcast'";
     assert_eq!(stage.db.number(other).await, 0);
