@@ -339,9 +339,14 @@ async fn a_disabled_trigger_is_an_alarm_and_not_a_silent_gap() {
     stage.hub.terminate();
     stage.db.run("ALTER TABLE t DISABLE TRIGGER ALL; INSERT INTO t VALUES (2); ALTER TABLE t ENABLE TRIGGER ALL").await;
     install(&stage);
+    // That a table has triggers now says nothing of before, where it was published while nobody followed DDL.
+    stage.db.run("ALTER EVENT TRIGGER walcast_ddl DISABLE; CREATE TABLE late (id int PRIMARY KEY)").await;
+    stage.db.run("INSERT INTO late VALUES (1); ALTER EVENT TRIGGER walcast_ddl ENABLE ALWAYS").await;
+    stage.db.run("ALTER TABLE late ADD v int").await;
     drop_slot(&stage).await;
     stage.hub.spawn();
     last_error(&stage, "SLOT_LOST", "public.t: its triggers were disabled for a while within the gap").await;
+    last_error(&stage, "SLOT_LOST", "public.late: its changes were not logged from the beginning of the gap").await;
     assert_eq!(stage.slot("slot_name").await, None, "nothing was changed");
 }
 
