@@ -139,7 +139,7 @@ impl Course {
             away: random.bool(),
             doubt,
             doubt_commits: random.bool(),
-            walinspect: family == Family::LogTables && major >= 15 && seed / 3 % 2 == 0,
+            walinspect: family == Family::LogTables && major >= 15 && (seed / 3).is_multiple_of(2),
             head_start: random.u64(..60),
             large_rows: 1000,
             planted: "",
