@@ -152,6 +152,9 @@ impl<'a, S: Sink> Applier<'a, S> {
         let Some(shape) = self.shapes.of(row) else {
             return Err(unfit(format!("no shape of relation {} is known", row.relid)));
         };
+        if shape.published == Some(false) {
+            return Ok(());
+        }
         let key = (row.relid, shape.id);
         let version = self.versions.entry(key).or_insert_with(|| {
             let (relation, taken) = self.published.project(shape);

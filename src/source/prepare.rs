@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::{
     Carried, Error, Options, SourceState,
-    course::Step,
+    course::{self, Step},
     orphan,
     reach::Reached,
     refused,
@@ -85,7 +85,7 @@ pub(super) async fn prepare(
     reached: &mut Reached,
     state: &SourceState,
 ) -> Result<Prepared, Error> {
-    let Reached { sql, replication, step, timeline_begins, .. } = reached;
+    let Reached { sql, replication, identity, step, timeline_begins } = reached;
     // A hub that was killed while it founded its journal has segments and no lineage.
     carried.fresh |= journal.lineage().is_none();
     let sql = &**sql;
@@ -177,7 +177,8 @@ pub(super) async fn prepare(
             return Err(refused(Reason::Internal, "a journal that is new has a lineage"));
         }
     };
-    if rebase.is_some()
+    // The word is spent also where it was not needed, or named a fork: left there, it would let a stale primary in later.
+    if course::rebase_asked(&options.rebase) == Some(identity.system_identifier)
         && let Err(error) = std::fs::remove_file(&options.rebase)
     {
         tracing::warn!(file = %options.rebase.display(), %error, "the rebase was done, its file cannot be removed");

@@ -85,15 +85,24 @@ pub(super) async fn reach(options: &Options, journal: &Journal) -> Result<Reache
 }
 
 impl Reached {
-    /// Whether this server goes on where the other ended, or is the only one of both that the journal is on.
     fn is_ahead_of(&self, other: &Reached) -> bool {
-        match (&self.step, &other.step) {
-            (Step::Follow(_), Step::Stay) => true,
-            (Step::Follow(_) | Step::Begin(_), Step::Follow(_) | Step::Begin(_)) => {
-                self.identity.timeline > other.identity.timeline
-            }
-            _ => false,
+        is_ahead((&self.step, &self.identity), (&other.step, &other.identity))
+    }
+}
+
+/// Whether of two servers the first has gone on further, or is the one that an operator named. Of two that were promoted
+/// apart to the same timeline nobody can say which went on, and the hub must not go back and forth between them: the one
+/// that it is on is kept as long as it answers.
+fn is_ahead(one: (&Step, &Identity), other: (&Step, &Identity)) -> bool {
+    let same_system = one.1.system_identifier == other.1.system_identifier;
+    match (one.0, other.0) {
+        (Step::Stay, Step::Follow(_)) => one.1.timeline >= other.1.timeline,
+        (Step::Rebase(_), Step::Stay | Step::Follow(_)) => !same_system,
+        (Step::Stay | Step::Follow(_), Step::Rebase(_)) => same_system,
+        (Step::Follow(_), Step::Stay) | (Step::Follow(_) | Step::Begin(_), Step::Follow(_) | Step::Begin(_)) => {
+            one.1.timeline > other.1.timeline
         }
+        _ => false,
     }
 }
 
@@ -119,4 +128,32 @@ pub(super) async fn one(options: &Options, connect: &ConnectOptions, journal: &J
     let seen = |lineage: &crate::model::Lineage| history.rank(lineage.id()).is_some();
     let step = course::decide(known.as_deref(), server, rebase, seen)?;
     Ok(Reached { sql, replication, identity, step, timeline_begins })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Lineage;
+
+    #[test]
+    fn of_two_primaries_one_is_followed() {
+        let server = |system: u64, timeline: u32, step: fn(Lineage) -> Step| {
+            let history = String::new();
+            let lineage = Lineage { system_identifier: system, timeline, history, epoch: 0, switch_lsn: Lsn::ZERO };
+            (step(lineage), Identity { system_identifier: system, timeline, xlogpos: Lsn::ZERO, dbname: None })
+        };
+        let stay = |_: Lineage| Step::Stay;
+        let first_wins = [
+            ("a promotion", server(7, 3, Step::Follow), server(7, 2, stay)),
+            ("two promotions", server(7, 4, Step::Follow), server(7, 3, Step::Follow)),
+            ("promoted apart", server(7, 2, stay), server(7, 2, Step::Follow)),
+            ("named by an operator", server(8, 1, Step::Rebase), server(7, 2, stay)),
+            ("a word that is not needed", server(7, 2, stay), server(7, 1, Step::Rebase)),
+            ("a word that is not needed", server(7, 3, Step::Follow), server(7, 1, Step::Rebase)),
+        ];
+        for (why, one, other) in &first_wins {
+            assert!(is_ahead((&one.0, &one.1), (&other.0, &other.1)), "{why}");
+            assert!(!is_ahead((&other.0, &other.1), (&one.0, &one.1)), "{why}, the other way round");
+        }
+    }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::{Error, course::Step, reach, refused, watch::Watch};
 use crate::{
-    feed::{Source as _, StandbyStatus},
+    feed::{Feed as _, Source as _, StandbyStatus},
     lsn::Lsn,
     metrics,
     postgres::{
@@ -48,7 +48,7 @@ impl Watch<'_> {
                     Seen::Away(why) => (false, why),
                     Seen::Primary => match self.gone_on(spec).await {
                         Some(error) => return error,
-                        None => (false, "takes writes, on a history that was left".to_owned()),
+                        None => (false, "takes writes, on a history that is not followed".to_owned()),
                     },
                 };
                 ::metrics::gauge!(metrics::STANDBY_SLOT_READY, "standby" => spec.to_string())
@@ -80,7 +80,9 @@ impl Watch<'_> {
     async fn gone_on(&self, spec: &crate::postgres::conninfo::HostSpec) -> Option<Error> {
         let connect = reach::only(&self.options.connect, spec);
         let found = reach::one(self.options, &connect, self.journal).await.ok()?;
-        matches!(found.step, Step::Follow(_)).then(|| {
+        let known = self.journal.lineage().map_or(0, |lineage| lineage.timeline);
+        let further = matches!(found.step, Step::Follow(_)) && found.identity.timeline > known;
+        further.then(|| {
             let message = format!("{spec} has gone on on timeline {}", found.identity.timeline);
             refused(Reason::SourceStalePrimary, message)
         })

@@ -14,11 +14,11 @@ use crate::harness::{
     follower::{Follower, Resume},
     history,
     pair::{self, Pair, Slots, kept, retracted},
-    parsed::{Identity, Parsed},
+    parsed::{Identity, Parsed, Span},
     replays::Replays,
     stage::held,
     validators::{self, Replica},
-    workload::{self, Plan, Workload, ledger_agrees},
+    workload::{self, Plan, Report, Workload, ledger_agrees},
 };
 
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -53,6 +53,8 @@ impl Family {
                 "before_lineage",
                 "after_lineage",
                 "recovery_slot_dropped",
+                "recovery_polled",
+                "recovery_poll_durable",
                 "recovery_slot_created",
                 "recovery_mid_replay",
                 "recovery_replayed",
@@ -90,6 +92,8 @@ pub struct Course {
     pub away: bool,
     pub doubt: Doubt,
     pub doubt_commits: bool,
+    /// The server can tell where each commit record is.
+    pub walinspect: bool,
     /// Commits at the new primary before the hub is there again.
     pub head_start: u64,
     /// Where the hub is killed, and at which hit.
@@ -99,16 +103,30 @@ pub struct Course {
     pub planted: &'static str,
 }
 
+/// What happened.
+#[derive(Debug, Default)]
+pub struct Went {
+    /// What the clients heard on both sides of the failover.
+    pub report: Report,
+    /// Where the hub died.
+    pub aborted: Vec<&'static str>,
+}
+
 impl Course {
     pub fn random(seed: u64, major: u32, family: Family) -> Course {
         let mut random = fastrand::Rng::with_seed(seed);
         let before = 30 + random.u64(..80);
         let lost = (random.u32(..4) > 0).then(|| random.u64(..120));
-        // The first two, and two more.
-        let mut places = family.places().to_vec();
-        while places.len() > 4 {
-            places.remove(random.usize(2..places.len()));
-        }
+        let doubt = [Doubt::None, Doubt::Early, Doubt::Late][(seed % 3) as usize];
+        // The first two, and two more, by turns, so that a few seeds in a row have them all. Polled is only while a new slot
+        // waits.
+        let (first, rest) = family.places().split_at(2);
+        let passed = |place: &&&str| doubt == Doubt::Late || !place.contains("poll");
+        let rest: Vec<&'static str> = rest.iter().filter(passed).copied().collect();
+        let (turn, half) = ((seed / 3) as usize % rest.len(), rest.len() / 2);
+        let is_due = |(at, _): &(usize, &&str)| *at == turn || *at == (turn + half) % rest.len();
+        let due = rest.iter().enumerate().filter(is_due).map(|(_, place)| *place);
+        let places: Vec<&'static str> = first.iter().copied().chain(due).collect();
         let hit = |place: &&'static str| (*place, if is_once(place) { 1 } else { random.u32(1..4) });
         let places = places.iter().map(hit).collect();
         Course {
@@ -119,8 +137,9 @@ impl Course {
             lost,
             places,
             away: random.bool(),
-            doubt: [Doubt::None, Doubt::Early, Doubt::Late][random.usize(..3)],
+            doubt,
             doubt_commits: random.bool(),
+            walinspect: family == Family::LogTables && major >= 15 && (seed / 3).is_multiple_of(2),
             head_start: random.u64(..60),
             large_rows: 1000,
             planted: "",
@@ -140,11 +159,18 @@ fn is_before_streaming(place: &str) -> bool {
 
 impl Course {
     /// Follows the course and holds everything that anybody saw against every guarantee.
-    pub async fn run(&self) {
+    pub async fn run(&self) -> Went {
         println!("{self:?}");
         let mut pair =
             Pair::start(self.major, self.family.slots(), workload::SCHEMA, &["--set", "journal.segment_bytes=1MiB"])
                 .await;
+        if self.walinspect {
+            let available = "FROM pg_available_extensions WHERE name = 'pg_walinspect'";
+            let create = format!("SELECT 'CREATE EXTENSION pg_walinspect' {available}");
+            if let Some(create) = pair.db().await.text(&create).await {
+                pair.db().await.run(&create).await;
+            }
+        }
         if self.family == Family::LogTables {
             walcast(&["logtables", "install"], &[("WALCAST_DSN", &pair.primary.dsn())]).good();
             pair.carry_with_oracle().await;
@@ -184,11 +210,13 @@ impl Course {
             pair.hub.kill9();
         }
         pair.primary.kill9();
-        println!("seed {} before: {:?}", self.seed, load.stop().await);
+        let before = load.stop().await;
+        println!("seed {} before: {before:?}", self.seed);
         pair.standby.promote().await;
         std::mem::swap(&mut pair.primary, &mut pair.standby);
         self.end_doubts(&pair).await;
-        let load = Workload::start(pair.primary.config("postgres"), plan.renamed(0));
+        let plan = Plan { ddl: plan.ddl, ..plan.renamed(0) };
+        let load = Workload::start(pair.primary.config("postgres"), plan);
         if !self.away {
             pair.hub.kill9();
         }
@@ -202,10 +230,12 @@ impl Course {
         pair.hub.ready().await;
         pair::streaming(&pair.primary).await;
         load.commits(load.report().committed + 40, PATIENCE).await;
-        println!("seed {} after: {:?}, aborted at {aborted:?}", self.seed, load.stop().await);
+        let after = load.stop().await;
+        println!("seed {} after: {after:?}, aborted at {aborted:?}", self.seed);
         // A hub that lived through the switch may have followed before it was killed.
         assert!(!self.away || aborted.starts_with(&["before_lineage", "after_lineage"]) || self.places.is_empty());
         self.finish(&pair, followers).await;
+        Went { report: before + after, aborted }
     }
 
     /// Ends what the workload had prepared and not ended, at random.
@@ -250,7 +280,8 @@ impl Course {
         for (place, hit) in &self.places {
             pair.hub.failpoints(&format!("{place}=abort@{hit},{}", self.planted));
             pair.hub.spawn();
-            let waits = place.contains("recovery") && *place != "recovery_slot_dropped";
+            let polls = place.contains("poll");
+            let waits = place.contains("recovery") && *place != "recovery_slot_dropped" && !polls;
             if self.doubt == Doubt::Late && (waits || !is_before_streaming(place)) {
                 self.end_doubt(pair).await;
             }
@@ -261,7 +292,7 @@ impl Course {
                         Ok(false)
                     }
                     // It waits for the transaction in doubt, behind the place.
-                    Ok((_, body)) if body.contains("RECOVERY_BLOCKED") => Ok(false),
+                    Ok((_, body)) if body.contains("RECOVERY_BLOCKED") && !polls => Ok(false),
                     Err(_) if !pair.hub.is_alive() => Ok(true),
                     other => Err(format!("{place}: {other:?}")),
                 }
@@ -289,7 +320,15 @@ impl Course {
         held(&whole, ledger_agrees(&db, &journal).await);
         pair.check_with(&whole, &replays).await;
         if self.family == Family::LogTables {
-            held(&whole, validators::recovered(&journal, &pair.truth().await, false));
+            let truth = pair.truth().await;
+            let polled = |span: &Span| span.provenance == pb::Provenance::LogPoll as i32;
+            let inspected = db.number("SELECT count(*) FROM pg_extension WHERE extname = 'pg_walinspect'").await == 1;
+            let exact = inspected && !journal.transactions().any(polled);
+            held(&whole, validators::recovered(&journal, &truth, exact));
+            if exact {
+                let replayed = held(&whole, validators::exact_lsns(&journal, &truth));
+                println!("{note}: the order and LSNs of {replayed} replayed transactions are exact");
+            }
             assert!(replays.len() as u64 >= self.head_start, "{} were replayed", replays.len());
         }
         let mut replica = Replica::default();

@@ -2,14 +2,17 @@
 //!
 //! `WALCAST_CHAOS_SEEDS` is how many seeds, `WALCAST_TEST_SEED` the first one, `WALCAST_CHAOS_PARALLEL` how many at a time.
 
-use std::sync::{
-    Mutex,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use crate::{
-    chaos::{Course, Family},
-    harness::versions,
+    chaos::{Course, Family, Went},
+    harness::{versions, workload::Report},
 };
 
 fn number(name: &str) -> Option<u64> {
@@ -19,13 +22,19 @@ fn number(name: &str) -> Option<u64> {
 /// Runs each of the courses on a thread with a runtime of its own. Panics with all that failed.
 fn run(courses: &[Course]) {
     let (next, failed) = (AtomicU64::new(0), Mutex::new(Vec::new()));
+    let went = Mutex::new((Report::default(), BTreeMap::<&str, u32>::new()));
     let parallel = number("WALCAST_CHAOS_PARALLEL").unwrap_or(3) as usize;
     std::thread::scope(|scope| {
         for _ in 0..parallel.min(courses.len()) {
             scope.spawn(|| {
                 while let Some(course) = courses.get(next.fetch_add(1, Ordering::Relaxed) as usize) {
-                    if let Err(why) = outcome(course) {
-                        failed.lock().expect("failures").push(format!("{course:?}\n{why}"));
+                    match outcome(course) {
+                        Ok(ended) => {
+                            let mut went = went.lock().expect("reports");
+                            went.0 = went.0 + ended.report;
+                            ended.aborted.into_iter().for_each(|place| *went.1.entry(place).or_default() += 1);
+                        }
+                        Err(why) => failed.lock().expect("failures").push(format!("{course:?}\n{why}")),
                     }
                 }
             });
@@ -34,14 +43,17 @@ fn run(courses: &[Course]) {
     let failed = failed.into_inner().expect("failures");
     let again = "repeat with WALCAST_TEST_SEED=<seed> WALCAST_CHAOS_SEEDS=1 and the name of this test";
     assert!(failed.is_empty(), "{} of {} failed; {again}\n{}", failed.len(), courses.len(), failed.join("\n\n"));
+    let (report, aborted) = went.into_inner().expect("reports");
+    println!("{} courses: {report:?}; killed at {aborted:?}", courses.len());
+    assert!(courses.len() < 10 || report.has_everything(), "something was never tried: {report:?}");
 }
 
 /// How a course ended: with the message of its panic, if there was one.
-pub fn outcome(course: &Course) -> Result<(), String> {
+pub fn outcome(course: &Course) -> Result<Went, String> {
     let course = course.clone();
     let ended = std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-        runtime.expect("a runtime").block_on(course.run());
+        runtime.expect("a runtime").block_on(course.run())
     });
     ended.join().map_err(|panic| match panic.downcast_ref::<String>() {
         Some(text) => text.clone(),

@@ -1,15 +1,19 @@
 //! Histories that are not one promotion: several in a row, a primary that comes back, forks with the same timeline number,
 //! a restore to the past, another system.
 
-use std::time::Duration;
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use walcast::wire::pb::event::Kind;
 
 use crate::{
     failover::{changed, ids, status_says},
     harness::{
-        Cluster,
+        Cluster, Db,
         client::Request,
+        command::walcast,
         follower::{Follower, Resume},
         history::lsn,
         pair::{self, Pair, Slots, crossed, kept, retracted},
@@ -114,10 +118,13 @@ async fn a_primary_that_comes_back_is_stale() {
         stale.run(&format!("INSERT INTO t VALUES ({id}, 'nobody should see this')")).await;
     }
     pair.hub.kill9();
+    // An operator's word that is not needed lets nothing in, now or later.
+    let word = rebase(pair.hub.data_dir(), &stale).await;
     pair.hub.start().await;
     pair::streaming(&pair.primary).await;
     pair.db().await.run("INSERT INTO t VALUES (3, 'new')").await;
     pair.journaled().await;
+    assert!(!word.exists(), "the word is not spent");
     let whole = pair.collect(Request::new().earliest()).await;
     assert_eq!(ids(&held(&whole, Parsed::of(&whole))), [1, 2, 3]);
 
@@ -252,15 +259,27 @@ async fn a_fork_with_the_same_timeline_number_is_told_by_its_text() {
     pair::streaming(&pair.primary).await;
     pair.db().await.run("INSERT INTO t VALUES (3, 'only there')").await;
     live.until("the first switch", |log| log.commits() == 3).await;
-    pair.primary.kill9();
+    // While both answer, neither number says which went on: the one that is followed is kept, also when the hub connects anew.
     other.promote().await;
+    let db = pair.db().await;
+    db.run("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = 'walcast'").await;
+    let second = other.port().to_string();
+    status_says(&pair, |status| {
+        let standbys = status.source.as_ref().map(|source| source.standbys.clone()).unwrap_or_default();
+        standbys.iter().any(|standby| standby.server.contains(&second) && standby.detail.contains("takes writes"))
+    })
+    .await;
+    db.run("INSERT INTO t VALUES (5, 'only there, too')").await;
+    live.until("what is written behind the fork", |log| log.commits() == 4).await;
+    assert_eq!(changed(&live.log).len(), 1, "{}", live.describe());
+    pair.primary.kill9();
     pair::streaming(&other).await;
     other.connect().await.run("INSERT INTO t VALUES (4, 'the other branch')").await;
-    live.until("the second switch", |log| log.commits() == 4).await;
+    live.until("the second switch", |log| log.commits() == 5).await;
     let told = changed(&live.log);
     assert_eq!(told.len(), 2, "{}", live.describe());
     assert!(lsn(&told[1].switch_lsn) < lsn(&told[0].switch_lsn), "the second branch left earlier");
-    assert_eq!(told[1].retracted.len(), 2, "common to two, and only there: {told:?}");
+    assert_eq!(told[1].retracted.len(), 3, "common to two, and only there: {told:?}");
     status_says(&pair, |status| status.source.as_ref().is_some_and(|source| source.timeline == 2)).await;
     let history = live.close();
     held(&history, validators::formal(&history));
@@ -353,16 +372,11 @@ async fn another_system_needs_an_operators_word() {
     let error = pair.source_error("SOURCE_CHANGED").await;
     assert!(error.contains("walcast rebase"), "{error}");
     assert!(!crossed(&live.log));
-    let system = db.text("SELECT system_identifier::text FROM pg_control_system()").await.expect("an identifier");
-    let output = std::process::Command::new(env!("CARGO_BIN_EXE_walcast"))
-        .args(["rebase", "--system-identifier", &system, "--data-dir"])
-        .arg(pair.hub.data_dir())
-        .output()
-        .expect("walcast rebase");
-    assert!(output.status.success(), "{output:?}");
+    let word = rebase(pair.hub.data_dir(), &db).await;
     pair::streaming(&other).await;
     db.run("INSERT INTO t VALUES (3, 'new system')").await;
     live.until("the new part", |log| log.commits() == 2).await;
+    assert!(!word.exists(), "the word is not spent");
     let kinds: Vec<&str> = live.log.kinds().filter_map(name).collect();
     assert_eq!(kinds, ["commit", "timeline", "gap", "commit"], "{}", live.describe());
     assert_eq!(changed(&live.log)[0].retracted, []);
@@ -374,6 +388,58 @@ async fn another_system_needs_an_operators_word() {
     let mut whole = pair.client().subscribe(&Request::new().earliest()).await;
     whole.until("both parts", |log| log.commits() == 2).await;
     assert_eq!(whole.log.kinds().filter_map(name).collect::<Vec<_>>(), ["commit", "timeline", "gap", "commit"]);
+}
+
+/// pg_upgrade makes another system of the same data: that takes an operator's word, and the gap is stated. The log tables
+/// come along and make a slot good that is lost later.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pg_upgrade_needs_an_operators_word() {
+    let mut stage = crate::harness::stage().sql(TABLE).no_oracle().start().await;
+    crate::logtables::install(&stage);
+    stage.db.run("INSERT INTO t VALUES (1, 'before')").await;
+    let mut live = stage.client().subscribe(&Request::new().earliest()).await;
+    live.until("the old part", |log| log.commits() == 1).await;
+    stage.cluster.stop(crate::harness::Shutdown::Fast);
+    let port = stage.cluster.port().to_string();
+    let mut upgraded = Cluster::of_another_system(stage.cluster.major(), &[("port", &port)]);
+    upgraded.stop(crate::harness::Shutdown::Fast);
+    if !upgraded.upgrade(&stage.cluster) {
+        return println!("no pg_upgrade for PostgreSQL {}", upgraded.major());
+    }
+    upgraded.resume();
+    stage.cluster = upgraded;
+    stage.reconnect().await;
+    stage.db.run("INSERT INTO t VALUES (2, 'in between')").await;
+    let client = stage.client();
+    crate::harness::eventually(Duration::from_secs(30), || async {
+        let status = client.status().await.map_err(|failure| format!("{failure:?}"))?;
+        let error = status.source.map(|source| source.last_error).unwrap_or_default();
+        if error.starts_with("SOURCE_CHANGED") && error.contains("walcast rebase") { Ok(()) } else { Err(error) }
+    })
+    .await;
+    let word = rebase(stage.hub.data_dir(), &stage.db).await;
+    stage.streaming().await;
+    stage.db.run("INSERT INTO t VALUES (3, 'behind the gap')").await;
+    live.until("the new part", |log| log.commits() == 2).await;
+    assert!(!word.exists(), "the word is not spent");
+    let kinds: Vec<&str> = live.log.kinds().filter_map(name).collect();
+    assert_eq!(kinds, ["commit", "timeline", "gap", "commit"], "{}", live.describe());
+    crate::logtables::horizon(&stage).await;
+    stage.hub.kill9();
+    crate::logtables::drop_slot(&stage).await;
+    stage.db.run("INSERT INTO t VALUES (4, 'replayed')").await;
+    stage.hub.start().await;
+    crate::logtables::recoveries(&stage, 1).await;
+    stage.db.run("INSERT INTO t VALUES (5, 'streamed')").await;
+    let whole = stage.collect(Request::new().earliest()).await;
+    assert_eq!(ids(&held(&whole, validators::formal(&whole))), [1, 3, 4, 5]);
+}
+
+/// An operator's word that the hub is to go on at the system of this connection; the file that holds it until it is spent.
+async fn rebase(dir: &Path, db: &Db) -> PathBuf {
+    let system = db.text("SELECT system_identifier::text FROM pg_control_system()").await.expect("an identifier");
+    walcast(&["rebase", "--system-identifier", &system, "--data-dir", &dir.display().to_string()], &[]).good();
+    dir.join("rebase")
 }
 
 fn name(kind: &Kind) -> Option<&'static str> {

@@ -63,6 +63,9 @@ pub async fn check(stage: &Stage, history: &History, exact_order: bool) -> valid
     let truth = stage.truth().await;
     let parsed = held(history, validators::formal(history));
     let counts = held(history, validators::recovered(&parsed, &truth, exact_order));
+    if exact_order {
+        held(history, validators::exact_lsns(&parsed, &truth));
+    }
     let mut replica = Replica::default();
     held(history, replica.apply(&parsed));
     if stage.db.text("SELECT to_regclass('load.ledger')").await.is_some() {

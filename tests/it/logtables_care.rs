@@ -75,6 +75,7 @@ async fn whom_a_new_slot_waits_for_is_named() {
     stage.db.run("INSERT INTO t VALUES (1, 'before')").await;
     horizon(&stage).await;
     stage.db.run("BEGIN; INSERT INTO t VALUES (2, 'prepared'); PREPARE TRANSACTION 'in doubt'").await;
+    let xid = stage.db.text("SELECT transaction FROM pg_prepared_xacts").await.expect("the prepared one");
     stage.hub.terminate();
     drop_slot(&stage).await;
     stage.db.run("INSERT INTO t VALUES (3, 'gap')").await;
@@ -87,7 +88,8 @@ async fn whom_a_new_slot_waits_for_is_named() {
     eventually(PATIENCE, || async {
         let source = alarms().await?;
         let named = source.alarms.iter().any(|alarm| {
-            alarm.starts_with("RECOVERY_BLOCKED") && alarm.contains("\"in doubt\"") && alarm.contains(" s old")
+            let who = format!("RECOVERY_BLOCKED: transaction {xid}, prepared as \"in doubt\"");
+            alarm.starts_with(&who) && alarm.ends_with(" s old")
         });
         let told = source.last_error.starts_with("RECOVERY_BLOCKED");
         if named && told { Ok(()) } else { Err(format!("{source:?}")) }

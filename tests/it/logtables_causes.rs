@@ -93,7 +93,28 @@ const AWKWARD: &str = r#"
     CREATE TABLE "parts B" PARTITION OF parts FOR VALUES FROM (10) TO (20);
     CREATE TABLE parts_m PARTITION OF parts FOR VALUES FROM (30) TO (40) PARTITION BY LIST (k);
     CREATE TABLE parts_m1 PARTITION OF parts_m FOR VALUES IN (31, 33);
-    CREATE TABLE parts_m2 PARTITION OF parts_m FOR VALUES IN (32, 34)"#;
+    CREATE TABLE parts_m2 PARTITION OF parts_m FOR VALUES IN (32, 34);
+    CREATE TABLE parent (id int PRIMARY KEY);
+    CREATE TABLE child (id int PRIMARY KEY, parent int REFERENCES parent ON DELETE CASCADE ON UPDATE CASCADE);
+    CREATE TABLE base (id int PRIMARY KEY, a text);
+    CREATE TABLE derived (b text, PRIMARY KEY (id)) INHERITS (base);
+    CREATE TABLE whole (id int PRIMARY KEY, big text, n int); ALTER TABLE whole ALTER big SET STORAGE EXTERNAL;
+    ALTER TABLE whole REPLICA IDENTITY FULL;
+    CREATE TABLE nothing ();
+    CREATE TABLE nest (id int PRIMARY KEY, v int, n int NOT NULL DEFAULT 0);
+    CREATE FUNCTION nested() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        IF TG_WHEN = 'BEFORE' THEN NEW.v := NEW.v + 1; RETURN NEW; END IF;
+        IF TG_NAME = 'late' THEN UPDATE nest SET n = 1 WHERE id = NEW.id; RETURN NULL; END IF;
+        IF pg_trigger_depth() > 1 THEN RETURN NULL; END IF;
+        IF TG_OP = 'INSERT' THEN UPDATE nest SET v = v * 2 WHERE id = NEW.id; INSERT INTO nest VALUES (NEW.id + 100, NEW.v);
+        ELSIF TG_OP = 'UPDATE' THEN UPDATE nest SET v = v + 100 WHERE id = NEW.id + 1;
+        ELSE DELETE FROM nest WHERE id = OLD.id + 100; END IF;
+        RETURN NULL; END $$;
+    CREATE TRIGGER "a before" BEFORE INSERT OR UPDATE ON nest FOR EACH ROW EXECUTE FUNCTION nested();
+    CREATE TRIGGER " first" AFTER INSERT ON nest FOR EACH ROW EXECUTE FUNCTION nested();
+    CREATE TRIGGER "z last" AFTER UPDATE OR DELETE ON nest FOR EACH ROW EXECUTE FUNCTION nested();
+    CREATE CONSTRAINT TRIGGER late AFTER UPDATE ON nest DEFERRABLE INITIALLY DEFERRED FOR EACH ROW
+        WHEN (NEW.v > 500 AND NEW.n = 0) EXECUTE FUNCTION nested()"#;
 
 const AWKWARD_CHANGES: &str = r#"
     INSERT INTO "Größe ""x"" y" VALUES (1, 'ü"\,('), (2, ''), (3, NULL);
@@ -125,6 +146,21 @@ const AWKWARD_CHANGES: &str = r#"
     UPDATE renamed SET b = 'x' WHERE b = 'y'; UPDATE renamed SET b = NULL WHERE "ä, ""1""" = 10;
     ALTER TABLE renamed RENAME "ä, ""1""" TO a;
     CREATE TABLE gone (id int PRIMARY KEY); INSERT INTO gone VALUES (1), (2); DROP TABLE gone;
+    CREATE TABLE parts_c (LIKE parts INCLUDING ALL); INSERT INTO parts_c VALUES (12, 45, 'q');
+    ALTER TABLE parts ATTACH PARTITION parts_c FOR VALUES FROM (40) TO (50); INSERT INTO parts VALUES (11, 46, 'r');
+    UPDATE parts SET v = 's' WHERE k > 40; ALTER TABLE parts DETACH PARTITION parts_c; UPDATE parts_c SET v = 't';
+    INSERT INTO parent VALUES (1), (2), (3); INSERT INTO child SELECT i, i % 3 + 1 FROM generate_series(1, 6) i;
+    UPDATE parent SET id = 4 WHERE id = 1; DELETE FROM parent WHERE id = 2; TRUNCATE parent CASCADE;
+    INSERT INTO base VALUES (1, 'a'); INSERT INTO derived VALUES (2, 'b', 'c'); UPDATE base SET a = 'd'; DELETE FROM base WHERE id = 2;
+    INSERT INTO derived VALUES (3, 'e', NULL); TRUNCATE base;
+    INSERT INTO whole VALUES (1, repeat('ß', 9000), 1), (2, NULL, 1); UPDATE whole SET n = 2; UPDATE whole SET big = 'small';
+    DELETE FROM whole; INSERT INTO nothing DEFAULT VALUES;
+    SET session_replication_role = replica; INSERT INTO whole VALUES (3, 'as a replica', 1); UPDATE whole SET n = 3;
+    INSERT INTO child VALUES (70, 71); TRUNCATE child; RESET session_replication_role;
+    BEGIN; INSERT INTO whole VALUES (4, 'x', 1); TRUNCATE whole; INSERT INTO whole VALUES (5, 'y', 1); COMMIT;
+    INSERT INTO nest VALUES (1, 1), (2, 2), (3, 3), (4, 400); UPDATE nest SET v = v + 1; UPDATE nest SET v = 0 WHERE id < 4;
+    BEGIN; UPDATE nest SET v = v + 1 WHERE id = 2; UPDATE nest SET v = v + 1 WHERE id < 3; DELETE FROM nest WHERE id = 3;
+    INSERT INTO nest VALUES (3, 500); UPDATE nest SET v = v + 1 WHERE id = 3; COMMIT; DELETE FROM nest WHERE id < 3;
     BEGIN; UPDATE renamed SET a = a + 1; SAVEPOINT s; DELETE FROM renamed; ROLLBACK TO s; TRUNCATE parts; INSERT INTO parts VALUES (4, 4, 'd'); COMMIT;
     BEGIN; INSERT INTO renamed VALUES (77, 'prepared'); PREPARE TRANSACTION 'p'; COMMIT PREPARED 'p'"#;
 
@@ -173,9 +209,17 @@ fn same_changes(streamed: &History, replayed: &History) {
                 }
             }
         }
-        let key = |what: &What| matches!(what, What::Truncate { .. }).then(|| format!("{what:?}"));
-        expected.sort_by_key(key);
-        got.sort_by_key(key);
+        for items in [&mut expected, &mut got] {
+            // A TRUNCATE of several tables is one event for the slot, and one for each of them in the log.
+            let is_truncate = |what: &What| matches!(what, What::Truncate { .. });
+            for run in items.chunk_by_mut(|one, next| is_truncate(one) && is_truncate(next)) {
+                run.sort_by_key(|what| format!("{:?}", what.tables()));
+            }
+            // Rows that a trigger changes in the middle of a statement are logged before the rest of the statement's.
+            if items.iter().any(|what| what.tables() == ["public.nest"] || what.tables() == ["public.child"]) {
+                items.sort_by_key(|what| format!("{:?} {:?}", what.tables(), what.get("id")));
+            }
+        }
         assert_eq!(expected, got, "xid {xid}");
     }
 }
@@ -188,6 +232,9 @@ async fn awkward_tables_come_as_the_slot_would_have_sent_them() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_publication_leaves_out_is_left_out_of_a_replay() {
+    if versions::default_major() < 15 {
+        return; // PostgreSQL 14 has neither column lists nor row filters
+    }
     as_streamed(
         "CREATE PUBLICATION walcast FOR TABLE nokey, other, typed (id, tz, arr), toasted (id, n), parts (id, k), \
          \"Größe \"\"x\"\" y\" (id) WITH (publish_via_partition_root = true)",
@@ -211,6 +258,9 @@ async fn what_a_publication_leaves_out_is_left_out_of_a_replay() {
 /// An update that crosses a filter becomes an insert or a delete; filters and columns change while nobody reads.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn row_filters_are_applied_to_a_replay() {
+    if versions::default_major() < 15 {
+        return; // PostgreSQL 14 has neither column lists nor row filters
+    }
     let tables = |nokey, big| {
         format!(
             r#"TABLE {nokey}, other WHERE (u >= 'one' COLLATE "C"), parts WHERE (k < 14 OR k > 31), toasted WHERE (id > {big}),
@@ -223,6 +273,8 @@ async fn row_filters_are_applied_to_a_replay() {
         &format!("CREATE PUBLICATION walcast FOR {before} WITH (publish_via_partition_root = true)"),
         &format!(
             "ALTER PUBLICATION walcast SET {after};
+             INSERT INTO child VALUES (80, NULL); ALTER PUBLICATION walcast ADD TABLE child; INSERT INTO child VALUES (81, NULL);
+             ALTER PUBLICATION walcast DROP TABLE child; INSERT INTO child VALUES (82, NULL); DELETE FROM child;
              INSERT INTO renamed VALUES (1, 'after'), (20, 'after'), (21, NULL); UPDATE renamed SET a = a + 5, b = 'changed';
              INSERT INTO toasted VALUES (2, 'small', 1), (6, repeat('x', 9000), 1); UPDATE toasted SET n = 7;
              UPDATE toasted SET id = 11 - id; DELETE FROM toasted; DELETE FROM renamed WHERE a > 15"
@@ -287,9 +339,14 @@ async fn a_disabled_trigger_is_an_alarm_and_not_a_silent_gap() {
     stage.hub.terminate();
     stage.db.run("ALTER TABLE t DISABLE TRIGGER ALL; INSERT INTO t VALUES (2); ALTER TABLE t ENABLE TRIGGER ALL").await;
     install(&stage);
+    // That a table has triggers now says nothing of before, where it was published while nobody followed DDL.
+    stage.db.run("ALTER EVENT TRIGGER walcast_ddl DISABLE; CREATE TABLE late (id int PRIMARY KEY)").await;
+    stage.db.run("INSERT INTO late VALUES (1); ALTER EVENT TRIGGER walcast_ddl ENABLE ALWAYS").await;
+    stage.db.run("ALTER TABLE late ADD v int").await;
     drop_slot(&stage).await;
     stage.hub.spawn();
     last_error(&stage, "SLOT_LOST", "public.t: its triggers were disabled for a while within the gap").await;
+    last_error(&stage, "SLOT_LOST", "public.late: its changes were not logged from the beginning of the gap").await;
     assert_eq!(stage.slot("slot_name").await, None, "nothing was changed");
 }
 

@@ -116,7 +116,10 @@ async fn a_commit_that_waits_for_a_standby_blocks_and_is_not_lost() {
     .await;
     stage.db.run("SET synchronous_commit = local").await;
     stage.hub.start().await;
-    alarm(&stage, &["RECOVERY_BLOCKED", "SyncRep"]).await;
+    let of = "FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+    let who =
+        stage.db.text(&format!("SELECT format('transaction %s, server process %s', backend_xid, pid) {of}")).await;
+    alarm(&stage, &["RECOVERY_BLOCKED", &who.expect("it waits"), "SyncRep", " s old"]).await;
     delivers(&stage, -3).await;
     // Killed here, the hub finds a journal whose end lies behind a commit that it does not have. A slot that somebody makes
     // there is not to be streamed from.

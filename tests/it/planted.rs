@@ -20,6 +20,7 @@ fn course(family: Family, planted: &'static str) -> Course {
     course.head_start = 120;
     course.places.clear();
     course.large_rows = 0;
+    course.walinspect = false;
     course.planted = planted;
     course
 }

@@ -8,6 +8,38 @@ use crate::postgres::{
     sql::{Sql, get, text},
 };
 
+/// The same notes for whoever runs the script.
+pub(super) const IN_SCRIPT: &str = r#"DO $note$
+DECLARE
+    p record;
+    what text;
+    with_ text;
+BEGIN
+    FOR p IN SELECT b.*, b.pubname = s.publication AS own, to_jsonb(b) ->> 'pubgencols' = 's' AS generated
+             FROM pg_publication b CROSS JOIN walcast.settings s WHERE b.puballtables ORDER BY b.pubname LOOP
+        IF NOT p.own THEN
+            RAISE NOTICE 'Publication "%" is FOR ALL TABLES: its subscribers get the log tables too.', p.pubname;
+            CONTINUE;
+        END IF;
+        SELECT CASE WHEN current_setting('server_version_num')::int4 >= 150000
+                    THEN 'TABLES IN SCHEMA ' || string_agg(DISTINCT '"' || replace(n.nspname, '"', '""') || '"', ', ')
+                    ELSE 'TABLE ' || string_agg(DISTINCT format('%I.%I', n.nspname, c.relname), ', ') END INTO what
+        FROM pg_publication_tables t JOIN pg_namespace m ON m.nspname = t.schemaname
+        JOIN pg_class r ON r.relnamespace = m.oid AND r.relname = t.tablename
+        JOIN pg_class c ON c.oid = coalesce(pg_partition_root(r.oid)::oid, r.oid)
+        JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE t.pubname = p.pubname AND n.nspname <> 'walcast';
+        with_ := format('publish = %L', concat_ws(', ', CASE WHEN p.pubinsert THEN 'insert' END,
+                        CASE WHEN p.pubupdate THEN 'update' END, CASE WHEN p.pubdelete THEN 'delete' END,
+                        CASE WHEN p.pubtruncate THEN 'truncate' END))
+            || CASE WHEN p.pubviaroot THEN ', publish_via_partition_root = true' ELSE '' END
+            || CASE WHEN p.generated THEN ', publish_generated_columns = stored' ELSE '' END;
+        RAISE NOTICE 'Publication "%" is FOR ALL TABLES, so the log is decoded too (and then left out): about twice the volume on the slot. To convert: CREATE PUBLICATION % FOR % WITH (%); then, once "walcast status" shows the journal past that point, restart the hub with that publication and install again for it.',
+            p.pubname, '"' || replace(p.pubname, '"', '""') || '_tables"', what, with_;
+    END LOOP;
+END $note$;
+"#;
+
 /// A note on each publication of the database that also publishes the log.
 pub(super) async fn notes(sql: &Sql, publication: &str) -> Result<Vec<String>> {
     let rows = sql

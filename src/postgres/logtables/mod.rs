@@ -52,7 +52,7 @@ fn base(publication: &str, hub_role: Option<&str>) -> String {
         format!(
             "GRANT USAGE ON SCHEMA walcast TO {role};\nGRANT SELECT ON ALL TABLES IN SCHEMA walcast TO {role};\n\
              GRANT EXECUTE ON FUNCTION walcast.prune(pg_snapshot), walcast.published(), walcast.is_captured(oid), \
-             walcast.filter_of(oid), walcast.shape_of(oid) TO {role};\n"
+             walcast.filter_of(oid), walcast.ways(oid), walcast.shape_of(oid) TO {role};\n"
         )
     });
     format!(
@@ -64,13 +64,22 @@ fn base(publication: &str, hub_role: Option<&str>) -> String {
     )
 }
 
-/// The whole installation as a script, for somebody who reads it before it runs.
+/// The whole installation as a script for psql, for somebody who reads it before it runs. May be run again.
 pub fn script(publication: &str, hub_role: Option<&str>) -> String {
     format!(
-        "{}\n-- Every published table, each in a transaction of its own: it takes SHARE ROW EXCLUSIVE.\n\
+        "\\set ON_ERROR_STOP on\nSET client_min_messages = warning;\nBEGIN;\n\n{}\nCOMMIT;\n\n\
+         -- Every published table, each in a transaction of its own: it takes SHARE ROW EXCLUSIVE.\n\
          SELECT format('SELECT walcast.protect(%s)', p.oid) FROM walcast.published() p(oid) \\gexec\n\n\
-         -- As superuser: follows later DDL.\nDROP EVENT TRIGGER IF EXISTS walcast_ddl;{EVENT_TRIGGER}",
-        base(publication, hub_role)
+         -- Those that are not published any more.\n\
+         SELECT format('SELECT walcast.note(%s, false)', c.oid) FROM pg_class c\n\
+         WHERE c.oid IN (SELECT s.relid FROM walcast.shapes s) AND c.oid NOT IN (SELECT walcast.published()) \\gexec\n\n\
+         -- Later DDL is followed by an event trigger, which takes a superuser.\n\
+         SELECT current_setting('is_superuser')::bool AS is_superuser \\gset\n\\if :is_superuser\n\
+         DROP EVENT TRIGGER IF EXISTS walcast_ddl;{EVENT_TRIGGER}\\else\n\
+         \\warn Later DDL is not followed: run this again after each CREATE, ALTER or ATTACH of a published table.\n\
+         \\endif\n\nSET client_min_messages = notice;\n{}",
+        base(publication, hub_role),
+        all_tables::IN_SCRIPT
     )
 }
 
@@ -109,6 +118,9 @@ pub async fn install(sql: &Sql, publication: &str, hub_role: Option<&str>) -> Re
         sql.query("SELECT walcast.protect($1)::text", &[(&oid, Type::OID)]).await?;
         done.tables += 1;
     }
+    let left = "SELECT walcast.note(c.oid, false)::text FROM pg_catalog.pg_class c
+                WHERE c.oid IN (SELECT s.relid FROM walcast.shapes s) AND c.oid NOT IN (SELECT walcast.published())";
+    sql.query(left, &[]).await?;
     done.notes.extend(all_tables::notes(sql, publication).await?);
     Ok(done)
 }
@@ -136,7 +148,9 @@ pub enum Look<'a> {
 /// Published tables whose changes are not all logged.
 pub async fn unprotected(sql: &Sql, publication: &str, look: Look<'_>) -> Result<Vec<Unprotected>> {
     let statement = "SELECT pg_catalog.format('%I.%I', n.nspname, c.relname),
-                CASE WHEN NOT walcast.is_captured(p.oid) THEN
+                CASE WHEN NOT p.published THEN
+                         'it has left the publication unnoticed: walcast logtables install'
+                     WHEN NOT walcast.is_captured(p.oid) THEN
                          'its triggers are missing or disabled: walcast logtables install'
                      WHEN NOT newest.shape ? 'filter' THEN
                          'its row filter is not noted, or that it has none: walcast logtables install'
@@ -151,7 +165,12 @@ pub async fn unprotected(sql: &Sql, publication: &str, look: Look<'_>) -> Result
                      WHEN $2 <> '' AND EXISTS (SELECT FROM walcast.shapes s WHERE s.relid = p.oid AND NOT s.captured
                              AND NOT pg_catalog.pg_visible_in_snapshot(s.xid, NULLIF($2, '')::pg_snapshot)) THEN
                          'its triggers were disabled for a while within the gap, or its definition changed unnoticed' END
-         FROM walcast.published() p(oid)
+         FROM (SELECT p.oid, true FROM walcast.published() p(oid)
+               UNION
+               SELECT s.relid, false FROM (SELECT DISTINCT ON (h.relid) h.relid, h.shape FROM walcast.shapes h
+                                           ORDER BY h.relid, h.id DESC) s
+               WHERE (s.shape ->> 'published')::bool AND s.relid NOT IN (SELECT walcast.published())
+                 AND EXISTS (SELECT FROM pg_catalog.pg_publication b WHERE b.pubname = $1)) p(oid, published)
          JOIN pg_catalog.pg_class c ON c.oid = p.oid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
          LEFT JOIN LATERAL (SELECT s.shape FROM walcast.shapes s WHERE s.relid = p.oid
                             ORDER BY s.id DESC LIMIT 1) newest ON true

@@ -200,6 +200,8 @@ pub struct Shape {
     pub root: Option<u32>,
     /// The publication's row filter, an SQL condition on the columns.
     pub filter: Option<String>,
+    /// Whether its rows were published; `None` where an older installation noted it.
+    pub published: Option<bool>,
     relation: Relation,
     /// By column, the type to which a text is cast where an expression is to be evaluated; `None` for types that are not
     /// the server's own.
@@ -254,8 +256,8 @@ fn parse(id: i64, relid: u32, shape: &str) -> Option<Shape> {
         },
         columns,
     };
-    let (root, filter) = (oid(&shape["root"]), string(&shape["filter"]));
-    Some(Shape { id, relid, root, filter, relation, casts, generated, stored })
+    let (root, filter, published) = (oid(&shape["root"]), string(&shape["filter"]), shape["published"].as_bool());
+    Some(Shape { id, relid, root, filter, published, relation, casts, generated, stored })
 }
 
 /// What the publication publishes of the logged tables.
@@ -274,13 +276,15 @@ pub struct Published {
 }
 
 impl Published {
-    /// As it is now. Tables that have been dropped since they were logged count as published.
+    /// As it is now. Tables that have been dropped since they were logged count as published, and those that have left the
+    /// publication are among them: [`Shape::published`] tells which of their rows were.
     pub async fn read(sql: &Sql, publication: Publication) -> Result<Published> {
         let rows = sql
             .query(
                 "SELECT p.oid FROM walcast.published() p(oid)
                  UNION SELECT s.relid FROM walcast.shapes s
-                 WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = s.relid)",
+                 WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = s.relid)
+                    OR (s.shape ->> 'published')::bool",
                 &[],
             )
             .await?;

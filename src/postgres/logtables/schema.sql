@@ -100,11 +100,48 @@ BEGIN
     RETURN filter;
 END $filter$;
 
--- What replay must know of a table, as it is now.
+-- Whether the publication publishes a table's rows, and whether it does so since the running transaction: then each way in
+-- which it does has something in it that is new, and what was not logged before was not published either. A partition is
+-- published with what it is attached to.
+CREATE OR REPLACE FUNCTION walcast.ways(relation oid, OUT published bool, OUT is_new bool)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $ways$
+DECLARE
+    own text := coalesce(pg_current_xact_id_if_assigned()::xid::text, '');
+    schemas text := 'SELECT NULL::oid, NULL::oid, false WHERE false';
+BEGIN
+    IF current_setting('server_version_num')::int4 >= 150000 THEN
+        schemas := 'SELECT n.pnpubid, n.pnnspid, n.xmin::text = $2 FROM pg_publication_namespace n';
+    END IF;
+    EXECUTE format('
+        WITH RECURSIVE publication AS (SELECT p.oid, p.puballtables FROM walcast.settings s
+                                       JOIN pg_publication p ON p.pubname = s.publication),
+        upwards(relid, is_new) AS (
+            SELECT $1, false
+            UNION ALL
+            SELECT i.inhparent, u.is_new OR i.xmin::text = $2 FROM upwards u
+            JOIN pg_inherits i ON i.inhrelid = u.relid JOIN pg_class c ON c.oid = i.inhrelid AND c.relispartition),
+        schemas(publication, schema, is_new) AS (%s),
+        ways(is_new) AS (
+            SELECT false FROM publication p WHERE p.puballtables
+            UNION ALL
+            SELECT u.is_new OR r.xmin::text = $2 FROM publication p
+            JOIN pg_publication_rel r ON r.prpubid = p.oid JOIN upwards u ON u.relid = r.prrelid
+            UNION ALL
+            SELECT u.is_new OR s.is_new FROM publication p JOIN schemas s ON s.publication = p.oid
+            JOIN pg_class c ON c.relnamespace = s.schema JOIN upwards u ON u.relid = c.oid)
+        SELECT count(*) > 0, coalesce(bool_and(is_new), false) FROM ways', schemas)
+        INTO published, is_new USING relation, own;
+END $ways$;
+
+-- What replay must know of a table, as it is now. While the publication is gone nothing is taken for unpublished: it may be
+-- on its way back.
 CREATE OR REPLACE FUNCTION walcast.shape_of(relation oid) RETURNS jsonb
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $shape$
     SELECT jsonb_build_object('schema', n.nspname, 'table', c.relname, 'identity', c.relreplident,
         'root', pg_partition_root(c.oid)::oid::int8, 'filter', walcast.filter_of(c.oid),
+        'published', coalesce((SELECT (c.relkind = 'r' OR p.pubviaroot) AND c.relpersistence = 'p'
+                                      AND (SELECT w.published FROM walcast.ways(c.oid) w)
+                               FROM walcast.settings s JOIN pg_publication p ON p.pubname = s.publication), true),
         'columns', (SELECT coalesce(jsonb_agg(jsonb_build_object('name', a.attname, 'type', a.atttypid::int8,
                 'type_schema', q.nspname, 'type_name', y.typname, 'modifier', a.atttypmod,
                 'generated', a.attgenerated,
@@ -167,7 +204,8 @@ DECLARE
 BEGIN
     SELECT * INTO last FROM walcast.shapes s WHERE s.relid = relation ORDER BY s.id DESC LIMIT 1;
     -- ALTER PUBLICATION lets others write. Their rows would get ids behind the one of the new shape and be committed before it.
-    IF last.shape ->> 'filter' IS DISTINCT FROM shape_now ->> 'filter' AND last.captured THEN
+    IF last.captured AND (last.shape ->> 'filter', last.shape ->> 'published')
+                         IS DISTINCT FROM (shape_now ->> 'filter', shape_now ->> 'published') THEN
         EXECUTE (SELECT format('LOCK TABLE ONLY %I.%I IN SHARE ROW EXCLUSIVE MODE', n.nspname, c.relname)
                  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = relation);
     END IF;
@@ -238,14 +276,17 @@ BEGIN
                        THEN p.oid = command.objid OR p.oid IN (SELECT relid FROM pg_partition_tree(command.objid))
                        ELSE true END
             UNION
+            -- A partition that was detached is no longer in the tree that the command names.
             SELECT s.relid FROM walcast.shapes s JOIN pg_class c ON c.oid = s.relid
             WHERE CASE WHEN command.classid = 'pg_class'::regclass
                        THEN s.relid = command.objid OR s.relid IN (SELECT relid FROM pg_partition_tree(command.objid))
+                            OR (s.shape ->> 'root')::oid = pg_partition_root(command.objid)::oid
                        ELSE true END
         LOOP
             IF NOT EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = relation AND t.tgname = '!walcast_truncate') THEN
                 PERFORM walcast.protect(relation, command.command_tag LIKE 'CREATE TABLE%' AND command.objid = relation
-                                                  OR command.command_tag = 'SELECT INTO');
+                                                  OR command.command_tag = 'SELECT INTO'
+                                                  OR (SELECT w.is_new FROM walcast.ways(relation) w));
                 IF command.command_tag IN ('CREATE TABLE AS', 'SELECT INTO') THEN
                     PERFORM walcast.backfill(relation); -- its rows were there before its triggers
                 END IF;
@@ -254,6 +295,9 @@ BEGIN
             END IF;
         END LOOP;
     END LOOP;
+    IF TG_TAG = 'ALTER PUBLICATION' THEN -- what leaves one is in no list of commands
+        PERFORM walcast.note(c.oid, false) FROM pg_class c WHERE c.oid IN (SELECT s.relid FROM walcast.shapes s);
+    END IF;
     PERFORM set_config('walcast.following', 'off', true);
 EXCEPTION WHEN OTHERS THEN
     RAISE WARNING 'walcast: the log tables do not follow this command: %', SQLERRM;

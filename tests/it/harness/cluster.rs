@@ -284,6 +284,21 @@ impl Cluster {
         .await;
     }
 
+    /// Takes over everything of another cluster of this version with pg_upgrade; both are stopped. False where there is no
+    /// pg_upgrade beside the server.
+    pub fn upgrade(&self, from: &Cluster) -> bool {
+        assert!(self.server.is_none() && from.server.is_none(), "a server runs");
+        let program = self.bin.join("pg_upgrade");
+        if !program.is_file() {
+            return false;
+        }
+        let mut upgrade = process::command(&program, Account::Server, "KILL");
+        upgrade.arg("-b").arg(&from.bin).arg("-B").arg(&self.bin).args(["-U", "postgres"]);
+        upgrade.arg("-d").arg(from.data_dir()).arg("-D").arg(self.data_dir()).current_dir(&self.dir).env("LC_ALL", "C");
+        process::run(upgrade);
+        true
+    }
+
     /// Ends recovery and waits until the server takes writes.
     pub async fn promote(&self) {
         let db = self.connect().await;

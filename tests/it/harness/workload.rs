@@ -108,6 +108,8 @@ struct Counts {
     ddl: AtomicU64,
     empty: AtomicU64,
     prepared: AtomicU64,
+    savepoints: AtomicU64,
+    partitions: AtomicU64,
     /// So many commits somebody waits for.
     awaited: AtomicU64,
 }
@@ -128,6 +130,38 @@ pub struct Report {
     pub empty: u64,
     /// Ended by COMMIT PREPARED or ROLLBACK PREPARED, or about to be.
     pub prepared: u64,
+    /// Transactions with one, kept or rolled back to.
+    pub savepoints: u64,
+    /// Transactions that write into a partitioned table.
+    pub partitions: u64,
+}
+
+impl std::ops::Add for Report {
+    type Output = Report;
+
+    fn add(self, other: Report) -> Report {
+        Report {
+            committed: self.committed + other.committed,
+            rolled_back: self.rolled_back + other.rolled_back,
+            failed: self.failed + other.failed,
+            unknown: self.unknown + other.unknown,
+            large: self.large + other.large,
+            ddl: self.ddl + other.ddl,
+            empty: self.empty + other.empty,
+            prepared: self.prepared + other.prepared,
+            savepoints: self.savepoints + other.savepoints,
+            partitions: self.partitions + other.partitions,
+        }
+    }
+}
+
+impl Report {
+    /// Whether nothing that the workload knows was left out.
+    pub fn has_everything(&self) -> bool {
+        let kinds =
+            [self.rolled_back, self.large, self.ddl, self.empty, self.prepared, self.savepoints, self.partitions];
+        self.committed > 0 && kinds.iter().all(|kind| *kind > 0)
+    }
 }
 
 /// Running clients.
@@ -166,6 +200,8 @@ impl Workload {
             ddl: get(&self.counts.ddl),
             empty: get(&self.counts.empty),
             prepared: get(&self.counts.prepared),
+            savepoints: get(&self.counts.savepoints),
+            partitions: get(&self.counts.partitions),
         }
     }
 
@@ -285,6 +321,11 @@ impl Client {
         }
         let roll_back = self.random.u32(..12) == 0;
         let statements = if self.doubt.is_some() { self.apart() } else { self.statements() };
+        for (words, counter) in [("SAVEPOINT", &self.counts.savepoints), ("load.measurements", &self.counts.partitions)]
+        {
+            let does = statements.iter().any(|statement| statement.contains(words));
+            counter.fetch_add(u64::from(does), Ordering::Relaxed);
+        }
         let ledger = format!("INSERT INTO load.ledger (client, n) VALUES ({}, {})", self.number, self.n);
         let body = async {
             db.batch_execute("BEGIN").await?;
@@ -336,7 +377,7 @@ impl Client {
                 self.number, self.n, self.plan.large_rows
             )];
         }
-        if self.plan.ddl && self.number == 0 && self.random.u32(..15) == 0 {
+        if self.plan.ddl && self.number == self.plan.first_client && self.random.u32(..15) == 0 {
             self.counts.ddl.fetch_add(1, Ordering::Relaxed);
             return self.ddl();
         }

@@ -35,7 +35,7 @@ pub use lineage::lineage;
 pub use loud::{loud, typed};
 pub use order::ordered;
 pub use progress::progress_safe;
-pub use recovered::{Counts, recovered};
+pub use recovered::{Counts, exact_lsns, recovered};
 pub use replica::{Replica, Table, source};
 pub use resumable::resumable;
 pub use unique::{repeats_are_identical, unique};

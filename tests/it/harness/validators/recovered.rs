@@ -1,6 +1,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 
-use walcast::wire::pb;
+use walcast::{lsn::Lsn, wire::pb};
 
 use super::super::{
     parsed::{Identity, Parsed, Span, Violation, What},
@@ -76,6 +76,23 @@ pub fn recovered(parsed: &Parsed<'_>, truth: &Truth, exact_order: bool) -> Resul
         floor = span.last().copied().unwrap_or(floor);
     }
     Ok(counts)
+}
+
+/// With pg_walinspect replayed transactions have the LSNs of their commit records, in that order.
+pub fn exact_lsns(parsed: &Parsed<'_>, truth: &Truth) -> Result<usize, Violation> {
+    let commits: BTreeMap<u32, Lsn> = truth.entries.iter().map(|entry| (entry.xid, entry.commit_lsn)).collect();
+    let mut last = Lsn::ZERO;
+    let mut replayed = 0;
+    for span in parsed.transactions().filter(|span| span.provenance == pb::Provenance::LogReplay as i32) {
+        let (told, found) = (span.identity.1, commits.get(&(span.xid as u32)).copied());
+        if found != Some(told) || span.identity.2 > 1 && told <= last {
+            let text = format!("xid {} commits at {found:?}, not at {told}, and behind {last}", span.xid);
+            return Err(Violation::new("Ordered", text));
+        }
+        last = told;
+        replayed += 1;
+    }
+    Ok(replayed)
 }
 
 /// Operations by table, as counts; truncates one by one, since the log has them so.
