@@ -33,6 +33,7 @@ names! {
     gauge SOURCE_ALARMS = "walcast_source_alarms", "Alarms about the source, such as tables that a failover would lose; `walcast status` names them.";
     counter SOURCE_RECONNECTS = "walcast_source_reconnects_total", "Connections to the source that ended.";
     gauge SOURCE_UNDECODABLE = "walcast_source_undecodable", "1 while a message of the source that cannot be decoded keeps it stopped: alert on it.";
+    counter SLOT_DECODE_FAILURES = "walcast_slot_decode_failures_total", "Streams that the server ended because it could not decode the slot.";
     counter SOURCE_TRANSACTIONS = "walcast_source_transactions_total", "Transactions received from the source.";
     counter SOURCE_BYTES = "walcast_source_bytes_total", "Bytes of pgoutput received from the source.";
     gauge SUBSCRIBER_LAG_BYTES = "walcast_subscriber_lag_bytes", "WAL bytes between a named subscriber's checkpoint and the journal's tail.";

@@ -38,3 +38,4 @@ mod snapshot_tables;
 mod storage;
 mod streaming;
 mod types;
+mod undecodable;
