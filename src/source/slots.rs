@@ -12,6 +12,7 @@ use crate::{
     lsn::Lsn,
     model::Lineage,
     postgres::{
+        catalog::Making,
         publication::Publication,
         replication::Replication,
         server,
@@ -158,7 +159,9 @@ async fn skip(mending: Mending<'_>, broken: &Broken, unrecovered: &str) -> Resul
             _ => server::wal_positions(sql).await?.insert,
         };
         let first = match kept {
-            true => "Repair what the server complains of: the slot is kept and tried again. Or drop it (walcast slot drop) and",
+            true => {
+                "Repair what the server complains of: the slot is kept and tried again. Or drop it (walcast slot drop) and"
+            }
             false => "Restore the slot, or",
         };
         let message = format!(
@@ -193,13 +196,15 @@ async fn skip(mending: Mending<'_>, broken: &Broken, unrecovered: &str) -> Resul
 /// Makes the slot; its consistent point.
 pub(super) async fn create(options: &Options, sql: &Sql, replication: &mut Replication) -> Result<Lsn, Error> {
     orphan::note(options, replication).await?;
-    match replication.create_slot(&options.slot, options.failover_slot).await {
-        Ok(created) => {
-            let (point, failover) = (created.consistent_point, options.failover_slot && sql.version() >= 170_000);
+    let mut making = Making::new(sql).await?;
+    loop {
+        let point = replication.create_slot(&options.slot, options.failover_slot).await?.consistent_point;
+        if making.may_keep(&options.slot).await? {
+            let failover = options.failover_slot && sql.version() >= 170_000;
             tracing::info!(slot = options.slot, consistent_point = %point, failover, "created the slot");
-            Ok(point)
+            return Ok(point);
         }
-        Err(error) => Err(error.into()),
+        slot::drop(sql, &options.slot).await?;
     }
 }
 
