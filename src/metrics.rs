@@ -28,7 +28,7 @@ names! {
     gauge JOURNAL_DISK_FULL = "walcast_journal_disk_full", "1 while the journal waits for disk space.";
     gauge SLOT_RETAINED_BYTES = "walcast_slot_retained_bytes", "WAL that the slot holds back on the source.";
     gauge SLOT_CONFIRMED_LSN = "walcast_slot_confirmed_flush_lsn", "confirmed_flush_lsn of the slot, as a number.";
-    gauge STANDBY_SLOT_READY = "walcast_standby_slot_ready", "1 if this standby could take over with the slot, else 0; NaN once it is the primary.";
+    gauge STANDBY_SLOT_READY = "walcast_standby_slot_ready", "1 if this standby could take over with the slot, else 0; gone once it is the primary.";
     gauge SOURCE_CONNECTED = "walcast_source_connected", "1 while the slot streams.";
     gauge SOURCE_ALARMS = "walcast_source_alarms", "Alarms about the source, such as tables that a failover would lose; `walcast status` names them.";
     counter SOURCE_RECONNECTS = "walcast_source_reconnects_total", "Connections to the source that ended.";
@@ -48,6 +48,11 @@ names! {
 /// Adds to a counter without labels.
 pub fn add(name: &'static str, n: u64) {
     counter!(name).increment(n);
+}
+
+/// Takes a gauge that belongs to nothing any more off the page. The recorder cannot forget a series, so its value says so.
+pub fn retire(gauge: &metrics::Gauge) {
+    gauge.set(f64::NAN);
 }
 
 /// Sets a gauge without labels.

@@ -22,6 +22,7 @@ mod logtables;
 mod logtables_care;
 mod logtables_causes;
 mod logtables_failover;
+mod logtables_filters;
 mod logtables_install;
 mod logtables_live;
 mod operating;
