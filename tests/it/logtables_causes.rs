@@ -303,7 +303,7 @@ async fn alarm(stage: &Stage, beginning: &str) {
     .await;
 }
 
-async fn last_error(stage: &Stage, reason: &str, part: &str) {
+pub async fn last_error(stage: &Stage, reason: &str, part: &str) {
     eventually(PATIENCE, || async {
         let status = stage.client().status().await.map_err(|failure| format!("{failure:?}"))?;
         let error = status.source.unwrap_or_default().last_error;
