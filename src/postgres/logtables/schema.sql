@@ -143,7 +143,7 @@ $captured$;
 -- The tables whose rows the publication publishes, partitions instead of partitioned tables; and the partitioned tables
 -- under whose names it publishes them, since only a TRUNCATE of those is published then.
 CREATE OR REPLACE FUNCTION walcast.published() RETURNS SETOF oid
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $published$
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp SET jit = off AS $published$
     WITH named AS (
         SELECT c.oid FROM walcast.settings s
         JOIN pg_publication_tables t ON t.pubname = s.publication
@@ -260,8 +260,9 @@ $note_failure$;
 
 -- Keeps shapes and triggers in step with what a DDL command did. An error here must not fail the command: it is a
 -- warning, and the hub's audit raises the alarm.
+-- Catalogue views look so expensive that each command would wait for them to be compiled.
 CREATE OR REPLACE FUNCTION walcast.on_ddl() RETURNS event_trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $on_ddl$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET jit = off AS $on_ddl$
 DECLARE
     command record;
     relation oid;
