@@ -71,7 +71,10 @@ fn dispatch(command: Command) -> Result<(), Error> {
             let hub = Hub::new(&args.hub)?;
             tail::run(&hub, &tail::Options::new(&args), &Output::with_status(), &stop).await.map(drop)
         }),
-        Command::Snapshot(args) => one_thread(snapshot::run(&args)),
+        Command::Snapshot(args) => one_thread(async {
+            let stop = signals::drain_on_signal()?;
+            snapshot::run(&args, &stop).await
+        }),
         Command::Status(args) => one_thread(status::run(&args)),
         Command::Slot(args) => one_thread(slot::run(args.command)),
         Command::Logtables(args) => one_thread(logtables::run(args.command)),

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
+use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
 use super::{
     args::SnapshotArgs,
@@ -21,6 +21,7 @@ use super::{
 };
 use crate::{
     model::Value,
+    shutdown::Drain,
     wire::pb::{self, event::Kind},
 };
 
@@ -61,7 +62,8 @@ enum Sink {
     Columns(Box<ParquetFile>),
 }
 
-pub async fn run(args: &SnapshotArgs) -> Result<(), Error> {
+/// Copies until the snapshot ends, or until `stop` is told: then no file is left.
+pub async fn run(args: &SnapshotArgs, stop: &Drain) -> Result<(), Error> {
     let format = Format::of(&args.to)?;
     let hub = Hub::new(&args.hub)?;
     let request = pb::SubscribeRequest {
@@ -75,14 +77,27 @@ pub async fn run(args: &SnapshotArgs) -> Result<(), Error> {
             tables: args.tables.clone(),
             columns: args.columns.clone(),
             r#where: args.predicate.clone().unwrap_or_default(),
+            // Nothing but rows is wanted, so the condition may name columns that a DELETE would not tell of.
+            operations: vec![pb::Operation::Read as i32],
             ..Default::default()
         }),
         max_message_bytes: MAX_MESSAGE_BYTES,
         ..Default::default()
     };
-    let mut stream = hub.streams().subscribe(request).await.map_err(|status| hub.error(status))?.into_inner();
+    let interrupted = || Error::Failed(format!("interrupted: {} was not written", args.to.display()));
+    let mut streams = hub.streams();
+    let opened = tokio::select! {
+        opened = streams.subscribe(request) => opened,
+        () = stop.wait() => return Err(interrupted()),
+    };
+    let mut stream = opened.map_err(|status| hub.error(status))?.into_inner();
     let mut copy = Copy::create(&args.to, format)?;
-    while let Some(response) = stream.message().await.map_err(|status| hub.error(status))? {
+    loop {
+        let message = tokio::select! {
+            message = stream.message() => message,
+            () = stop.wait() => return Err(interrupted()),
+        };
+        let Some(response) = message.map_err(|status| hub.error(status))? else { break };
         for event in response.events {
             let kind = event.kind.ok_or_else(|| Error::Protocol("an event without a kind that it knows".to_owned()))?;
             if copy.take(kind)? {
@@ -217,7 +232,7 @@ impl Copy {
             Some(Sink::Parquet(_)) | None => {}
         }
         self.rows += 1;
-        if self.rows.is_multiple_of(1024) {
+        if self.rows.is_multiple_of(64) {
             self.tell();
         }
         Ok(())
@@ -228,12 +243,14 @@ impl Copy {
         self.bar.set_position(self.rows);
         if self.told.elapsed() >= LINE && !io::stderr().is_terminal() {
             self.told = Instant::now();
-            let rate = self.rows as f64 / self.started.elapsed().as_secs_f64();
-            let left = self.bar.length().unwrap_or(0).saturating_sub(self.rows) as f64 / rate.max(1.0);
+            let of = self.bar.length().unwrap_or(0);
+            let (rate, left) = pace(self.rows, of, self.started.elapsed());
             anstream::eprintln!(
-                "{} rows, {} per second, about {left:.0} s left",
+                "{} of about {} rows, {} per second, about {} left",
                 grouped(self.rows),
-                grouped(rate as u64)
+                grouped(of),
+                grouped(rate),
+                HumanDuration(left.unwrap_or_default())
             );
         }
     }
@@ -252,13 +269,13 @@ impl Copy {
         self.complete = true;
         self.bar.finish_and_clear();
         let took = self.started.elapsed();
-        let rate = self.rows as f64 / took.as_secs_f64().max(0.001);
+        let (rate, _) = pace(self.rows, self.rows, took);
         Ok(format!(
             "{} of {} in {:.1} s ({} per second): {}\n",
             plural(self.rows, "row"),
             plural(self.tables.len() as u64, "table"),
             took.as_secs_f64(),
-            grouped(rate as u64),
+            grouped(rate),
             self.to.display()
         ))
     }
@@ -281,19 +298,36 @@ fn quoted(text: &str) -> String {
     }
 }
 
+/// How fast it has gone so far, and how long the rest will take at that rate. Nothing is said of the rest before the first row.
+fn pace(rows: u64, of: u64, took: Duration) -> (u64, Option<Duration>) {
+    let rate = rows as f64 / took.as_secs_f64().max(0.001);
+    let left = of.saturating_sub(rows) as f64 / rate;
+    (rate as u64, (rows > 0).then(|| Duration::from_secs_f64(left.min(1e9))))
+}
+
 /// On stderr, and only where that is a terminal.
 fn bar(rows: u64) -> ProgressBar {
     let bar = ProgressBar::new(rows);
     if !io::stderr().is_terminal() {
         bar.set_draw_target(ProgressDrawTarget::hidden());
+        return bar;
     }
-    let template = "{bar:30} {human_pos} of about {human_len} rows  {rate} per second  {eta} left";
+    let template = "{bar:30} {human_pos} of about {human_len} rows  {rate} per second  {left} left";
     if let Ok(style) = ProgressStyle::with_template(template) {
-        let rate = |state: &ProgressState, out: &mut dyn fmt::Write| {
-            let _ = out.write_str(&grouped(state.per_sec() as u64));
+        let now = |state: &ProgressState| pace(state.pos(), state.len().unwrap_or(0), state.elapsed());
+        let rate = move |state: &ProgressState, out: &mut dyn fmt::Write| {
+            let _ = out.write_str(&grouped(now(state).0));
         };
-        bar.set_style(style.with_key("rate", rate));
+        let left = move |state: &ProgressState, out: &mut dyn fmt::Write| {
+            let _ = match now(state).1 {
+                Some(left) => write!(out, "{}", HumanDuration(left)),
+                None => out.write_str("?"),
+            };
+        };
+        bar.set_style(style.with_key("rate", rate).with_key("left", left));
     }
+    // Also where nothing comes.
+    bar.enable_steady_tick(Duration::from_millis(200));
     bar
 }
 
@@ -308,6 +342,14 @@ mod tests {
         {
             assert_eq!(quoted(text), field);
         }
+    }
+
+    #[test]
+    fn the_rest_takes_as_long_as_what_was_before_it() {
+        let seconds = Duration::from_secs;
+        assert_eq!(pace(1000, 4000, seconds(2)), (500, Some(seconds(6))));
+        assert_eq!(pace(0, 4000, seconds(2)), (0, None));
+        assert_eq!(pace(5000, 4000, seconds(2)), (2500, Some(seconds(0))), "the number of rows was an estimate");
     }
 
     #[test]

@@ -8,6 +8,7 @@ use tokio::sync::watch;
 use super::{Error, Principal, Session, inner::Inner, snapshot::Running};
 use crate::{
     feed::{Snapshot, SnapshotMode, SnapshotRequest, SubscriberKey},
+    model::Operation,
     reason::Reason,
     selection::{Filter, Selection},
     wire::{pb, token::Progress},
@@ -55,9 +56,11 @@ fn impossible(message: impl Into<String>) -> Error {
     Error::new(Reason::SnapshotImpossible, message)
 }
 
-/// The selection of a backfill, for its principal.
+/// The selection of a backfill, for its principal. It reads rows and nothing else, so its `where` may look at any column: what
+/// a DELETE or an UPDATE would have to tell of the old row is a question of the stream's own filter.
 pub(super) fn selection(principal: &Principal, tables: &[String], predicate: &str) -> Result<Arc<Selection>, Error> {
-    let filter = Filter { tables: tables.to_vec(), predicate: predicate.to_owned(), ..Filter::default() };
+    let (tables, operations) = (tables.to_vec(), vec![Operation::Read]);
+    let filter = Filter { tables, operations, predicate: predicate.to_owned(), ..Filter::default() };
     let rights = principal.tables.as_ref().map(|tables| tables.as_slice());
     Ok(Arc::new(Selection::compile(Some(&filter), rights)?))
 }

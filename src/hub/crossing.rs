@@ -156,6 +156,9 @@ impl Session {
     /// Discards what was half sent. Whether the crossing goes on at once.
     async fn begin_crossing(&mut self) -> Result<bool, Error> {
         let Some(crossing) = self.leaving.clone() else { return Ok(false) };
+        if !crossing.same_course {
+            self.stamp.leaves(&crossing)?;
+        }
         if let Some(skip) = self.skip {
             match self.hub.place(Start::After(skip)).await {
                 Err(feed::Error::Diverged { .. }) if self.claim == Claim::Checkpoint => self.skip = None,

@@ -73,6 +73,18 @@ impl Stamp {
         if crossing.holds_lsn(until) { Ok(()) } else { Err(lost()) }
     }
 
+    /// The stream leaves its lineage. An error if the rows of a consistent snapshot hold what the next one lacks, which nothing else
+    /// may tell for long: a hub that was behind the source crosses without having had any of it.
+    pub fn leaves(&mut self, crossing: &Crossing) -> Result<(), Error> {
+        let Some(handover) = &self.token.handover else { return Ok(()) };
+        if handover.lineage == crossing.departs.lineage && crossing.holds_lsn(handover.until) {
+            // Whatever comes behind the switch has committed after the rows were read.
+            self.update(|token| token.handover = None);
+            return Ok(());
+        }
+        if self.token.progress.as_ref().is_some_and(|progress| progress.incremental) { Ok(()) } else { Err(lost()) }
+    }
+
     /// Why the position at which the stream began is not there any more.
     pub fn diverged(&self, error: feed::Error) -> Error {
         if self.rows.is_some() { lost() } else { error.into() }

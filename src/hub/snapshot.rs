@@ -203,9 +203,9 @@ impl Running {
         self.mode == SnapshotMode::Consistent
     }
 
-    /// Whether a piece would be of use now.
+    /// Whether a piece would be of use now. Chunks are not read while they are paused, and those that were have their place.
     pub fn wants_piece(&self) -> bool {
-        self.piece.is_none()
+        self.piece.is_none() && !(self.is_consistent() && *self.paused.borrow())
     }
 
     /// Waits for the next piece. Cancel-safe.

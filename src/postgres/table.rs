@@ -26,6 +26,8 @@ pub struct Table {
     pub partitioned: bool,
     /// The role may read it.
     pub readable: bool,
+    /// Row security would hide rows from the role.
+    pub guarded: bool,
     /// Rows, by the last ANALYZE or else by the size.
     pub estimated_rows: i64,
     /// Bytes on disk, without TOAST and indexes; of a partitioned table those of all partitions.
@@ -41,7 +43,8 @@ pub struct Table {
     pub key: Vec<String>,
     /// Columns, by their number, of which nobody wants the values: they read as NULL.
     pub unread: Vec<usize>,
-    /// Where the rows are: the table itself, or its partitions, as quoted names with their number of pages.
+    /// Where the rows are: the table itself, or its partitions, as quoted names with their number of pages. Empty where the role may
+    /// not read partitions, although it may read their root.
     pub parts: Vec<(String, i64)>,
 }
 
@@ -162,7 +165,8 @@ pub async fn tables(sql: &Sql, publication: &str, names: &[(String, String)]) ->
                  JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
                  WHERE i.indrelid = c.oid AND i.indisvalid AND k.place <= i.indnkeyatts
                    AND CASE c.relreplident WHEN 'i' THEN i.indisreplident ELSE i.indisprimary END),
-                p.names, p.pages, p.bytes, p.tuples, pg_catalog.current_setting('server_encoding') = 'UTF8'
+                p.names, p.pages, p.bytes, p.tuples, pg_catalog.current_setting('server_encoding') = 'UTF8',
+                pg_catalog.row_security_active(c.oid), p.open
          FROM pg_catalog.pg_publication_tables t
          JOIN pg_catalog.pg_namespace n ON n.nspname = t.schemaname
          JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = t.tablename
@@ -172,7 +176,9 @@ pub async fn tables(sql: &Sql, publication: &str, names: &[(String, String)]) ->
                                          / pg_catalog.current_setting('block_size')::int8 ORDER BY l.oid) AS pages,
                     coalesce(sum(pg_catalog.pg_relation_size(l.oid)), 0)::int8 AS bytes,
                     coalesce(sum(CASE WHEN l.reltuples > 0 THEN l.reltuples::float8
-                                      ELSE pg_catalog.pg_relation_size(l.oid) / 100 END), 0)::int8 AS tuples
+                                      ELSE pg_catalog.pg_relation_size(l.oid) / 100 END), 0)::int8 AS tuples,
+                    bool_and(pg_catalog.has_table_privilege(l.oid, 'SELECT')
+                             AND NOT pg_catalog.row_security_active(l.oid)) AS open
              FROM pg_catalog.pg_class l JOIN pg_catalog.pg_namespace ln ON ln.oid = l.relnamespace
              WHERE l.oid = c.oid AND c.relkind = 'r'
                 OR c.relkind = 'p' AND l.oid IN (SELECT x.relid FROM pg_catalog.pg_partition_tree(c.oid) x WHERE x.isleaf)
@@ -193,12 +199,14 @@ pub async fn tables(sql: &Sql, publication: &str, names: &[(String, String)]) ->
         if !key.iter().all(|name| relation.columns.iter().any(|column| column.name == *name)) {
             key.clear();
         }
-        let parts: Vec<String> = get::<Option<Vec<String>>>(row, 5)?.unwrap_or_default();
+        let open = get::<Option<bool>>(row, 11)?.unwrap_or(false);
+        let parts: Vec<String> = get::<Option<Vec<String>>>(row, 5)?.filter(|_| open).unwrap_or_default();
         let pages: Vec<i64> = get::<Option<Vec<i64>>>(row, 6)?.unwrap_or_default();
         found.push(Table {
             relation,
             partitioned: get(row, 1)?,
             readable: get::<Option<bool>>(row, 2)?.unwrap_or(false),
+            guarded: get::<Option<bool>>(row, 10)?.unwrap_or(false),
             row_filter: get(row, 3)?,
             wanted: None,
             utf8: get(row, 9)?,

@@ -2,8 +2,8 @@
 //! copy ranges of pages ([TID range scans](https://www.postgresql.org/docs/14/release-14.html)).
 //!
 //! A lock that is waited for blocks those that come later, even where they would be compatible. So a reader that found an
-//! ALTER TABLE in front of it would wait for the first connection, which nobody lets go. Readers are used if they get their
-//! locks at once; if none does, the first one reads.
+//! ALTER TABLE in front of it would wait for the first connection, which nobody lets go. Readers are used if they can connect
+//! and get their locks at once; if none does, the first one reads.
 //!
 //! The transaction holds back vacuum and DDL. It ends with the last row that is read, and when nobody has asked for rows for
 //! `limits.snapshot_idle`: a client that stalls, is paused, or grants no credit, cannot hold it open.
@@ -133,6 +133,9 @@ pub(super) async fn start(
     for (number, found) in locked.tables.iter().enumerate() {
         let relation = exporter.numbered(&found.relation);
         let before = jobs.len();
+        if found.parts.is_empty() {
+            jobs.push_back(Job { table: number, relation: relation.clone(), query: found.select(None, &[]) });
+        }
         for (part, pages) in &found.parts {
             for range in ranges(*pages) {
                 let query = found.select(Some(part), &range.into_iter().collect::<Vec<_>>());
@@ -149,9 +152,13 @@ pub(super) async fn start(
     // One keeps up with a limit, and leaves the other cores alone.
     let most = if pacer.limits() { 1 } else { READERS };
     for _ in 0..jobs.len().clamp(1, most) {
-        let mut copier = exporter.copier(&locked.session, &pacer).await?;
-        match copier.run(&begin).await {
-            Ok(_) => readers.push(Reader::Copier(copier)),
+        let opened = async {
+            let mut copier = exporter.copier(&locked.session, &pacer).await?;
+            copier.run(&begin).await.map_err(refused)?;
+            Ok::<_, SnapshotError>(copier)
+        };
+        match opened.await {
+            Ok(copier) => readers.push(Reader::Copier(copier)),
             Err(error) => {
                 tracing::info!(%error, "rows are read over fewer connections");
                 break;

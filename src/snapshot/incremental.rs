@@ -41,7 +41,7 @@ use super::{
     ahead::{Ahead, Order, Read, Shared},
     away,
     encoder::Builder,
-    refused,
+    refused, scan,
     touched::{Seen, Touched},
 };
 use crate::{
@@ -52,11 +52,12 @@ use crate::{
     wire::{rows::ChangeView, token::Progress},
 };
 
-/// How long a mark may take to arrive.
+/// How long a mark may take to arrive while nothing else does.
 const MARK_LAG: Duration = Duration::from_secs(20);
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-/// Failures one after another that are taken for the source's being away; more end the snapshot, to be resumed.
+/// Chunks that fail one after another although the source is there; more end the snapshot, to be resumed. An outage of the
+/// source is no subscriber's error, however long it takes.
 const FAILURES: u32 = 20;
 
 /// A snapshot that is being read.
@@ -143,9 +144,15 @@ impl Placer {
                     self.ahead = None;
                     self.session = None;
                     self.seen = Seen::default();
-                    failures += 1;
-                    let passes = matches!(error.reason, Reason::SourceUnavailable | Reason::SnapshotInterrupted);
-                    if !passes || failures > FAILURES {
+                    let passes = match error.reason {
+                        Reason::SourceUnavailable => true,
+                        Reason::SnapshotInterrupted => {
+                            failures += 1;
+                            failures <= FAILURES
+                        }
+                        _ => false,
+                    };
+                    if !passes {
                         Err(error)
                     } else {
                         tracing::info!(reason = error.reason.as_str(), %error, "a chunk is read again");
@@ -195,8 +202,9 @@ impl Placer {
         let (oid, rows) = (read.relation.oid, OnceLock::new());
         let feed = &*self.order.exporter.feed;
         let touched = Touched { feed, oid, key: &read.key, find: &by_key, rows };
-        let marked = tokio::time::timeout(MARK_LAG, touched.up_to(floor, &mut self.seen, &read.seen, content)).await;
-        let left = marked.map_err(|_| away("a mark of the snapshot has not arrived"))??;
+        let marked = touched.up_to(floor, &mut self.seen, &read.seen, content);
+        let marked = scan::while_it_grows(feed.marks(), MARK_LAG, marked).await;
+        let left = marked.ok_or_else(|| away("a mark of the snapshot has not arrived"))??;
         if let Some(floor) = self.seen.floor() {
             self.reservation = feed.reserve(floor);
         }

@@ -28,9 +28,10 @@ use std::{
 use tokio::time::Instant;
 
 use crate::{
-    feed::{BoxFuture, Feed, Snapshot, SnapshotError, SnapshotMode, SnapshotRequest, Snapshots},
+    failpoint,
+    feed::{BoxFuture, Feed, MARK_PREFIX, Snapshot, SnapshotError, SnapshotMode, SnapshotRequest, Snapshots},
     lsn::Lsn,
-    model::{Column, LineageId, Operation, Relation, RelationId, Visibility},
+    model::{Column, LineageId, Operation, Position, Relation, RelationId, Visibility},
     postgres::{
         self,
         conninfo::ConnectOptions,
@@ -46,7 +47,7 @@ use crate::{
 
 /// Tables that together are larger than this are read incrementally if nobody asks for a mode.
 const LARGE: i64 = 1 << 30;
-/// How long the journal may take to reach a place in the WAL that has been flushed.
+/// How long the journal may take to reach a place in the WAL that has been flushed, where that is waited for.
 const JOURNAL_LAG: Duration = Duration::from_secs(60);
 /// Attempts at locking a set of tables that changes meanwhile.
 const ATTEMPTS: usize = 5;
@@ -91,9 +92,10 @@ impl Exporter {
     }
 
     async fn session_at(&self, connect: &ConnectOptions) -> Result<Session, SnapshotError> {
-        let mut session = Session { sql: copy::connect(connect).await.map_err(refused)?, place: Vec::new() };
-        let sql = &session.sql;
         let lineage = self.feed.lineage().ok_or_else(|| away("the hub has never been connected to its source"))?;
+        let sql = copy::connect(connect).await.map_err(refused)?;
+        let mut session = Session { sql, lineage: lineage.id(), place: Vec::new() };
+        let sql = &session.sql;
         if server::in_recovery(sql).await.map_err(refused)? {
             return Err(away("the server is a standby, whose snapshots do not list what runs on the primary"));
         }
@@ -112,6 +114,7 @@ impl Exporter {
 
     /// A session that only copies rows, on the server that the other one is on.
     async fn copier(&self, session: &Session, pacer: &Pacer) -> Result<Copier, SnapshotError> {
+        failpoint::hit("snapshot_copier");
         let mut copier = Copier::beside(&session.sql, &self.connect).await.map_err(refused)?;
         if pacer.limits() {
             copier.keep_close().map_err(refused)?;
@@ -167,13 +170,26 @@ impl Exporter {
     }
 
     /// Waits until the journal holds everything that was written before `until`.
-    async fn journaled(&self, until: Lsn) -> Result<LineageId, SnapshotError> {
-        let mut marks = self.feed.marks();
-        let reached = tokio::time::timeout(JOURNAL_LAG, marks.wait_for(|marks| marks.tail.lsn >= until)).await;
-        match reached {
-            Ok(Ok(marks)) => Ok(marks.tail.lineage),
-            _ => Err(away(&format!("the journal has not reached {until} within {} s", JOURNAL_LAG.as_secs()))),
+    async fn journaled(&self, until: Lsn) -> Result<(), SnapshotError> {
+        match self.reaches(|tail| tail.lsn >= until).await {
+            true => Ok(()),
+            false => Err(away(&format!("the journal has not reached {until} within {} s", JOURNAL_LAG.as_secs()))),
         }
+    }
+
+    /// Waits until the journal's tail is on this lineage. How far it is behind the source does not matter: it needs not hold
+    /// what the snapshot sees, only what it does not see, and that comes when the stream gets there.
+    async fn follows(&self, lineage: LineageId) -> Result<(), SnapshotError> {
+        match self.reaches(|tail| tail.lineage == lineage).await {
+            true => Ok(()),
+            false => Err(away("what comes from before the failover has not been recovered yet")),
+        }
+    }
+
+    async fn reaches(&self, place: impl Fn(Position) -> bool) -> bool {
+        let mut marks = self.feed.marks();
+        let reached = tokio::time::timeout(JOURNAL_LAG, marks.wait_for(|marks| place(marks.tail))).await;
+        matches!(reached, Ok(Ok(_)))
     }
 
     /// The number of this relation version: the journal's, if it has seen it.
@@ -199,20 +215,26 @@ impl Exporter {
         if let (SnapshotMode::Incremental, Some(table)) = (mode, keyless) {
             return Err(no_key(table));
         }
-        let marker = self.session().await?;
-        table::emit_mark(&marker.sql, crate::feed::MARK_PREFIX, "begin").await.map_err(refused)?;
-        let lineage = self.journaled(locked.until).await?;
-        let start = scan::before(&*self.feed, &locked.seen, locked.until).await?;
-        let reservation = self.feed.reserve(start);
-        if start.lineage != lineage {
-            return Err(interrupted("the source has failed over while the snapshot began"));
-        }
         let mut tables: Vec<&Table> = locked.tables.iter().collect();
         if mode == SnapshotMode::Incremental {
             tables.sort_unstable_by_key(|table| table.relation.oid);
         }
-        let tables = tables.iter().map(|table| (table.relation.qualified_name(), table.estimated_rows)).collect();
-        let handover = Handover { lineage, until: locked.until, seen: locked.seen.clone() };
+        let tables: Vec<_> =
+            tables.iter().map(|table| (table.relation.qualified_name(), table.estimated_rows)).collect();
+        let (seen, until, lineage) = (locked.seen.clone(), locked.until, locked.session.lineage);
+        // Chunks have snapshots of their own: nothing is held open for them meanwhile.
+        let locked = (mode == SnapshotMode::Consistent).then_some(locked);
+        failpoint::hit("snapshot_seen");
+        let marker = self.session().await?;
+        // A commit is seen before it is flushed, if its session does not wait for that. Flushed, it is lost with the server only,
+        // which is a failover for the stream.
+        table::emit_mark(&marker.sql, MARK_PREFIX, "begin").await.map_err(refused)?;
+        self.follows(lineage).await?;
+        let start = scan::before(&*self.feed, &seen, until).await?;
+        let reservation = self.feed.reserve(start);
+        if start.lineage != lineage || marker.lineage != lineage {
+            return Err(interrupted("the source has failed over while the snapshot began"));
+        }
         let mut progress = request.resume.clone().unwrap_or_default();
         let restarted = request.resume.as_ref().is_some_and(|progress| progress.id != 0) && !resumed;
         if !resumed {
@@ -228,21 +250,21 @@ impl Exporter {
         }
         let run = fastrand::u64(1..);
         tracing::info!(
-            id = format!("{:016x}", progress.id), ?mode, tables = locked.tables.len(), resumed, restarted,
-            seen = %locked.seen, until = %locked.until, start = %start, "snapshot begins"
+            id = format!("{:016x}", progress.id), ?mode, tables = tables.len(), resumed, restarted,
+            %seen, %until, %start, "snapshot begins"
         );
-        let rows: Box<dyn crate::feed::Rows> = match mode {
-            SnapshotMode::Consistent => {
+        let rows: Box<dyn crate::feed::Rows> = match locked {
+            Some(locked) => {
                 drop(marker);
                 let pacer = Pacer::new(progress.max_rows_per_second);
                 Box::new(consistent::start(self, locked, reservation, pacer).await?)
             }
-            SnapshotMode::Incremental => {
+            None => {
                 let order = ahead::Order { exporter: self.clone(), selection: request.selection, pause: request.pause };
-                drop(locked);
                 Box::new(incremental::start(order, Some(marker), run, progress.clone(), reservation))
             }
         };
+        let handover = Handover { lineage, until, seen };
         Ok(Snapshot { id: progress.id, mode, tables, restarted, start, handover, progress, run, rows })
     }
 }
@@ -276,6 +298,8 @@ fn default_mode(tables: &[Table]) -> SnapshotMode {
 /// A session that hangs up when it is no longer needed, whatever the server is sending.
 struct Session {
     sql: Sql,
+    /// The journal's that the server was found to be on.
+    lineage: LineageId,
     /// What [`table::PLACE`] gave.
     place: Vec<u8>,
 }
@@ -317,13 +341,17 @@ fn wanted(mut table: Table, selection: &Selection) -> Result<Option<Table>, Snap
     Ok(Some(table))
 }
 
-/// Every table can be read by the role.
+/// Every table can be read by the role, and all of its rows.
 async fn readable(tables: &[Table], sql: &Sql) -> Result<(), SnapshotError> {
-    let Some(table) = tables.iter().find(|table| !table.readable) else { return Ok(()) };
+    let Some(table) = tables.iter().find(|table| !table.readable || table.guarded) else { return Ok(()) };
     let role = sql.one("SELECT pg_catalog.quote_ident(current_user)", &[]).await.map_err(refused)?;
     let role: String = role.try_get(0).map_err(|error| refused(error.into()))?;
-    let (name, grant) = (table.relation.qualified_name(), format!("GRANT SELECT ON {} TO {role}", table.quoted()));
-    let message = format!("the hub's role may not read table {name}: {grant}");
+    let name = table.relation.qualified_name();
+    let (what, grant) = match table.readable {
+        false => ("the hub's role may not read table", format!("GRANT SELECT ON {} TO {role}", table.quoted())),
+        true => ("row security would hide rows from the hub's role in table", format!("ALTER ROLE {role} BYPASSRLS")),
+    };
+    let message = format!("{what} {name}: {grant}");
     Err(SnapshotError::new(Reason::PermissionDenied, message).with("table", name).with("grant", grant))
 }
 

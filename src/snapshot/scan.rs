@@ -1,10 +1,13 @@
 //! What the journal says about transactions that a snapshot does not see.
 
+use std::time::Duration;
+
 use prost::Message;
+use tokio::sync::watch;
 
 use super::{away, interrupted};
 use crate::{
-    feed::{Cursor, Feed, Fetched, SnapshotError, Start},
+    feed::{Cursor, Feed, Fetched, Marks, SnapshotError, Start},
     lsn::Lsn,
     model::{Position, Visibility},
     reason::{Classified, Reason},
@@ -63,37 +66,92 @@ pub(super) async fn next(feed: &dyn Feed, cursor: &mut Cursor) -> Result<std::sy
     }
 }
 
-/// A resume point with every transaction up to it visible in the snapshot; the latest that can be found without much ado.
-/// `until`: where the WAL ended after the snapshot was taken; the journal holds everything before it.
+/// A resume point with every transaction up to it visible in the snapshot: the last one in front of the first transaction in the
+/// journal that is not, or the tail. Looks no further than `until`, where the WAL ended after the snapshot was taken.
+///
+/// An id alone says little of where to look: a transaction that has been open for hours, or prepared, keeps `xmin` where it was when it
+/// began, and that may have left the journal long ago. So what is known of ids only says where the search begins.
 pub(super) async fn before(feed: &dyn Feed, seen: &Visibility, until: Lsn) -> Result<Position, SnapshotError> {
-    let tail = feed.marks().borrow().tail;
-    if let Some(known) = feed.before_xid(seen.xmin)
-        && known.lineage == tail.lineage
-    {
+    let mut tail = feed.marks().borrow().tail;
+    let start = match known_before(feed, seen.xmin).filter(|known| known.lineage == tail.lineage) {
         // What is known may be ahead of what is durable.
-        return Ok(if known.order() > tail.order() { tail } else { known });
-    }
-    tracing::info!(xmin = seen.xmin, "a transaction from before the hub's start is open: searching the journal");
-    let mut cursor = feed.locate(Start::Earliest).await.map_err(unreadable)?;
+        Some(known) if known.order() >= tail.order() => return Ok(tail),
+        Some(known) => Start::After(known),
+        None => {
+            tracing::info!(
+                xmin = seen.xmin,
+                "a transaction is open that is older than what is known: searching the journal"
+            );
+            Start::Earliest
+        }
+    };
+    let mut cursor = feed.locate(start).await.map_err(unreadable)?;
     let mut floor = cursor.after;
     loop {
         if floor.lineage == tail.lineage && floor.lsn >= until {
             return Ok(floor);
         }
+        // Asked for in front of the block: what becomes durable behind it has not been looked at.
+        tail = feed.marks().borrow().tail;
         let fetched = feed.fetch(&mut cursor).await.map_err(unreadable)?;
-        let Fetched::Block(block) = fetched else { return Ok(feed.marks().borrow().tail) };
+        let Fetched::Block(block) = fetched else { return Ok(tail) };
         if block.after.lineage != tail.lineage {
             floor = block.up_to;
             continue;
         }
+        if floor.lineage != tail.lineage {
+            floor = block.after;
+        }
         for span in &index(&block)?.spans {
-            if xid(&block, span)?.is_some_and(|xid| xid >= seen.xmin) {
-                if floor.lineage != tail.lineage {
-                    return Err(interrupted("a transaction from before the failover is still open"));
-                }
+            if xid(&block, span)?.is_some_and(|xid| !seen.sees(xid)) {
                 return Ok(floor);
             }
             floor = span.ending.position().unwrap_or(floor);
         }
+    }
+}
+
+/// A resume point at or before which no transaction has an id of `xid` or more, if one is known and what comes behind it is
+/// retained.
+pub(super) fn known_before(feed: &dyn Feed, xid: u64) -> Option<Position> {
+    feed.before_xid(xid).filter(|known| !feed.window().is_behind(*known))
+}
+
+/// Waits for what only the journal can bring, for as long as it grows at all; `None`: it has not for so long. A hub that was away
+/// for an hour has an hour's WAL to read first, and that is no failure.
+pub(super) async fn while_it_grows<T>(
+    marks: watch::Receiver<Marks>,
+    patience: Duration,
+    what: impl Future<Output = T>,
+) -> Option<T> {
+    let mut what = std::pin::pin!(what);
+    loop {
+        let before = *marks.borrow();
+        if let Ok(done) = tokio::time::timeout(patience, &mut what).await {
+            return Some(done);
+        }
+        if *marks.borrow() == before {
+            return None;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each mark takes longer than patience would allow a journal that stands still.
+    #[tokio::test]
+    async fn what_takes_long_is_waited_for_while_the_journal_grows() {
+        let patience = Duration::from_millis(300);
+        let (marks, reader) = watch::channel(Marks::default());
+        let grows = async {
+            for next_block in 1..=100 {
+                tokio::time::sleep(patience / 10).await;
+                marks.send_replace(Marks { next_block, ..Marks::default() });
+            }
+        };
+        assert_eq!(while_it_grows(reader.clone(), patience, grows).await, Some(()), "ten times its patience");
+        assert_eq!(while_it_grows(reader, patience, std::future::pending::<()>()).await, None);
     }
 }

@@ -58,10 +58,11 @@ impl Exporter {
         }
     }
 
-    /// Whether every transaction that is open now began after the hub's connection.
+    /// Whether every transaction that is open now began after the hub's connection, and whatever has committed since the oldest did
+    /// is still in the journal.
     async fn knows_older(&self, sql: &Sql) -> Result<bool, SnapshotError> {
         let seen = server::current_snapshot(sql).await.map_err(refused)?;
-        Ok(self.feed.before_xid(seen.xmin).is_some())
+        Ok(scan::known_before(&*self.feed, seen.xmin).is_some())
     }
 
     /// The low halves of the ids of all transactions in the journal.

@@ -35,6 +35,7 @@ mod security;
 mod snapshot;
 mod snapshot_backfill;
 mod snapshot_breaks;
+mod snapshot_states;
 mod snapshot_tables;
 mod storage;
 mod streaming;

@@ -9,6 +9,7 @@ use walcast::wire::pb::{
 use crate::harness::{
     Stage,
     client::Request,
+    eventually,
     history::StreamLog,
     parsed::{Cell, Parsed, Unit},
     stage,
@@ -16,13 +17,13 @@ use crate::harness::{
     validators::{self, Replica},
 };
 
-async fn backfill(stage: &Stage, request: pb::BackfillRequest) -> Result<String, tonic::Status> {
+pub async fn backfill(stage: &Stage, request: pb::BackfillRequest) -> Result<String, tonic::Status> {
     let url = format!("http://127.0.0.1:{}", stage.hub.grpc_port());
     let mut client = ChangeStreamServiceClient::connect(url).await.expect("the hub");
     client.backfill(request).await.map(|response| response.into_inner().snapshot_id)
 }
 
-fn order(action: BackfillAction) -> pb::BackfillRequest {
+pub fn order(action: BackfillAction) -> pb::BackfillRequest {
     pb::BackfillRequest { subscriber: "sub".into(), action: action as i32, ..Default::default() }
 }
 
@@ -50,7 +51,16 @@ async fn a_running_stream_takes_rows_of_some_tables() {
     let mut stream = stage.client().subscribe(&Request::named("sub").latest()).await;
     stream.until("opened", |log| log.opened().is_some()).await;
     stage.db.run("UPDATE items SET name = 'y' WHERE id = 7").await;
-    let filter = pb::Filter { tables: vec!["public.items".into()], r#where: "id <= 2000".into(), ..Default::default() };
+    // Rows are read and not changed: the replica identity need not tell of the columns.
+    let filter = |predicate: &str| pb::Filter {
+        tables: vec!["public.items".into()],
+        r#where: predicate.into(),
+        ..Default::default()
+    };
+    let unknown = pb::BackfillRequest { filter: Some(filter("nothing = 1")), ..order(BackfillAction::Start) };
+    let unknown = backfill(&stage, unknown).await.expect_err("no such column");
+    assert!(unknown.code() == tonic::Code::InvalidArgument && unknown.message().contains("nothing"), "{unknown:?}");
+    let filter = filter("id <= 2000 AND name IN ('x', 'y', 'z')");
     let options = pb::SnapshotOptions { max_rows_per_second: 2000, ..Default::default() };
     let start = pb::BackfillRequest { filter: Some(filter), options: Some(options), ..order(BackfillAction::Start) };
     let id = backfill(&stage, start.clone()).await.expect("a backfill");
@@ -213,6 +223,36 @@ async fn the_command_copies_tables_into_files() {
     let (code, text) = run(&["public.nothing", "--to", "n.csv"]);
     assert_eq!(code, Some(1));
     assert!(text.contains("TABLE_NOT_PUBLISHED"), "{text}");
+    // No replica identity has to tell of a column by which rows alone are chosen.
+    assert_eq!(run(&["public.items", "--where", "name = 'x'", "--to", "x.csv"]), (Some(0), String::new()), "quiet");
+    assert_eq!(read("x.csv").lines().count(), 3001);
+}
+
+/// On a terminal a bar tells how many rows, how fast, and how long it will take. Interrupted, it leaves nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_command_tells_a_terminal_how_it_goes() {
+    let stage = stage().sql(ROWS).sql("ANALYZE items").start().await;
+    let url = format!("http://127.0.0.1:{}", stage.hub.grpc_port());
+    let walcast = env!("CARGO_BIN_EXE_walcast");
+    let command = format!("{walcast} snapshot public.items --to items.csv --max-rows-per-second 1500 --hub {url}");
+    let on_terminal = |command: &str| {
+        let mut script = Command::new("script");
+        script.args(["-q", "-e", "-f", "-c", command, "/dev/null"]).current_dir(stage.hub.dir());
+        script.env("TERM", "xterm").env("COLUMNS", "120").stdin(std::process::Stdio::null());
+        script
+    };
+    let output = on_terminal(&command).output().expect("script");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{text}");
+    // Half of it: "1,536 of about 3,000 rows  1,480 per second  1 second left".
+    let number = |text: &str| text.replace(',', "").parse::<u64>().unwrap_or_default();
+    let told = text.split("of about 3,000 rows  ").skip(1).filter_map(|rest| rest.split_once(" per second  "));
+    let told: Vec<(u64, &str)> = told.map(|(rate, rest)| (number(rate), rest.split(" left").next().unwrap())).collect();
+    assert!(told.iter().any(|(_, left)| *left == "1 second"), "{told:?}");
+    let last = told.last().expect("a bar").0;
+    assert!((100..=1700).contains(&last), "{last} rows per second at a limit of 1500: {told:?}");
+    assert!(text.contains("3,000 rows of 1 table in "), "{text}");
+    assert_eq!(std::fs::read_to_string(stage.hub.dir().join("items.csv")).expect("items.csv").lines().count(), 3001);
 }
 
 const KINDS: &str = "CREATE TABLE kinds (
@@ -286,4 +326,16 @@ async fn a_parquet_file_holds_what_the_table_holds() {
     assert_eq!(code, Some(1));
     assert!(message.contains("infinity in column \"at\" (timestamptz)"), "{message}");
     assert!(!stage.hub.dir().join("again.parquet.part").exists());
+
+    let mut slow = Command::new(env!("CARGO_BIN_EXE_walcast"));
+    slow.args(["snapshot", "public.items", "--to", "slow.csv", "--max-rows-per-second", "100", "--hub", &url]);
+    let slow = slow.current_dir(stage.hub.dir()).stderr(std::process::Stdio::piped()).spawn().expect("walcast");
+    let part = stage.hub.dir().join("slow.csv.part");
+    eventually(Duration::from_secs(30), || async { if part.exists() { Ok(()) } else { Err("no file yet") } }).await;
+    let pid = rustix::process::Pid::from_raw(slow.id() as i32).expect("a pid");
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("interrupted");
+    let output = slow.wait_with_output().expect("walcast");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("interrupted: slow.csv was not written"), "{output:?}");
+    assert!(!part.exists() && !stage.hub.dir().join("slow.csv").exists());
 }

@@ -22,22 +22,22 @@ use crate::harness::{
 const ITEMS: &str = "CREATE TABLE items (id int PRIMARY KEY, name text);
     INSERT INTO items SELECT n, 'old' FROM generate_series(1, 20000) n";
 
-fn slowly(mode: SnapshotMode, max_rows_per_second: u32) -> Request {
+pub fn slowly(mode: SnapshotMode, max_rows_per_second: u32) -> Request {
     let options = pb::SnapshotOptions { mode: mode as i32, max_rows_per_second };
     let mut request = Request::new().progress_every(Duration::from_millis(50));
     request.0.start = Some(pb::Start { at: Some(pb::start::At::Snapshot(options)) });
     request
 }
 
-fn ended(log: &StreamLog) -> bool {
+pub fn ended(log: &StreamLog) -> bool {
     log.kinds().any(|kind| matches!(kind, Kind::SnapshotEnd(_)))
 }
 
-fn rows(log: &StreamLog) -> usize {
+pub fn rows(log: &StreamLog) -> usize {
     log.kinds().filter(|kind| matches!(kind, Kind::Change(change) if change.operation() == pb::Operation::Read)).count()
 }
 
-fn begun(log: &StreamLog) -> Option<&pb::SnapshotBegin> {
+pub fn begun(log: &StreamLog) -> Option<&pb::SnapshotBegin> {
     log.kinds().find_map(|kind| match kind {
         Kind::SnapshotBegin(begin) => Some(begin),
         _ => None,
@@ -45,7 +45,7 @@ fn begun(log: &StreamLog) -> Option<&pb::SnapshotBegin> {
 }
 
 /// `id` of every READ row, ascending, without repetition.
-fn ids(parsed: &Parsed<'_>) -> Vec<i64> {
+pub fn ids(parsed: &Parsed<'_>) -> Vec<i64> {
     let id = |unit: &Unit| match unit {
         Unit::Read { item, .. } => match item.what.get("id") {
             Some(Cell::Int(id)) => Some(*id),
@@ -59,7 +59,7 @@ fn ids(parsed: &Parsed<'_>) -> Vec<i64> {
     ids
 }
 
-async fn makes(history: &History, db: &Db, tables: &[&str], incremental: bool) {
+pub async fn makes(history: &History, db: &Db, tables: &[&str], incremental: bool) {
     let mut replica = Replica::default();
     replica.incremental = incremental;
     held(history, replica.apply(&held(history, Parsed::of(history))));
@@ -180,7 +180,7 @@ async fn tables_do_not_change_under_a_consistent_snapshot() {
     assert_eq!(inserted, [Some(Cell::Int(1))]);
 }
 
-async fn waits(db: &Db, condition: &str) {
+pub async fn waits(db: &Db, condition: &str) {
     let sql = format!("SELECT count(*) FROM pg_stat_activity WHERE {condition}");
     eventually(Duration::from_secs(30), || async {
         match db.number(&sql).await {
@@ -336,11 +336,12 @@ async fn beyond_the_cap_an_incremental_snapshot_ends_with_an_error() {
 /// DDL waits behind the locks of the session that took the snapshot, and whoever comes later waits behind the DDL.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rows_are_read_although_a_change_of_the_table_waits() {
-    let stage = stage().sql(ITEMS).start().await;
-    let walsender = stage.db.number("SELECT active_pid FROM pg_replication_slots WHERE slot_name = 'walcast'").await;
-    let walsender = rustix::process::Pid::from_raw(walsender as i32).expect("a pid");
+    let mut stage = stage().sql(ITEMS).start().await;
     // Holds the snapshot up between its locks and its rows.
-    rustix::process::kill_process(walsender, rustix::process::Signal::STOP).expect("stopped");
+    stage.hub.kill9();
+    let release = stage.hub.hold("snapshot_seen=hold@1");
+    stage.hub.start().await;
+    stage.streaming().await;
     let client = stage.client();
     let rows_of = tokio::spawn(async move {
         let mut stream = client.subscribe(&slowly(SnapshotMode::Consistent, 0)).await;
@@ -356,7 +357,7 @@ async fn rows_are_read_although_a_change_of_the_table_waits() {
     let other = stage.cluster.connect().await;
     let altered = tokio::spawn(async move { other.run("ALTER TABLE items ADD COLUMN extra int").await });
     waits(&stage.db, &lock("AccessExclusiveLock", "NOT granted")).await;
-    rustix::process::kill_process(walsender, rustix::process::Signal::CONT).expect("continued");
+    std::fs::write(&release, "").expect("a file");
     let stream = rows_of.await.expect("the rows");
     altered.await.expect("altered");
     let history = stream.close();

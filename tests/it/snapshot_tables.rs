@@ -185,22 +185,36 @@ async fn tables_without_keys_rows_or_storage_of_their_own() {
 async fn what_cannot_be_read_is_refused_by_name() {
     let mut stage = stage()
         .sql("CREATE TABLE open (id int PRIMARY KEY); CREATE TABLE secret (id int PRIMARY KEY); CREATE VIEW seen AS SELECT * FROM open")
-        .sql("CREATE ROLE hub LOGIN REPLICATION PASSWORD 'p'; GRANT SELECT ON open TO hub; GRANT pg_monitor TO hub")
+        .sql("CREATE TABLE guarded (id int PRIMARY KEY); ALTER TABLE guarded ENABLE ROW LEVEL SECURITY")
+        .sql("CREATE TABLE root (id int PRIMARY KEY) PARTITION BY RANGE (id); CREATE TABLE leaf PARTITION OF root DEFAULT")
+        .sql("INSERT INTO root VALUES (1), (2); CREATE MATERIALIZED VIEW kept AS SELECT 1 AS id")
+        .sql("CREATE ROLE hub LOGIN REPLICATION PASSWORD 'p'; GRANT SELECT ON open, guarded, root TO hub; GRANT pg_monitor TO hub")
+        .publication("CREATE PUBLICATION walcast FOR ALL TABLES WITH (publish_via_partition_root)")
         .prepare()
         .await;
     stage.hub = Hub::new(&stage.cluster.dsn().replace("user=postgres", "user=hub password=p"));
     stage.hub.start().await;
     stage.streaming().await;
+    let unguarded = Request::new().filter(|filter| filter.exclude_tables = vec!["public.guarded".into()]);
     for mode in [SnapshotMode::Consistent, SnapshotMode::Incremental] {
         let refused =
-            stage.client().subscribe(&Request::new().snapshot(mode)).await.fails_with("PERMISSION_DENIED").await;
+            stage.client().subscribe(&unguarded.clone().snapshot(mode)).await.fails_with("PERMISSION_DENIED").await;
         assert_eq!(refused.metadata["table"], "public.secret");
         assert_eq!(refused.metadata["grant"], "GRANT SELECT ON \"public\".\"secret\" TO hub");
         stage.collect(Request::new().snapshot(mode).tables(&["public.open"])).await;
+        // What may be read through the root needs no right to what it consists of.
+        let history = stage.collect(Request::new().snapshot(mode).tables(&["public.root"])).await;
+        assert_eq!(ids(rows(&held(&history, validators::formal(&history))).into_iter()), [1, 2], "{mode:?}");
+        let guarded = Request::new().snapshot(mode).tables(&["public.guarded"]);
+        let refused = stage.client().subscribe(&guarded).await.fails_with("PERMISSION_DENIED").await;
+        assert_eq!(refused.metadata["table"], "public.guarded", "{refused:?}");
+        assert_eq!(refused.metadata["grant"], "ALTER ROLE hub BYPASSRLS", "{refused:?}");
+        for (name, kind) in [("public.seen", "is a view"), ("public.kept", "is a materialized view")] {
+            let view = Request::new().snapshot(mode).tables(&[name]);
+            let refused = stage.client().subscribe(&view).await.fails_with("SNAPSHOT_IMPOSSIBLE").await;
+            assert!(refused.message.contains(kind), "{}", refused.message);
+        }
     }
-    let view = Request::new().snapshot(SnapshotMode::Consistent).tables(&["public.seen"]);
-    let refused = stage.client().subscribe(&view).await.fails_with("SNAPSHOT_IMPOSSIBLE").await;
-    assert!(refused.message.contains("is a view"), "{}", refused.message);
 }
 
 /// What arrives while rows are read costs no memory, whatever the size of the table.

@@ -83,6 +83,15 @@ impl Hub {
         self.env("WALCAST_FAILPOINTS", spec);
     }
 
+    /// The same for a place that is held, until the file exists whose name is returned. That it holds, a file with `.held` behind
+    /// that name tells.
+    pub fn hold(&mut self, spec: &str) -> PathBuf {
+        let release = self.dir.join("release");
+        self.failpoints(spec);
+        self.env("WALCAST_FAILPOINT_RELEASE", &release.display().to_string());
+        release
+    }
+
     /// Uses another hub's data directory.
     pub fn in_data_dir(&mut self, dir: &Path) {
         self.data_dir = dir.to_owned();

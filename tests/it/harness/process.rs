@@ -48,7 +48,10 @@ pub enum Account {
     Server,
 }
 
-/// A command that gets `death` when the test process ends.
+/// A command that gets `death` when the test process ends. It has a session of its own, as a service manager gives it:
+/// PostgreSQL makes one for each backend, and where the kernel shares the cores between
+/// [sessions](https://man7.org/linux/man-pages/man7/sched.7.html) first, all that one terminal has started would have
+/// to do with the share of one backend.
 pub fn command(program: &Path, account: Account, death: &str) -> Command {
     if !tool_exists("setpriv") {
         assert!(
@@ -57,8 +60,8 @@ pub fn command(program: &Path, account: Account, death: &str) -> Command {
         );
         return Command::new(program);
     }
-    let mut command = Command::new("setpriv");
-    command.arg("--pdeathsig").arg(death);
+    let mut command = Command::new("setsid");
+    command.arg("setpriv").arg("--pdeathsig").arg(death);
     if account == Account::Server && is_root() {
         let (user, uid, gid) = server_account();
         command.arg(format!("--reuid={uid}")).arg(format!("--regid={gid}")).arg("--clear-groups");

@@ -1,8 +1,8 @@
-//! A man in the middle between the hub and PostgreSQL, who spoils one message of the replication stream.
+//! Men in the middle between the hub and PostgreSQL: one spoils a message of the replication stream, one leads to another server.
 
 use std::sync::{
     Arc,
-    atomic::{AtomicBool, Ordering},
+    atomic::{AtomicBool, AtomicU16, Ordering},
 };
 
 use tokio::{
@@ -69,5 +69,41 @@ async fn answers(
         to.write_u8(kind).await?;
         to.write_u32(length).await?;
         to.write_all(&body).await?;
+    }
+}
+
+/// An address that may come to mean another server, as with a floating IP or a pooler. Connections stay where they are.
+pub struct Address {
+    pub port: u16,
+    server: Arc<AtomicU16>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Address {
+    pub async fn of(server: u16) -> Address {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let port = listener.local_addr().expect("address").port();
+        let server = Arc::new(AtomicU16::new(server));
+        let present = server.clone();
+        let task = tokio::spawn(async move {
+            while let Ok((mut client, _)) = listener.accept().await {
+                let Ok(mut server) = TcpStream::connect(("127.0.0.1", present.load(Ordering::SeqCst))).await else {
+                    continue;
+                };
+                tokio::spawn(async move { tokio::io::copy_bidirectional(&mut client, &mut server).await });
+            }
+        });
+        Address { port, server, task }
+    }
+
+    /// Whoever connects from now on reaches this one.
+    pub fn leads_to(&self, server: u16) {
+        self.server.store(server, Ordering::SeqCst);
+    }
+}
+
+impl Drop for Address {
+    fn drop(&mut self) {
+        self.task.abort();
     }
 }
