@@ -28,11 +28,12 @@ names! {
     gauge JOURNAL_DISK_FULL = "walcast_journal_disk_full", "1 while the journal waits for disk space.";
     gauge SLOT_RETAINED_BYTES = "walcast_slot_retained_bytes", "WAL that the slot holds back on the source.";
     gauge SLOT_CONFIRMED_LSN = "walcast_slot_confirmed_flush_lsn", "confirmed_flush_lsn of the slot, as a number.";
-    gauge STANDBY_SLOT_READY = "walcast_standby_slot_ready", "1 if this standby could take over with the slot, else 0; NaN once it is the primary.";
+    gauge STANDBY_SLOT_READY = "walcast_standby_slot_ready", "1 if this standby could take over with the slot, else 0; gone once it is the primary.";
     gauge SOURCE_CONNECTED = "walcast_source_connected", "1 while the slot streams.";
     gauge SOURCE_ALARMS = "walcast_source_alarms", "Alarms about the source, such as tables that a failover would lose; `walcast status` names them.";
     counter SOURCE_RECONNECTS = "walcast_source_reconnects_total", "Connections to the source that ended.";
     gauge SOURCE_UNDECODABLE = "walcast_source_undecodable", "1 while a message of the source that cannot be decoded keeps it stopped: alert on it.";
+    counter SLOT_DECODE_FAILURES = "walcast_slot_decode_failures_total", "Streams that the server ended because it could not decode the slot.";
     counter SOURCE_TRANSACTIONS = "walcast_source_transactions_total", "Transactions received from the source.";
     counter SOURCE_BYTES = "walcast_source_bytes_total", "Bytes of pgoutput received from the source.";
     gauge SUBSCRIBER_LAG_BYTES = "walcast_subscriber_lag_bytes", "WAL bytes between a named subscriber's checkpoint and the journal's tail.";
@@ -47,6 +48,11 @@ names! {
 /// Adds to a counter without labels.
 pub fn add(name: &'static str, n: u64) {
     counter!(name).increment(n);
+}
+
+/// Takes a gauge that belongs to nothing any more off the page. The recorder cannot forget a series, so its value says so.
+pub fn retire(gauge: &metrics::Gauge) {
+    gauge.set(f64::NAN);
 }
 
 /// Sets a gauge without labels.

@@ -35,6 +35,7 @@ use crate::{
     model::{Position, Provenance},
     postgres::{
         self,
+        catalog::Making,
         conninfo::ConnectOptions,
         logtables::{self, Look, Unprotected, blockers, read::Reader},
         publication::Publication,
@@ -169,7 +170,14 @@ impl Recovery<'_> {
         };
         slot::drop(self.sql, self.slot).await?;
         failpoint::hit("recovery_slot_dropped");
-        let created = self.create_slot(horizon, &mut so_far, replication, sink).await?;
+        let mut making = Making::new(self.sql).await?;
+        let created = loop {
+            let created = self.create_slot(horizon, &mut so_far, replication, sink).await?;
+            if making.may_keep(self.slot).await? {
+                break created;
+            }
+            slot::drop(self.sql, self.slot).await?;
+        };
         failpoint::hit("recovery_slot_created");
         let (point, snapshot) = (created.consistent_point, created.snapshot.unwrap_or_default());
         let reader = if failpoint::planted("ignore_snapshot") {

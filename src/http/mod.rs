@@ -95,7 +95,16 @@ fn router(pages: Pages) -> Router {
 
 async fn metrics(State(pages): State<Pages>) -> impl IntoResponse {
     (pages.refresh)();
-    ([(header::CONTENT_TYPE, METRICS_TYPE)], pages.metrics.render())
+    ([(header::CONTENT_TYPE, METRICS_TYPE)], without_retired(pages.metrics.render()))
+}
+
+/// Gauges that are NaN belong to nothing any more (`crate::metrics::retire`): shown, they would make every sum over them NaN, and an
+/// alert on that sum silent.
+fn without_retired(page: String) -> String {
+    if !page.contains(" NaN\n") {
+        return page;
+    }
+    page.split_inclusive('\n').filter(|line| line.starts_with('#') || !line.ends_with(" NaN\n")).collect()
 }
 
 async fn ready(State(pages): State<Pages>) -> impl IntoResponse {

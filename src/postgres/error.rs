@@ -157,6 +157,16 @@ impl Error {
         }
     }
 
+    /// Whether the server fails in decoding a slot, or where its WAL or a file of it is damaged or gone: an internal error in
+    /// answer to a replication command. It may pass.
+    pub fn cannot_decode(&self) -> bool {
+        match self {
+            Error::Server { phase: Phase::Streaming, notice } => class(&notice.code) == "XX" || notice.code == "58P01",
+            Error::Server { phase: Phase::Command, notice } => class(&notice.code) == "XX",
+            _ => false,
+        }
+    }
+
     /// What an operator can do.
     pub fn hint(&self) -> Option<String> {
         let text = match self {
@@ -230,6 +240,10 @@ fn server_hint(phase: Phase, notice: &Notice) -> Option<String> {
             "The publication does not exist at this point of the WAL: CREATE PUBLICATION, then see the README on gaps."
         }
         ("58P01", Phase::Streaming) => "WAL that the slot needs is gone: max_slot_wal_keep_size was exceeded.",
+        (code, Phase::Streaming) if class(code) == "XX" => {
+            "The server cannot decode its WAL here. If that does not pass the slot counts as lost: see \"a slot that cannot be \
+             decoded\" in docs/failover.md."
+        }
         ("42710", _) => "It exists already.",
         _ => return notice.hint.clone(),
     };

@@ -10,6 +10,7 @@
 //! only of the last commit; and PostgreSQL 18 tells in a
 //! notice what was an error before: that the publication is gone.
 
+pub mod catalog;
 mod connect;
 pub mod conninfo;
 pub mod copier;

@@ -16,6 +16,7 @@ mod recover;
 mod slots;
 mod standbys;
 mod state;
+mod undecodable;
 mod watch;
 
 use std::{path::PathBuf, time::Duration};
@@ -141,7 +142,8 @@ pub async fn run(
     let (mut keeper, gate) = gate::gate(&options.gate);
     let mut ingest = ingest.behind(gate);
     let mut pause = FIRST_PAUSE;
-    let mut carried = Carried { fresh, skipped: false, stuck: None, untrusted: None };
+    let failures = undecodable::Failures::default();
+    let mut carried = Carried { fresh, skipped: false, stuck: None, untrusted: None, failures };
     metrics::set(metrics::SOURCE_UNDECODABLE, 0.0);
     while !drain.started() {
         let begun = state.streams_begun();
@@ -157,7 +159,7 @@ pub async fn run(
         carried.skipped |= matches!(error, Error::Ingest(_)) && reason == Reason::PublicationMissing;
         state.away(&format!("{}: {told}", reason.as_str()));
         metrics::add(metrics::SOURCE_RECONNECTS, 1);
-        if state.streams_begun() > begun {
+        if state.streams_begun() > begun && !carried.failures.repeated() {
             pause = FIRST_PAUSE;
         }
         if let Error::Untrusted(why) = &error {
@@ -205,6 +207,8 @@ struct Carried {
     stuck: Option<Lsn>,
     /// Why the slot's stream would leave something out, found out by beginning it.
     untrusted: Option<String>,
+    /// How often the server could not decode the slot.
+    failures: undecodable::Failures,
 }
 
 /// One connection, from the first packet to its end.
@@ -218,6 +222,7 @@ async fn stream_once(
     drain: &Drain,
 ) -> Result<(), Error> {
     ingest.settle().await?;
+    carried.failures.count(ingest.complete());
     let mut reached = tokio::select! {
         () = drain.wait() => return Ok(()),
         reached = reach::reach(options, journal) => reached?,
@@ -234,8 +239,11 @@ async fn stream_once(
         if let Some(keeper) = &keeper {
             keeper.close();
         }
-        let stream = reached.replication.start(&options.slot, prepared.start, &options.publication).await?;
-        let stream = prepared.examined(stream, &sql, &options.slot).await?;
+        let stream = async {
+            let stream = reached.replication.start(&options.slot, prepared.start, &options.publication).await?;
+            prepared.examined(stream, &sql, &options.slot).await
+        };
+        let stream = stream.await.inspect_err(|error| carried.failures.note(error))?;
         Ok((stream, prepared))
     };
     let opened = tokio::select! {
@@ -247,7 +255,17 @@ async fn stream_once(
         Err(error) => return Err(prepare::explain(options, &sql, error).await),
     };
     tracing::info!(slot = options.slot, start = %prepared.start, "streaming");
-    state.streams();
+    let proven = async {
+        if let Some(stuck) = carried.failures.given_up() {
+            // What does not come further than the last time does not count as streaming.
+            let mut complete = journal.complete();
+            if complete.wait_for(|complete| *complete != stuck).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+        state.streams();
+        std::future::pending().await
+    };
     let guard = guard::Guard::new(journal.clone(), ingest.desk());
     let (publication_oid, stuck) = (prepared.publication_oid, carried.stuck);
     let watched = watch::Watch { sql: &sql, options, publication_oid, state, journal, stuck };
@@ -262,7 +280,11 @@ async fn stream_once(
         error = watched.run(guard) => Err(error),
         error = watched.look_around() => Err(error),
         error = gate => Err(error),
+        error = proven => Err(error),
     };
+    if let Err(error) = &ended {
+        carried.failures.note(error);
+    }
     if ended.is_ok() {
         stream.stop().await?;
     }

@@ -138,6 +138,11 @@ pub(super) async fn prepare(
         decision = Decision::Broken(Broken::Untrusted(why));
     }
     if let Decision::Stream(_) = decision
+        && let Some((from, error)) = carried.failures.verdict()
+    {
+        decision = Decision::Broken(Broken::Undecodable { from, error });
+    }
+    if let Decision::Stream(_) = decision
         && ingest.polled()
     {
         decision = Decision::Broken(Broken::Polled);

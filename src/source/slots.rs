@@ -12,6 +12,7 @@ use crate::{
     lsn::Lsn,
     model::Lineage,
     postgres::{
+        catalog::Making,
         publication::Publication,
         replication::Replication,
         server,
@@ -43,6 +44,13 @@ pub(super) enum Broken {
     Invalidated(String),
     /// It was acknowledged up to here by somebody else.
     Ahead(Lsn),
+    /// The server fails to decode it from here on, again and again; how.
+    Undecodable {
+        /// Where the journal ends.
+        from: Lsn,
+        /// What the server says.
+        error: String,
+    },
     /// Its stream would leave something out; why.
     Untrusted(String),
     /// The journal ends with transactions that were polled from the log tables: others may have committed before.
@@ -57,6 +65,7 @@ impl std::fmt::Display for Broken {
             Broken::Missing => f.write_str("does not exist"),
             Broken::Invalidated(why) => write!(f, "was invalidated ({why})"),
             Broken::Ahead(confirmed) => write!(f, "was acknowledged up to {confirmed} elsewhere"),
+            Broken::Undecodable { from, error } => write!(f, "cannot be decoded from {from} on ({error})"),
             Broken::Untrusted(why) => f.write_str(why),
             Broken::Polled => f.write_str("was replaced while the log tables were polled, and that has not ended"),
             Broken::Skips(_) => f.write_str("covers WAL for which the publication does not exist"),
@@ -142,16 +151,22 @@ pub(super) async fn mend(mut mending: Mending<'_>, broken: &Broken) -> Result<Ls
 async fn skip(mending: Mending<'_>, broken: &Broken, unrecovered: &str) -> Result<Lsn, Error> {
     let Mending { options, ingest, sql, replication, state, lineage, rebase, .. } = mending;
     let from = restart_lsn(ingest.complete());
-    if !rebase && options.on_slot_lost == OnSlotLost::Stop {
+    // What an operator may repair is not dropped on the strength of an error message.
+    let kept = matches!(broken, Broken::Undecodable { .. });
+    if !rebase && (options.on_slot_lost == OnSlotLost::Stop || kept) {
         let to = match broken {
             Broken::Ahead(confirmed) => *confirmed,
-            Broken::Missing | Broken::Invalidated(_) | Broken::Untrusted(_) | Broken::Polled | Broken::Skips(_) => {
-                server::wal_positions(sql).await?.insert
+            _ => server::wal_positions(sql).await?.insert,
+        };
+        let first = match kept {
+            true => {
+                "Repair what the server complains of: the slot is kept and tried again. Or drop it (walcast slot drop) and"
             }
+            false => "Restore the slot, or",
         };
         let message = format!(
             "slot {:?} {broken}, and the journal ends at {from}: what was committed from {from} to {to} would be missing. \
-             Restore the slot, or go on behind the gap with source.on_slot_lost = \"continue\", or start over with a new \
+             {first} go on behind the gap with source.on_slot_lost = \"continue\", or start over with a new \
              --data-dir. The log tables cannot help: {unrecovered}",
             options.slot
         );
@@ -160,7 +175,7 @@ async fn skip(mending: Mending<'_>, broken: &Broken, unrecovered: &str) -> Resul
     }
     let up_to = match broken {
         Broken::Ahead(confirmed) => *confirmed,
-        Broken::Missing | Broken::Invalidated(_) | Broken::Untrusted(_) | Broken::Polled | Broken::Skips(_) => {
+        _ => {
             if let Broken::Invalidated(_) | Broken::Untrusted(_) | Broken::Polled = broken {
                 slot::drop(sql, &options.slot).await?;
             }
@@ -181,13 +196,15 @@ async fn skip(mending: Mending<'_>, broken: &Broken, unrecovered: &str) -> Resul
 /// Makes the slot; its consistent point.
 pub(super) async fn create(options: &Options, sql: &Sql, replication: &mut Replication) -> Result<Lsn, Error> {
     orphan::note(options, replication).await?;
-    match replication.create_slot(&options.slot, options.failover_slot).await {
-        Ok(created) => {
-            let (point, failover) = (created.consistent_point, options.failover_slot && sql.version() >= 170_000);
+    let mut making = Making::new(sql).await?;
+    loop {
+        let point = replication.create_slot(&options.slot, options.failover_slot).await?.consistent_point;
+        if making.may_keep(&options.slot).await? {
+            let failover = options.failover_slot && sql.version() >= 170_000;
             tracing::info!(slot = options.slot, consistent_point = %point, failover, "created the slot");
-            Ok(point)
+            return Ok(point);
         }
-        Err(error) => Err(error.into()),
+        slot::drop(sql, &options.slot).await?;
     }
 }
 

@@ -30,7 +30,7 @@ impl Watch<'_> {
         }
         // One that was looked at before its promotion is no standby any more, and not one that is not ready either.
         if self.state.status().standbys.iter().any(|standby| standby.server == here.to_string()) {
-            ::metrics::gauge!(metrics::STANDBY_SLOT_READY, "standby" => here.to_string()).set(f64::NAN);
+            metrics::retire(&::metrics::gauge!(metrics::STANDBY_SLOT_READY, "standby" => here.to_string()));
         }
         loop {
             let mut standbys = Vec::new();

@@ -14,6 +14,7 @@ use crate::{
         Cluster, Db,
         client::Request,
         command::walcast,
+        eventually,
         follower::{Follower, Resume},
         history::lsn,
         pair::{self, Pair, Slots, crossed, kept, retracted},
@@ -170,9 +171,14 @@ async fn a_primary_that_was_overtaken_is_left() {
     let mut live = pair.client().subscribe(&Request::new().earliest()).await;
     live.until("the common part", |log| log.commits() == 1).await;
     pair.caught_up().await;
+    let (old, new) = (pair.primary.port(), pair.standby.port());
+    shown(&pair, &[new]).await;
     pair.standby.promote().await;
     pair.standby.connect().await.run("INSERT INTO t VALUES (2, 'new')").await;
     live.until("the new part", |log| log.commits() == 2).await;
+    // The new primary is no standby any more, ready or not.
+    shown(&pair, &[old]).await;
+    assert_eq!(pair.hub.metric("walcast_standby_slot_ready").await, 0.0, "it went another way");
     pair.primary.connect().await.run("INSERT INTO t VALUES (100, 'nobody should see this')").await;
     std::mem::swap(&mut pair.primary, &mut pair.standby);
     pair.db().await.run("INSERT INTO t VALUES (3, 'new')").await;
@@ -180,6 +186,18 @@ async fn a_primary_that_was_overtaken_is_left() {
     let history = live.close();
     pair.check(&history).await;
     assert_eq!(ids(&held(&history, Parsed::of(&history))), [1, 2, 3]);
+}
+
+/// Waits until readiness is shown of exactly these servers.
+async fn shown(pair: &Pair, ports: &[u16]) {
+    let expected: Vec<String> =
+        ports.iter().map(|port| format!("walcast_standby_slot_ready{{standby=\"127.0.0.1:{port}\"}}")).collect();
+    eventually(Duration::from_secs(30), || async {
+        let samples = pair.hub.metrics().await.into_keys();
+        let found: Vec<String> = samples.filter(|name| name.starts_with("walcast_standby_slot_ready")).collect();
+        if found == expected { Ok(()) } else { Err(format!("{found:?} instead of {expected:?}")) }
+    })
+    .await;
 }
 
 async fn readiness_is_shown(major: u32) {

@@ -165,7 +165,7 @@ const AWKWARD_CHANGES: &str = r#"
     BEGIN; INSERT INTO renamed VALUES (77, 'prepared'); PREPARE TRANSACTION 'p'; COMMIT PREPARED 'p'"#;
 
 /// Everything up to now, from any hub.
-async fn collect(hub: &Hub, request: Request) -> History {
+pub async fn collect(hub: &Hub, request: Request) -> History {
     let client = Client::new(hub.grpc_port());
     eventually(PATIENCE, || async {
         let status = client.status().await.map_err(|failure| format!("{failure:?}"))?;
@@ -197,7 +197,7 @@ fn changes(history: &History) -> BTreeMap<u64, Vec<What>> {
 }
 
 /// The same, but for values that the slot does not send because they have not changed: the log has them.
-fn same_changes(streamed: &History, replayed: &History) {
+pub fn same_changes(streamed: &History, replayed: &History) {
     let (streamed, replayed) = (changes(streamed), changes(replayed));
     assert_eq!(streamed.keys().collect::<Vec<_>>(), replayed.keys().collect::<Vec<_>>());
     for (xid, mut expected) in streamed {
@@ -360,7 +360,7 @@ async fn alarm(stage: &Stage, beginning: &str) {
     .await;
 }
 
-async fn last_error(stage: &Stage, reason: &str, part: &str) {
+pub async fn last_error(stage: &Stage, reason: &str, part: &str) {
     eventually(PATIENCE, || async {
         let status = stage.client().status().await.map_err(|failure| format!("{failure:?}"))?;
         let error = status.source.unwrap_or_default().last_error;

@@ -180,7 +180,7 @@ $captured$;
 -- The tables whose rows the publication publishes, partitions instead of partitioned tables; and the partitioned tables
 -- under whose names it publishes them, since only a TRUNCATE of those is published then.
 CREATE OR REPLACE FUNCTION walcast.published() RETURNS SETOF oid
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $published$
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp SET jit = off AS $published$
     WITH named AS (
         SELECT c.oid FROM walcast.settings s
         JOIN pg_publication_tables t ON t.pubname = s.publication
@@ -256,10 +256,51 @@ BEGIN
         %s, %s, ''I'', NULL, t.ctid, NULL, t::text FROM ONLY %s t', leaf, relation, leaf, quoted);
 END $backfill$;
 
+-- Locks the tables that a command makes published or gives another filter, all of them before the first is noted: clients
+-- that write into several wait for one another's locks and for these, and where that is a deadlock it is this side that can
+-- let go and try again.
+CREATE OR REPLACE FUNCTION walcast.lock_changed() RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $lock_changed$
+DECLARE
+    tables text;
+BEGIN
+    FOR attempt IN 1..20 LOOP
+        BEGIN
+            SELECT string_agg(format('ONLY %I.%I', n.nspname, c.relname), ', ' ORDER BY c.oid) INTO tables
+            FROM (SELECT p.oid FROM walcast.published() p(oid)
+                  WHERE NOT EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = p.oid AND t.tgname = '!walcast_truncate')
+                  UNION
+                  SELECT last.relid
+                  FROM (SELECT DISTINCT ON (s.relid) s.* FROM walcast.shapes s ORDER BY s.relid, s.id DESC) last
+                  WHERE last.captured AND last.shape ->> 'filter' IS DISTINCT FROM walcast.filter_of(last.relid)) changed
+            JOIN pg_class c ON c.oid = changed.oid JOIN pg_namespace n ON n.oid = c.relnamespace;
+            IF tables IS NOT NULL THEN
+                EXECUTE format('LOCK TABLE %s IN SHARE ROW EXCLUSIVE MODE', tables);
+            END IF;
+            RETURN;
+        EXCEPTION WHEN deadlock_detected THEN
+            IF attempt = 20 THEN
+                RAISE;
+            END IF;
+        END;
+    END LOOP;
+END $lock_changed$;
+
+-- What a command changed that could not be followed: the log does not say how to read the rows that come now.
+CREATE OR REPLACE FUNCTION walcast.note_failure() RETURNS void
+LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $note_failure$
+    INSERT INTO walcast.shapes (relid, created, captured, shape)
+    SELECT last.relid, false, false, last.shape
+    FROM (SELECT DISTINCT ON (s.relid) s.* FROM walcast.shapes s ORDER BY s.relid, s.id DESC) last
+    JOIN pg_class c ON c.oid = last.relid
+    WHERE last.captured AND last.shape IS DISTINCT FROM walcast.shape_of(last.relid)
+$note_failure$;
+
 -- Keeps shapes and triggers in step with what a DDL command did. An error here must not fail the command: it is a
 -- warning, and the hub's audit raises the alarm.
+-- Catalogue views look so expensive that each command would wait for them to be compiled.
 CREATE OR REPLACE FUNCTION walcast.on_ddl() RETURNS event_trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $on_ddl$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET jit = off AS $on_ddl$
 DECLARE
     command record;
     relation oid;
@@ -268,6 +309,9 @@ BEGIN
         RETURN; -- the command is one of protect()'s
     END IF;
     PERFORM set_config('walcast.following', 'on', true);
+    IF EXISTS (SELECT FROM pg_event_trigger_ddl_commands() d WHERE d.classid <> 'pg_class'::regclass) THEN
+        PERFORM walcast.lock_changed();
+    END IF;
     FOR command IN SELECT * FROM pg_event_trigger_ddl_commands() LOOP
         CONTINUE WHEN command.schema_name IN ('walcast', 'pg_temp');
         FOR relation IN
@@ -301,6 +345,11 @@ BEGIN
     PERFORM set_config('walcast.following', 'off', true);
 EXCEPTION WHEN OTHERS THEN
     RAISE WARNING 'walcast: the log tables do not follow this command: %', SQLERRM;
+    BEGIN
+        PERFORM walcast.note_failure();
+    EXCEPTION WHEN OTHERS THEN
+        RAISE WARNING 'walcast: and that could not be noted: %', SQLERRM;
+    END;
 END $on_ddl$;
 
 -- Empties the leaves of which the journal has everything, and begins a new leaf when the current one is large. Whoever

@@ -1,0 +1,114 @@
+//! A slot that the server cannot decode. The walsender ends each stream with an internal error (class XX) at the same place,
+//! and asking again does not help.
+//!
+//! It happens to slots that are healthy by every other sign. While a slot is made, PostgreSQL does not take notice of what
+//! commits between the first record of running transactions and the moment when all of those have ended
+//! (`SNAPBUILD_BUILDING_SNAPSHOT`: `xact_decode` returns early), and later takes these transactions for unfinished. If one of
+//! them created, rewrote or truncated a table, a later row of that table has a file that no relation is known for: `could not
+//! map filenumber "…" to relation OID`, `pg_attribute catalog is missing … attribute(s)`. All versions up to 18 do so
+//! (pgsql-hackers, "Historic snapshot doesn't track txns committed in BUILDING_SNAPSHOT state"). The slot's restart_lsn does
+//! not move, so each attempt fails where the first one did. A damaged file under `pg_logical` or `pg_wal` looks the same.
+//!
+//! One such error may be an accident. So attempts are counted, and progress of the journal begins the count anew.
+
+use super::Error;
+use crate::{ingest, lsn::Lsn, metrics, model::Position};
+
+/// Failures at one place after which the slot counts as lost. With the pauses between them they take some seconds.
+const ATTEMPTS: u32 = 6;
+
+/// What is known of failures to decode.
+#[derive(Debug, Default)]
+pub(super) struct Failures {
+    /// Where the journal ended.
+    at: Position,
+    /// Failures there.
+    attempts: u32,
+    /// The last one, not counted yet.
+    new: Option<String>,
+    /// The last one, counted and not acted upon yet.
+    open: Option<String>,
+}
+
+impl Failures {
+    /// A stream has ended, or could not be begun.
+    pub fn note(&mut self, error: &Error) {
+        let error = match error {
+            Error::Postgres(error) | Error::Ingest(ingest::Error::Replication(error)) => error,
+            _ => return,
+        };
+        if error.cannot_decode() {
+            metrics::add(metrics::SLOT_DECODE_FAILURES, 1);
+            self.new = Some(error.to_string());
+        }
+    }
+
+    /// Counts, when it is known how far the journal came.
+    pub fn count(&mut self, at: Position) {
+        if at != self.at {
+            *self = Failures { at, new: self.new.take(), ..Failures::default() };
+        }
+        if let Some(error) = self.new.take() {
+            self.attempts += 1;
+            self.open = Some(error);
+        }
+    }
+
+    /// Whether the last attempts failed at the same place.
+    pub fn repeated(&self) -> bool {
+        self.attempts > 0
+    }
+
+    /// The slot counts as lost for as long as the journal ends here.
+    pub fn given_up(&self) -> Option<Position> {
+        (self.attempts >= ATTEMPTS).then_some(self.at)
+    }
+
+    /// Why the slot counts as lost; once for each failure, so that every other attempt tries the slot again.
+    pub fn verdict(&mut self) -> Option<(Lsn, String)> {
+        self.given_up()?;
+        let error = self.open.take()?;
+        Some((self.at.lsn, format!("{error}, {} times", self.attempts)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        model::LineageId,
+        postgres::{Error as Server, Notice, Phase},
+    };
+
+    fn fails(phase: Phase, code: &str) -> Error {
+        Error::Postgres(Server::Server { phase, notice: Notice { code: code.into(), ..Notice::default() } })
+    }
+
+    #[test]
+    fn only_failures_at_one_place_condemn_a_slot() {
+        let at = |lsn| Position::new(LineageId::default(), Lsn(lsn));
+        let mut failures = Failures::default();
+        let fail = |failures: &mut Failures, lsn| {
+            failures.note(&fails(Phase::Streaming, "XX000"));
+            failures.count(at(lsn));
+            failures.verdict().map(|(lsn, _)| lsn.0)
+        };
+        for _ in 1..ATTEMPTS {
+            assert_eq!(fail(&mut failures, 8), None);
+        }
+        assert_eq!(fail(&mut failures, 16), None, "it came further");
+        for _ in 2..ATTEMPTS {
+            assert_eq!(fail(&mut failures, 16), None);
+        }
+        assert_eq!(fail(&mut failures, 16), Some(16));
+        failures.count(at(16));
+        assert_eq!(failures.verdict(), None, "the slot is tried again");
+        failures.note(&fails(Phase::Streaming, "57P01"));
+        failures.note(&fails(Phase::Sql, "XX000"));
+        failures.count(at(16));
+        assert_eq!(failures.verdict(), None, "something else");
+        assert_eq!(fail(&mut failures, 16), Some(16));
+        failures.count(at(24));
+        assert!(failures.given_up().is_none() && !failures.repeated());
+    }
+}
