@@ -14,7 +14,7 @@ use crate::harness::{
     follower::{Follower, Resume},
     history,
     pair::{self, Pair, Slots, kept, retracted},
-    parsed::{Identity, Parsed, Span},
+    parsed::{Identity, Parsed},
     replays::Replays,
     stage::held,
     validators::{self, Replica},
@@ -321,9 +321,8 @@ impl Course {
         pair.check_with(&whole, &replays).await;
         if self.family == Family::LogTables {
             let truth = pair.truth().await;
-            let polled = |span: &Span| span.provenance == pb::Provenance::LogPoll as i32;
             let inspected = db.number("SELECT count(*) FROM pg_extension WHERE extname = 'pg_walinspect'").await == 1;
-            let exact = inspected && !journal.transactions().any(polled);
+            let exact = inspected && !journal.polled();
             held(&whole, validators::recovered(&journal, &truth, exact));
             if exact {
                 let replayed = held(&whole, validators::exact_lsns(&journal, &truth));

@@ -429,7 +429,7 @@ async fn pg_upgrade_needs_an_operators_word() {
     stage.reconnect().await;
     stage.db.run("INSERT INTO t VALUES (2, 'in between')").await;
     let client = stage.client();
-    crate::harness::eventually(Duration::from_secs(30), || async {
+    eventually(Duration::from_secs(30), || async {
         let status = client.status().await.map_err(|failure| format!("{failure:?}"))?;
         let error = status.source.map(|source| source.last_error).unwrap_or_default();
         if error.starts_with("SOURCE_CHANGED") && error.contains("walcast rebase") { Ok(()) } else { Err(error) }

@@ -58,10 +58,12 @@ pub async fn recoveries(stage: &Stage, times: usize) {
     .await;
 }
 
-/// Everything from the beginning, held against the oracle across recoveries.
+/// Everything from the beginning, held against the oracle across recoveries. On a busy machine making a slot may take so long that
+/// the log tables are polled meanwhile, and then there is no exact order to ask for.
 pub async fn check(stage: &Stage, history: &History, exact_order: bool) -> validators::Counts {
     let truth = stage.truth().await;
     let parsed = held(history, validators::formal(history));
+    let exact_order = exact_order && !parsed.polled();
     let counts = held(history, validators::recovered(&parsed, &truth, exact_order));
     if exact_order {
         held(history, validators::exact_lsns(&parsed, &truth));

@@ -223,6 +223,11 @@ impl<'a> Parsed<'a> {
         self.history.streams.iter().zip(self.streams.iter().map(Vec::as_slice))
     }
 
+    /// Whether some of them came from the log tables while a recovery was blocked: as they were found, so in no exact order.
+    pub fn polled(&self) -> bool {
+        self.transactions().any(|span| span.provenance == pb::Provenance::LogPoll as i32)
+    }
+
     /// Committed transactions of all streams.
     pub fn transactions(&self) -> impl Iterator<Item = &Span> {
         self.streams.iter().flatten().filter_map(|unit| match unit {
