@@ -11,6 +11,7 @@ mod pgoutput;
 mod proc;
 mod rawtcp;
 mod report;
+mod shared;
 mod stage;
 mod suites;
 

@@ -5,6 +5,8 @@ use std::{
     process::{Child, Stdio},
 };
 
+use bytes::Bytes;
+use prost::Message;
 use prost_types::Timestamp;
 use tokio::sync::{Semaphore, broadcast};
 use tokio_stream::{Stream, StreamExt, wrappers::BroadcastStream};
@@ -15,7 +17,7 @@ use walcast::wire::pb::{
     event, value,
 };
 
-use super::{harness::process, proc};
+use super::{harness::process, proc, shared::Shared};
 
 /// Rows per transaction, as in the hub's backlog.
 const TRANSACTION: u64 = 1000;
@@ -105,28 +107,49 @@ fn transaction(first: u64, rows: u64) -> pb::SubscribeResponse {
     pb::SubscribeResponse { events }
 }
 
-/// The server's process: `PORT ROWS SUBSCRIBERS`. Sends everything once all have subscribed.
+/// How often a transaction is encoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Encoded {
+    /// For each subscriber.
+    Each,
+    /// Once, and copied for each subscriber by tonic's codec.
+    Once,
+}
+
+/// The server's process: `PORT ROWS SUBSCRIBERS ENCODED`. Sends everything once all have subscribed.
 pub fn main(orders: &str) {
     let numbers: Vec<u64> = orders.split(' ').map(|text| text.parse().expect("a number")).collect();
-    let [port, rows, subscribers] = numbers[..] else { panic!("PORT ROWS SUBSCRIBERS") };
+    let [port, rows, subscribers, once] = numbers[..] else { panic!("PORT ROWS SUBSCRIBERS ENCODED") };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("runtime");
     runtime.block_on(async {
         let subscribed: &'static Semaphore = Box::leak(Box::new(Semaphore::new(0)));
-        let (changes, _) = broadcast::channel(rows.div_ceil(TRANSACTION) as usize);
-        let service = ChangeStreamServiceServer::new(Naive { changes: changes.clone(), subscribed });
-        let server = Server::builder().add_service(service).serve(([127, 0, 0, 1], port as u16).into());
-        let serving = tokio::spawn(server);
+        let transactions = rows.div_ceil(TRANSACTION) as usize;
+        let (changes, _) = broadcast::channel(transactions);
+        let (encoded, _) = broadcast::channel(transactions);
+        let address = ([127, 0, 0, 1], port as u16).into();
+        let serving = if once == Encoded::Once as u64 {
+            let service = Shared { changes: encoded.clone(), subscribed };
+            tokio::spawn(Server::builder().add_service(service).serve(address))
+        } else {
+            let service = ChangeStreamServiceServer::new(Naive { changes: changes.clone(), subscribed });
+            tokio::spawn(Server::builder().add_service(service).serve(address))
+        };
         let _all = subscribed.acquire_many(subscribers as u32).await.expect("subscribers");
         for first in (1..=rows).step_by(TRANSACTION as usize) {
-            let _ = changes.send(transaction(first, TRANSACTION.min(rows + 1 - first)));
+            let transaction = transaction(first, TRANSACTION.min(rows + 1 - first));
+            if once == Encoded::Once as u64 {
+                let _ = encoded.send(Bytes::from(transaction.encode_to_vec()));
+            } else {
+                let _ = changes.send(transaction);
+            }
         }
         serving.await.expect("server").expect("served");
     });
 }
 
 /// Starts the server.
-pub fn start(port: u16, rows: u64, subscribers: usize) -> Child {
+pub fn start(port: u16, rows: u64, subscribers: usize, encoded: Encoded) -> Child {
     let mut command = process::command(&proc::this_program(), process::Account::Own, "KILL");
-    command.args(["naive", &format!("{port} {rows} {subscribers}")]).stdin(Stdio::null());
+    command.args(["naive", &format!("{port} {rows} {subscribers} {}", encoded as u64)]).stdin(Stdio::null());
     process::spawn(command).expect("this program")
 }

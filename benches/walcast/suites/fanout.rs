@@ -4,7 +4,7 @@ use super::Suites;
 use crate::{
     client::{From, Orders, Until},
     harness::{Hub, process},
-    naive,
+    naive::{self, Encoded},
     proc::{self, Client},
     rawtcp,
     report::{Section, Spread, count, mb},
@@ -62,9 +62,9 @@ impl Suites {
         Cost { wall, reader, client, bytes: report.bytes, ..Cost::default() }
     }
 
-    fn naive(subscribers: usize, rows: u64) -> Cost {
+    fn naive(subscribers: usize, rows: u64, encoded: Encoded) -> Cost {
         let port = process::free_port();
-        let mut server = naive::start(port, rows, subscribers);
+        let mut server = naive::start(port, rows, subscribers, encoded);
         let orders = Orders { port, streams: subscribers, until: Until::Changes(rows), ..Orders::default() };
         let (report, client) = Client::start(&orders).finish();
         let wall = (report.end_us - report.first_us) as f64 / 1e6;
@@ -83,7 +83,8 @@ impl Suites {
              order). HTTP/2's frames hold 16 KiB unless the client offers more. Beside it 10 \
              pg_recvlogical on 10 slots; raw TCP, a server that writes as many bytes to as many connections with writev, 64 \
              KiB or 16 KiB at a time, and does nothing else; and a naive server, which puts each transaction of the \
-             same rows into a broadcast channel and lets tonic encode it for each subscriber. {runs} runs each.",
+             same rows into a broadcast channel and lets tonic encode it for each subscriber, or encodes it once and lets \
+             tonic's codec copy the bytes for each. {runs} runs each.",
             count(rows as f64)
         );
         let columns =
@@ -104,7 +105,10 @@ impl Suites {
                 put(format!("hub, {subscribers} subscribers"), subscribers, cost);
                 put(format!("raw TCP, {subscribers} connections"), subscribers, Self::raw(subscribers, bytes, 4));
                 if subscribers > 1 {
-                    put(format!("naive, {subscribers} subscribers"), subscribers, Self::naive(subscribers, rows));
+                    let cost = Self::naive(subscribers, rows, Encoded::Each);
+                    put(format!("naive, {subscribers} subscribers"), subscribers, cost);
+                    let cost = Self::naive(subscribers, rows, Encoded::Once);
+                    put(format!("tonic's codec, {subscribers} subscribers"), subscribers, cost);
                 }
                 if subscribers == 50 {
                     let cost = Self::replay_beside(&hub, &backlog, subscribers, 1 << 20, 0);
@@ -156,6 +160,9 @@ impl Suites {
         section.goal(text, format!("{hub:.0} ns"), hub <= 100.0);
         let text = "CPU per added subscriber and change, of a naive server's: 0.25";
         section.goal(text, format!("{:.2}", hub / naive), hub <= naive / 4.0);
+        let copying = added("tonic's codec");
+        let text = "The same, of one that encodes once and copies for each: at most 1";
+        section.goal(text, format!("{:.2}", hub / copying), hub <= copying);
         section
     }
 
