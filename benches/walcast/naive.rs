@@ -103,7 +103,12 @@ fn transaction(first: u64, rows: u64) -> pb::SubscribeResponse {
             ..pb::Change::default()
         }))
     }));
-    events.push(event(event::Kind::Commit(pb::Commit { changes: rows, total_changes: rows, ..pb::Commit::default() })));
+    events.push(event(event::Kind::Commit(pb::Commit {
+        position: Some(pb::Position { lsn: format!("0/{:X}", first * 200), ..pb::Position::default() }),
+        changes: rows,
+        total_changes: rows,
+        ..pb::Commit::default()
+    })));
     pb::SubscribeResponse { events }
 }
 
