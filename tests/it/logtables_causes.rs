@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use walcast::lsn::Lsn;
+
 use crate::{
     harness::{
         Stage,
@@ -165,7 +167,7 @@ const AWKWARD_CHANGES: &str = r#"
     BEGIN; INSERT INTO renamed VALUES (77, 'prepared'); PREPARE TRANSACTION 'p'; COMMIT PREPARED 'p'"#;
 
 /// Everything up to now, from any hub.
-pub async fn collect(hub: &Hub, request: Request) -> History {
+async fn collect(hub: &Hub, request: Request) -> History {
     let client = Client::new(hub.grpc_port());
     eventually(PATIENCE, || async {
         let status = client.status().await.map_err(|failure| format!("{failure:?}"))?;
@@ -197,7 +199,7 @@ fn changes(history: &History) -> BTreeMap<u64, Vec<What>> {
 }
 
 /// The same, but for values that the slot does not send because they have not changed: the log has them.
-pub fn same_changes(streamed: &History, replayed: &History) {
+fn same_changes(streamed: &History, replayed: &History) {
     let (streamed, replayed) = (changes(streamed), changes(replayed));
     assert_eq!(streamed.keys().collect::<Vec<_>>(), replayed.keys().collect::<Vec<_>>());
     for (xid, mut expected) in streamed {
@@ -283,6 +285,21 @@ async fn row_filters_are_applied_to_a_replay() {
     .await;
 }
 
+/// The hub, which does not run, loses its slot and replays what came after `tail`; a second one, with a copy of its journal and slot,
+/// streams it. Both must tell the same changes.
+pub async fn replays_what_is_streamed(stage: &mut Stage, tail: Lsn) {
+    stage.db.run("SELECT pg_copy_logical_replication_slot('walcast', 'copy')").await;
+    let mut other = stage.hub.copy(&["--slot", "copy"]);
+    other.start().await;
+    let streamed = collect(&other, Request::new().after_lsn(tail)).await;
+    other.terminate();
+    drop_slot(stage).await;
+    stage.hub.start().await;
+    recoveries(stage, 1).await;
+    let replayed = stage.collect(Request::new().after_lsn(tail)).await;
+    same_changes(&streamed, &replayed);
+}
+
 async fn as_streamed(publication: &str, more: &str) {
     let mut stage = stage().sql(AWKWARD).publication(publication).start().await;
     install(&stage);
@@ -291,17 +308,7 @@ async fn as_streamed(publication: &str, more: &str) {
     stage.hub.terminate();
     let tail = stage.flushed().await;
     stage.db.run(&format!("{AWKWARD_CHANGES}; {more}")).await;
-    // A second hub, with a copy of the first one's journal and slot, streams what the first will replay.
-    stage.db.run("SELECT pg_copy_logical_replication_slot('walcast', 'copy')").await;
-    let mut other = stage.hub.copy(&["--slot", "copy"]);
-    other.start().await;
-    let streamed = collect(&other, Request::new().after_lsn(tail)).await;
-    other.terminate();
-    drop_slot(&stage).await;
-    stage.hub.start().await;
-    recoveries(&stage, 1).await;
-    let replayed = stage.collect(Request::new().after_lsn(tail)).await;
-    same_changes(&streamed, &replayed);
+    replays_what_is_streamed(&mut stage, tail).await;
     let whole = stage.collect(Request::new().earliest()).await;
     let parsed = held(&whole, validators::formal(&whole));
     held(&whole, validators::recovered(&parsed, &stage.truth().await, true));

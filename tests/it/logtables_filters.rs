@@ -7,9 +7,9 @@ use std::sync::{
 };
 
 use crate::{
-    harness::{Cluster, Db, client::Request, eventually, stage},
-    logtables::{PATIENCE, drop_slot, horizon, install, recoveries, walcast},
-    logtables_causes::{collect, last_error, same_changes},
+    harness::{Cluster, Db, eventually, stage},
+    logtables::{PATIENCE, drop_slot, horizon, install, walcast},
+    logtables_causes::{last_error, replays_what_is_streamed},
 };
 
 /// Clients that write into both tables, in any order, so that their locks meet those of ALTER PUBLICATION.
@@ -115,17 +115,7 @@ async fn filters_that_change_under_writers_are_those_of_the_stream() {
     assert!(!log.contains("do not follow"), "what deadlocks is tried again");
     let status = walcast(&stage, &["logtables", "status"]);
     assert!(status.status.success(), "{}", String::from_utf8_lossy(&status.stdout));
-    // A second hub, with a copy of the first one's journal and slot, streams what the first will replay.
-    stage.db.run("SELECT pg_copy_logical_replication_slot('walcast', 'copy')").await;
-    let mut other = stage.hub.copy(&["--slot", "copy"]);
-    other.start().await;
-    let streamed = collect(&other, Request::new().after_lsn(tail)).await;
-    other.terminate();
-    drop_slot(&stage).await;
-    stage.hub.start().await;
-    recoveries(&stage, 1).await;
-    let replayed = stage.collect(Request::new().after_lsn(tail)).await;
-    same_changes(&streamed, &replayed);
+    replays_what_is_streamed(&mut stage, tail).await;
 
     // A command that could not be followed, and one that could: how to read the rows in between is not known, and is said.
     horizon(&stage).await;
