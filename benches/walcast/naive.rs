@@ -107,7 +107,6 @@ fn transaction(first: u64, rows: u64) -> pb::SubscribeResponse {
         position: Some(pb::Position { lsn: format!("0/{:X}", first * 200), ..pb::Position::default() }),
         changes: rows,
         total_changes: rows,
-        ..pb::Commit::default()
     })));
     pb::SubscribeResponse { events }
 }
