@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import pwd
+import random
 import re
 import shutil
 import signal
@@ -43,9 +44,15 @@ def until(what: str, probe: Callable[[], T | None], seconds: float = 60.0) -> T:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port below the range that outgoing connections get: nobody takes it while its server is restarted."""
+    for port in random.sample(range(10000, 15000), 1000):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise RuntimeError("no free port between 10000 and 15000")
 
 
 def hub_binary() -> Path:

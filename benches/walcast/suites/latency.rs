@@ -153,7 +153,7 @@ impl Suites {
         client.report();
         let mut load = self.load(rate, changes);
         let (report, _) = client.finish();
-        let _ = load.wait();
+        Self::enough(&mut load);
         Sample::of(report.latencies_us)
     }
 
@@ -184,11 +184,11 @@ impl Suites {
         let latencies = pgoutput::latencies(pipe, changes);
         process::signal(&reader, rustix::process::Signal::INT);
         let _ = reader.wait();
-        let _ = load.wait();
+        Self::enough(&mut load);
         Sample::of(latencies)
     }
 
-    /// Commits somewhat more than are waited for.
+    /// Commits somewhat more than are waited for: a connection may fall behind. [`enough`](Self::enough) ends it.
     pub(super) fn load(&self, rate: u64, changes: u64) -> Child {
         let script = process::scratch().join("stamp.sql");
         let insert = "INSERT INTO stamps (at) VALUES ((extract(epoch FROM clock_timestamp()) * 1000000)::int8);\n";
@@ -196,5 +196,10 @@ impl Suites {
         let (rate, each) = (rate.to_string(), (changes / 4 + 250).to_string());
         let script = script.display().to_string();
         self.stage.pgbench(&["-n", "-M", "prepared", "-c", "4", "-R", &rate, "-t", &each, "-f", &script])
+    }
+    /// Everything that is waited for has come.
+    pub(super) fn enough(load: &mut Child) {
+        process::signal(load, rustix::process::Signal::INT);
+        let _ = load.wait();
     }
 }

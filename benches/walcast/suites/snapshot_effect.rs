@@ -171,7 +171,7 @@ impl Suites {
         let mut load = self.load(RATE, changes);
         let (report, _) = client.finish();
         drop(reader);
-        let _ = load.wait();
+        Self::enough(&mut load);
         Sample::of(report.latencies_us).p99
     }
 
