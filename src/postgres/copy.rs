@@ -19,7 +19,7 @@ use crate::model::Datum;
 /// Beside those that decide the text form of values.
 pub(super) const SETTINGS: &str =
     "SET row_security = off; SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0;
-     SET lock_timeout = '5s'; SET synchronize_seqscans = off; SET standard_conforming_strings = on;";
+     SET lock_timeout = '5s'; SET synchronize_seqscans = off; SET standard_conforming_strings = on; SET jit = off;";
 
 /// Connects, and pins every setting that decides the text form of values, as the replication connection does. Row
 /// security is an error instead of a silent filter, and no timeout of the role's ends a long read.

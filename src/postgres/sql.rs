@@ -101,11 +101,13 @@ impl Sql {
             }
         });
         let mut sql = Sql { client, server, version: 0, connection: connection.abort_handle() };
+        // What is asked here is short and looks expensive to the planner: compiling it (JIT) takes a hundred times as long.
         let state = sql
             .one(
                 "SELECT pg_catalog.current_setting('server_version_num')::int4,
                         pg_catalog.pg_is_in_recovery(),
-                        pg_catalog.current_setting('transaction_read_only')::bool",
+                        pg_catalog.current_setting('transaction_read_only')::bool,
+                        pg_catalog.set_config('jit', 'off', false)",
                 &[],
             )
             .await?;
