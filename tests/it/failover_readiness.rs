@@ -6,7 +6,7 @@ use std::time::Duration;
 use walcast::wire::pb::StandbyStatus;
 
 use crate::harness::{
-    Cluster,
+    Cluster, Shutdown,
     command::walcast,
     eventually,
     hub::Hub,
@@ -50,18 +50,22 @@ async fn look_again(pair: &Pair) {
     pair.db().await.run(end).await;
 }
 
-/// Has the standby's slot synchronization begin anew, or stay away.
-async fn synchronize(standby: &Cluster, on: bool) {
-    let value = if on { "on" } else { "off" };
+/// From now on the servers do not keep the slot in step.
+async fn no_longer_synchronized(standby: &Cluster) {
     let db = standby.connect().await;
-    db.run(&format!("ALTER SYSTEM SET sync_replication_slots = {value}; SELECT pg_reload_conf()")).await;
+    db.run("ALTER SYSTEM SET sync_replication_slots = off; SELECT pg_reload_conf()").await;
     let workers = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'slotsync worker'";
-    let workers_are = i64::from(on);
     eventually(Duration::from_secs(60), || async {
         let found = db.number(workers).await;
-        if found == workers_are { Ok(()) } else { Err(found) }
+        if found == 0 { Ok(()) } else { Err(found) }
     })
     .await;
+}
+
+/// The servers keep the slot in step again. They would wait for ten seconds if the standby had done so since it was started.
+async fn synchronized(standby: &Cluster) {
+    let db = standby.connect().await;
+    db.run("ALTER SYSTEM RESET sync_replication_slots; SELECT pg_reload_conf()").await;
 }
 
 /// The standby's row of the slot.
@@ -90,28 +94,36 @@ async fn invalidate(pair: &Pair) {
 
 async fn readiness_is_shown(major: u32) {
     let mut pair = Pair::prepare(major, Slots::Synced, "CREATE TABLE t (id int PRIMARY KEY)", &[]).await;
-    synchronize(&pair.standby, false).await;
+    no_longer_synchronized(&pair.standby).await;
+    pair.standby.stop(Shutdown::Fast);
     pair.hub.start().await;
     pair.streaming().await;
     assert_eq!(pair.db().await.text(FAILOVER).await.as_deref(), Some("t"));
-    shown(&pair, Some("the slot is not there")).await;
+    shown(&pair, Some("")).await;
 
-    // While an older transaction is open the slot on the primary needs more than the standby has reserved.
+    // While a transaction is open that the standby knows of, it reserves what is younger than the slot on the primary is.
     let open = pair.db().await;
-    open.run("BEGIN; SELECT pg_current_xact_id()").await;
-    synchronize(&pair.standby, true).await;
+    open.run("BEGIN; INSERT INTO t VALUES (1)").await;
+    pair.db().await.run("INSERT INTO t VALUES (2)").await;
+    pair.standby.resume();
+    pair.caught_up().await;
+    look_again(&pair).await;
+    shown(&pair, Some("the slot is not there")).await;
+    synchronized(&pair.standby).await;
     shown(&pair, Some("the slot is not synchronized yet")).await;
     assert_eq!(row(&pair, "synced, temporary, active, confirmed_flush_lsn IS NULL").await, "t t t t");
     open.run("COMMIT").await;
     shown(&pair, None).await; // the hub itself brings it about on an idle primary
     assert_eq!(row(&pair, "synced, temporary").await, "t f");
 
-    synchronize(&pair.standby, false).await;
+    no_longer_synchronized(&pair.standby).await;
     invalidate(&pair).await;
     look_again(&pair).await;
     shown(&pair, Some("the slot is invalidated there (wal_removed)")).await;
-    synchronize(&pair.standby, true).await;
-    shown(&pair, None).await; // the servers make it anew
+    pair.standby.stop(Shutdown::Fast);
+    pair.standby.resume();
+    synchronized(&pair.standby).await;
+    shown(&pair, None).await; // made anew
 
     let told = doctor(&pair);
     assert!(told.contains("synchronized_standby_slots is empty"), "{told}");
