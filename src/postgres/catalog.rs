@@ -28,8 +28,14 @@ impl<'a> Making<'a> {
         Ok(Making { sql, before: digest(sql).await?, left: ATTEMPTS - 1 })
     }
 
+    /// What tables were like, to compare with it later by [`unchanged`].
+    pub fn before(&self) -> &str {
+        &self.before
+    }
+
     /// Whether the slot that was made since the last call can be kept. If not it is to be dropped and made again.
     pub async fn may_keep(&mut self, slot: &str) -> Result<bool> {
+        failpoint::hit("slot_unexamined");
         let now = digest(self.sql).await?;
         let same = now == self.before;
         self.before = now;
@@ -47,6 +53,11 @@ impl<'a> Making<'a> {
         tracing::warn!(slot, "DDL committed while the slot was made, which PostgreSQL may overlook: it is made again");
         Ok(false)
     }
+}
+
+/// Whether tables are as [`Making::before`] said.
+pub async fn unchanged(sql: &Sql, before: &str) -> Result<bool> {
+    Ok(digest(sql).await? == before)
 }
 
 /// What decoding depends on, as committed now: equal texts mean that nothing of it changed in between. Temporary tables, which

@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use super::{
+    catalog::Making,
     conninfo::{ConnectOptions, HostSpec, TargetSessionAttrs},
     error::Result,
     server, slot,
@@ -17,6 +18,8 @@ use crate::lsn::Lsn;
 
 /// Between two records of running transactions that a creation is helped with.
 const HELP: Duration = Duration::from_millis(200);
+/// Of slots, in bytes (NAMEDATALEN - 1).
+const LONGEST_NAME: usize = 63;
 
 /// Makes the slot on a standby, or moves it on to `confirmed`; one that the server has invalidated is made anew the next
 /// time. A server that is no standby is left alone, and so is a slot that somebody uses. To be called with a time limit: a
@@ -38,17 +41,40 @@ pub async fn keep(options: &ConnectOptions, spec: &HostSpec, name: &str, confirm
             sql.query(statement, &[text(&name), text(&to.as_str())]).await.map(drop)
         }
         Some(_) => Ok(()),
-        None => {
-            let statement = "SELECT pg_catalog.pg_create_logical_replication_slot($1, 'pgoutput')::text";
-            let params = [text(&name)];
-            let creating = sql.query(statement, &params);
-            tokio::pin!(creating);
-            loop {
-                tokio::select! {
-                    created = &mut creating => return created.map(drop),
-                    () = tokio::time::sleep(HELP) => drop(log_snapshot(primary).await),
-                }
-            }
+        None => make(&sql, name, primary).await,
+    }
+}
+
+/// The slot gets its name only when it is known that nothing was overlooked while it was made: a temporary one is made,
+/// examined and copied. When this ends early, or the hub does, the server drops that one by itself.
+async fn make(sql: &Sql, name: &str, primary: &Sql) -> Result<()> {
+    let temporary = format!("{}_making", name.get(..LONGEST_NAME - 7).unwrap_or(name));
+    while slot::state(sql, &temporary).await?.is_some() {
+        // Somebody who has gone has begun; it ends when it is made.
+        let _ = log_snapshot(primary).await;
+        tokio::time::sleep(HELP).await;
+    }
+    let mut making = Making::new(sql).await?;
+    loop {
+        create(sql, &temporary, primary).await?;
+        if making.may_keep(name).await? {
+            break;
+        }
+        sql.query("SELECT pg_catalog.pg_drop_replication_slot($1)", &[text(&temporary.as_str())]).await?;
+    }
+    let copy = "SELECT pg_catalog.pg_copy_logical_replication_slot($1, $2, false)::text";
+    sql.query(copy, &[text(&temporary.as_str()), text(&name)]).await.map(drop)
+}
+
+async fn create(sql: &Sql, name: &str, primary: &Sql) -> Result<()> {
+    let statement = "SELECT pg_catalog.pg_create_logical_replication_slot($1, 'pgoutput', true)::text";
+    let params = [text(&name)];
+    let creating = sql.query(statement, &params);
+    tokio::pin!(creating);
+    loop {
+        tokio::select! {
+            created = &mut creating => return created.map(drop),
+            () = tokio::time::sleep(HELP) => drop(log_snapshot(primary).await),
         }
     }
 }

@@ -1,11 +1,15 @@
 //! A walsender that creates a slot waits for other transactions and does not notice that its hub has died: it holds the
 //! slot's name until they end. Who is waiting is therefore written into the data directory first. Whoever has the directory
 //! next knows that the hub which wrote it is gone, and may end its walsender.
+//!
+//! So is what tables were like before, until it is known that no DDL was overlooked ([`catalog`]): a slot that a hub left
+//! before it could compare is compared by the next one.
 
-use std::{fs, io, path::PathBuf, time::Duration};
+use std::{fs, io, io::Write as _, path::PathBuf, time::Duration};
 
 use super::{Error, Options};
 use crate::postgres::{
+    catalog,
     replication::Replication,
     slot::{self, SlotState},
     sql::Sql,
@@ -18,13 +22,39 @@ fn file(options: &Options) -> PathBuf {
     options.rebase.with_file_name("creating-slot")
 }
 
-/// Writes down who is about to create a slot.
-pub(super) async fn note(options: &Options, replication: &mut Replication) -> Result<(), Error> {
+/// Writes down who is about to create the slot, and what tables are like before; without the latter a slot that is left
+/// behind is not used.
+pub(super) async fn note(options: &Options, replication: &mut Replication, before: Option<&str>) -> Result<(), Error> {
     let who = replication.backend().await?;
-    if let Err(error) = fs::write(file(options), who) {
+    let noted = format!("{who}\n{}\n{}\n", options.slot, before.unwrap_or_default());
+    if let Err(error) = write(options, &noted) {
         tracing::warn!(%error, "it cannot be noted who creates the slot");
     }
     Ok(())
+}
+
+/// The slot is made, and nothing was overlooked.
+pub(super) fn examined(options: &Options) {
+    let noted = fs::read_to_string(file(options)).unwrap_or_default();
+    if let Err(error) = write(options, noted.lines().next().unwrap_or_default()) {
+        tracing::warn!(%error, "it cannot be noted that the slot is made");
+    }
+}
+
+fn write(options: &Options, noted: &str) -> io::Result<()> {
+    let path = file(options);
+    let mut file = fs::File::create(&path)?;
+    file.write_all(noted.as_bytes())?;
+    file.sync_all()?;
+    path.parent().map_or(Ok(()), |directory| fs::File::open(directory)?.sync_all())
+}
+
+/// Whether a slot was left by a hub that died while it made it, and DDL may have been overlooked.
+pub(super) async fn is_unexamined(options: &Options, sql: &Sql, found: Option<&SlotState>) -> Result<bool, Error> {
+    let noted = fs::read_to_string(file(options)).unwrap_or_default();
+    let mut lines = noted.lines().skip(1);
+    let unexamined = found.is_some_and(|found| lines.next() == Some(&found.name));
+    Ok(unexamined && !catalog::unchanged(sql, lines.next().unwrap_or_default()).await?)
 }
 
 /// Ends the walsender that an earlier hub, or an earlier connection of this one, left waiting; the slot as it is then.
@@ -34,7 +64,7 @@ pub(super) async fn end(options: &Options, sql: &Sql, found: Option<SlotState>) 
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(found),
         noted => noted.unwrap_or_default(),
     };
-    if slot::backend(sql, pid).await?.as_deref() != Some(noted.trim()) {
+    if slot::backend(sql, pid).await?.as_deref() != noted.lines().next() {
         return Ok(found);
     }
     tracing::warn!(pid, slot = options.slot, "ending the server process that an earlier attempt left with the slot");

@@ -131,6 +131,19 @@ pub(super) async fn prepare(
             None => Decision::Broken(Broken::Missing),
         };
     }
+    if orphan::is_unexamined(options, sql, found.as_ref()).await? {
+        decision = match decision {
+            Decision::Adopt(confirmed) => {
+                tracing::warn!(slot = options.slot, %confirmed, "a hub died while it made the slot: it is made again");
+                slot::drop(sql, &options.slot).await?;
+                Decision::Create
+            }
+            Decision::Broken(Broken::Ahead(_)) => {
+                Decision::Broken(Broken::Untrusted("was left by a hub that died while it made it".into()))
+            }
+            used => used,
+        };
+    }
     let came_along = found.clone().filter(|slot| decoding::came_along(slot, *timeline_begins));
     if let Decision::Stream(_) | Decision::Broken(Broken::Ahead(_)) = decision
         && let Some(why) = carried.untrusted.take()
@@ -152,6 +165,7 @@ pub(super) async fn prepare(
     {
         decision = Decision::Broken(Broken::Skips(start));
     }
+    let is_kept = matches!(decision, Decision::Stream(_) | Decision::Adopt(_));
     let start = match (decision, &*step) {
         (Decision::Stream(start), _) => {
             slots::set_failover(options, replication, found.as_ref()).await;
@@ -197,6 +211,10 @@ pub(super) async fn prepare(
     }
     let timeout = server::wal_sender_timeout(sql).await?;
     let status_interval = timeout.map_or(STATUS_INTERVAL, |timeout| STATUS_INTERVAL.min(timeout / 3));
+    let came_along = match is_kept {
+        true => came_along,
+        false => slot::state(sql, &options.slot).await?.filter(|slot| decoding::came_along(slot, *timeline_begins)),
+    };
     Ok(Prepared { start, status_interval, publication_oid: publication.oid, came_along })
 }
 

@@ -66,13 +66,14 @@ pub(super) async fn from_log_tables(mending: &mut Mending<'_>, broken: &Broken) 
     let (slot, from) = (&options.slot, recovery.cut);
     tracing::warn!(slot, %from, "the slot {broken}; recovering from the log tables");
     let begun = Instant::now();
-    orphan::note(options, mending.replication).await?;
+    orphan::note(options, mending.replication, None).await?;
     let done = recovery.run(mending.replication, &mut Writing(mending.ingest)).await;
     state.alarm(Reason::RecoveryBlocked, &[]);
     let done = match done {
         Err(error) if error.is_final() => return Ok(Recovered::Not(error.to_string())),
         done => done?,
     };
+    orphan::examined(options);
     tracing::info!(
         from = %recovery.cut,
         consistent_point = %done.consistent_point,

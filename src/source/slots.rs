@@ -195,11 +195,12 @@ async fn skip(mending: Mending<'_>, broken: &Broken, unrecovered: &str) -> Resul
 
 /// Makes the slot; its consistent point.
 pub(super) async fn create(options: &Options, sql: &Sql, replication: &mut Replication) -> Result<Lsn, Error> {
-    orphan::note(options, replication).await?;
     let mut making = Making::new(sql).await?;
+    orphan::note(options, replication, Some(making.before())).await?;
     loop {
         let point = replication.create_slot(&options.slot, options.failover_slot).await?.consistent_point;
         if making.may_keep(&options.slot).await? {
+            orphan::examined(options);
             let failover = options.failover_slot && sql.version() >= 170_000;
             tracing::info!(slot = options.slot, consistent_point = %point, failover, "created the slot");
             return Ok(point);

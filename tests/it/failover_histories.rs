@@ -200,61 +200,6 @@ async fn shown(pair: &Pair, ports: &[u16]) {
     .await;
 }
 
-async fn readiness_is_shown(major: u32) {
-    let mut pair = Pair::prepare(major, Slots::Synced, TABLE, &[]).await;
-    pair.hub.start().await;
-    let shows = |ready: bool| {
-        move |status: &walcast::wire::pb::GetStatusResponse| {
-            let standbys = status.source.as_ref().map(|source| source.standbys.clone()).unwrap_or_default();
-            standbys.len() == 1 && standbys[0].ready == ready && standbys[0].detail.is_empty() == ready
-        }
-    };
-    let failover = "SELECT failover FROM pg_replication_slots WHERE slot_name = 'walcast'";
-    status_says(&pair, shows(true)).await; // the hub itself brings it about on an idle primary
-    assert_eq!(pair.db().await.text(failover).await.as_deref(), Some("t"));
-    let sample = |samples: std::collections::BTreeMap<String, f64>| {
-        samples.into_iter().find(|(name, _)| name.starts_with("walcast_standby_slot_ready{")).map(|(_, value)| value)
-    };
-    assert_eq!(sample(pair.hub.metrics().await), Some(1.0));
-    let dsn = pair::dsn(&[&pair.primary, &pair.standby]);
-    let doctor = || {
-        let output = std::process::Command::new(env!("CARGO_BIN_EXE_walcast"))
-            .args(["doctor", "--dsn", &dsn])
-            .output()
-            .expect("walcast doctor");
-        String::from_utf8_lossy(&output.stdout).into_owned()
-    };
-    let told = doctor();
-    assert!(told.contains("could take over with the slot"), "{told}");
-    assert!(told.contains("synchronized_standby_slots is empty"), "{told}");
-    let db = pair.db().await;
-    db.run("ALTER SYSTEM SET synchronized_standby_slots = 'standby'; SELECT pg_reload_conf()").await;
-    let told = doctor();
-    assert!(told.contains("synchronized_standby_slots = standby: nothing is shown"), "{told}");
-    pair.standby.kill9();
-    status_says(&pair, shows(false)).await;
-    assert_eq!(sample(pair.hub.metrics().await), Some(0.0));
-    let told = doctor();
-    assert!(told.contains("which no standby uses now"), "{told}");
-
-    // A slot from before FAILOVER was asked for becomes one.
-    db.run("ALTER SYSTEM RESET synchronized_standby_slots; SELECT pg_reload_conf()").await;
-    pair.hub.terminate();
-    db.run("SELECT pg_drop_replication_slot('walcast')").await;
-    db.run("SELECT pg_create_logical_replication_slot('walcast', 'pgoutput')").await;
-    let mut other = crate::harness::hub::Hub::new(&pair.primary.dsn());
-    other.start().await;
-    pair::streaming(&pair.primary).await;
-    assert_eq!(db.text(failover).await.as_deref(), Some("t"));
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_standbys_readiness_is_shown_on_every_version_of_the_matrix() {
-    for major in versions::matrix().into_iter().filter(|major| *major >= 17) {
-        readiness_is_shown(major).await;
-    }
-}
-
 /// Two standbys of one primary are promoted one after the other: both are on timeline 2.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_fork_with_the_same_timeline_number_is_told_by_its_text() {

@@ -16,7 +16,7 @@ use crate::{
         pair::{self, Pair, Slots},
         parsed::Parsed,
         stage::held,
-        versions,
+        validators, versions,
         workload::{self, Plan, Workload},
     },
     logtables_failover::{check, horizon, install, recoveries},
@@ -199,9 +199,69 @@ async fn a_slot_of_the_hubs_own(major: u32) {
     check(&pair, &pair.collect(Request::new().earliest()).await).await;
 }
 
+/// Begins a transaction that has an id.
+async fn open(pair: &Pair, sql: &str) -> Db {
+    let db = pair.db().await;
+    db.run(&format!("BEGIN; SELECT pg_current_xact_id(); {sql}")).await;
+    db
+}
+
+/// A column that is added while the hub's slot on the standby is made is not overlooked there either.
+async fn ddl_while_it_is_made(major: u32) {
+    let mut pair = Pair::prepare(major, Slots::Synced, "CREATE TABLE t (id int PRIMARY KEY)", &[]).await;
+    pair.standby.kill9();
+    pair.hub.start().await;
+    pair.streaming().await;
+    let log = pair.standby.log_path();
+    let says = async |what: &str| {
+        eventually(PATIENCE, || async {
+            let log = std::fs::read_to_string(&log).unwrap_or_default();
+            if log.contains(&format!("logical decoding found {what}")) { Ok(()) } else { Err(what.to_owned()) }
+        })
+        .await;
+    };
+    let first = open(&pair, "").await;
+    pair.standby.resume();
+    let again = "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = 'walcast'";
+    pair.db().await.run(again).await; // the hub looks at its standbys when it begins to stream
+    says("initial starting point").await;
+    let second = open(&pair, "").await;
+    pair.db().await.run("ALTER TABLE t ADD a text").await;
+    first.run("COMMIT").await;
+    says("initial consistent point").await;
+    let third = open(&pair, "INSERT INTO t VALUES (3, 'a')").await;
+    second.run("COMMIT").await;
+    eventually(PATIENCE, || async {
+        // The second time it waits without a word for what the standby knows to be open.
+        if pair.hub.log().contains("it is made again") { Ok(()) } else { Err(pair.hub.log_tail(3)) }
+    })
+    .await;
+    let standby = pair.standby.connect().await;
+    let kept = "SELECT count(*) FROM pg_replication_slots WHERE slot_name = 'walcast'";
+    assert_eq!(standby.number(kept).await, 0, "nothing has this name that nobody has examined");
+    third.run("COMMIT").await;
+    drop((first, second, third, standby));
+    pair.client_says_ready().await;
+    pair.caught_up().await;
+    pair.hub.kill9();
+    pair.db().await.run("INSERT INTO t VALUES (4, 'b')").await;
+    pair.caught_up().await;
+    pair.fail_over().await;
+    pair.hub.start().await;
+    pair.streaming().await;
+    pair.db().await.run("UPDATE t SET a = 'c' WHERE id = 3").await;
+    pair.journaled().await;
+    let history = pair.collect(Request::new().earliest()).await;
+    let parsed = held(&history, validators::formal(&history));
+    let mut replica = validators::Replica::default();
+    held(&history, replica.apply(&parsed));
+    held(&history, replica.equals_source(&pair.db().await, &["public.t".to_owned()]).await);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slot_of_the_hubs_own_on_a_standby_on_every_version_of_the_matrix() {
     for major in versions::matrix().into_iter().filter(|major| *major == 16) {
         a_slot_of_the_hubs_own(major).await;
+        ddl_while_it_is_made(major).await;
     }
 }

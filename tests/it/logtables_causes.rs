@@ -77,6 +77,41 @@ async fn a_recreated_publication_is_made_good_on_every_version_of_the_matrix() {
     }
 }
 
+/// A table joins the publication while the hub looks whether the log tables cover the gap: after the look's snapshot was
+/// taken, and before it asks what is published, which PostgreSQL answers as of now.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_that_joins_while_it_is_looked_does_not_stop_a_recovery() {
+    let setup = stage().sql("CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE late (id int PRIMARY KEY)");
+    let mut stage = setup.publication("CREATE PUBLICATION walcast FOR TABLE t").no_oracle().start().await;
+    install(&stage);
+    stage.db.run("INSERT INTO t VALUES (1); INSERT INTO late VALUES (1)").await;
+    horizon(&stage).await;
+    stage.hub.kill9();
+    drop_slot(&stage).await;
+    let joins = stage.cluster.connect().await;
+    joins.run("BEGIN; LOCK TABLE walcast.settings IN ACCESS EXCLUSIVE MODE").await;
+    stage.hub.spawn();
+    let waiting = "SELECT count(*) FROM pg_locks WHERE relation = 'walcast.settings'::regclass AND NOT granted";
+    eventually(PATIENCE, || async {
+        if stage.db.number(waiting).await == 1 { Ok(()) } else { Err("the hub does not look") }
+    })
+    .await;
+    joins.run("ALTER PUBLICATION walcast ADD TABLE late; COMMIT; INSERT INTO late VALUES (2)").await;
+    stage.hub.ready().await;
+    recoveries(&stage, 1).await;
+    stage.db.run("INSERT INTO late VALUES (3)").await;
+    assert!(!stage.hub.log().contains("SLOT_LOST"), "{}", stage.hub.log_tail(40));
+    stage.journaled().await;
+    let history = stage.collect(Request::new().earliest()).await;
+    let rows = |table: &str| {
+        held(&history, validators::formal(&history))
+            .transactions()
+            .filter(|span| format!("{span:?}").contains(table))
+            .count()
+    };
+    assert_eq!((rows("public.late"), rows("public.t\"")), (2, 1));
+}
+
 /// Tables of every awkward kind.
 const AWKWARD: &str = r#"
     CREATE TABLE "Größe ""x"" y" (id int PRIMARY KEY, "wért, ß" text, g int GENERATED ALWAYS AS (id * 2) STORED);

@@ -13,6 +13,7 @@ mod eager;
 mod errors;
 mod failover;
 mod failover_histories;
+mod failover_readiness;
 mod failover_trust;
 mod filters;
 mod harness_tests;

@@ -133,6 +133,53 @@ async fn ddl_while_a_slot_is_made_is_not_overlooked_on_every_version_of_the_matr
     }
 }
 
+/// A hub that dies before it has compared what tables were like before and after the making of its first slot: the next one
+/// uses the slot if nothing has changed, and else makes it again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slot_that_nobody_has_examined_is() {
+    let sql = "CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (3)";
+    let mut stage = stage().sql(sql).no_oracle().prepare().await;
+    let (adopted, again) = ("found the slot; the journal is new", "a hub died while it made the slot");
+    let data = stage.hub.data_dir().to_owned();
+    stage.hub.in_data_dir(&data.with_file_name("first"));
+    stage.hub.failpoints("slot_unexamined=abort@1");
+    stage.hub.spawn();
+    stage.hub.wait_exit(PATIENCE).await;
+    stage.hub.failpoints("");
+    stage.hub.start().await;
+    stage.streaming().await;
+    let log = stage.hub.log();
+    assert!(log.contains(adopted) && !log.contains(again), "{log}");
+    stage.hub.terminate();
+    drop_slot(&stage).await;
+
+    stage.hub.in_data_dir(&data);
+    stage.hub.failpoints("slot_unexamined=abort@1");
+    let update = "UPDATE t SET a = 'a' WHERE id = 3";
+    let (third, xid) = overlooked(&mut stage, "ALTER TABLE t ADD a text", update).await;
+    stage.hub.wait_exit(PATIENCE).await;
+    stage.hub.failpoints("");
+    stage.hub.spawn();
+    waits_for(&stage.db, &xid).await; // the slot that was there would have this row without its column
+    third.run("COMMIT").await;
+    stage.hub.ready().await;
+    stage.streaming().await;
+    stage.db.run("INSERT INTO t VALUES (4, 'a'); UPDATE t SET a = 'b'").await;
+    assert!(stage.hub.log().contains(again), "{}", stage.hub.log());
+    stage.journaled().await;
+    let history = stage.collect(Request::new().earliest()).await;
+    let parsed = held(&history, validators::formal(&history));
+    let cells: Vec<_> =
+        parsed.transactions().flat_map(|span| &span.items).map(|item| format!("{:?}", item.what)).collect();
+    assert_eq!(cells.len(), 3, "{cells:#?}");
+    assert!(cells[1..].iter().all(|cells| cells.contains("\"b\"")), "{cells:#?}");
+    // Nobody's slot is in question any more.
+    stage.hub.kill9();
+    stage.hub.start().await;
+    stage.streaming().await;
+    assert_eq!(stage.hub.log().matches("created the slot").count(), 1);
+}
+
 /// Nothing can make it good, so it is kept, whatever the policy says: an operator may repair it, or drop it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_log_tables_it_is_kept_and_the_gap_is_told() {
