@@ -10,6 +10,7 @@
 //! - [`incremental`]: chunks by key, each with a snapshot of its own, between marks in the journal.
 
 mod ahead;
+mod barrier;
 mod consistent;
 mod encoder;
 mod incremental;
@@ -78,9 +79,16 @@ impl Exporter {
         Exporter { connect, publication: publication.to_owned(), feed, patience }
     }
 
+    /// A session on the primary whose changes are in the journal, whose snapshots miss nothing that the journal does not have.
+    async fn session(&self) -> Result<Session, SnapshotError> {
+        let session = self.connected().await?;
+        self.settled(&session).await?;
+        Ok(session)
+    }
+
     /// A session on the primary whose changes are in the journal. After a failover the old one may still answer, and be the
     /// first in the list.
-    async fn session(&self) -> Result<Session, SnapshotError> {
+    async fn connected(&self) -> Result<Session, SnapshotError> {
         let mut failed = away("the connection string names no server");
         for host in &self.connect.hosts {
             match self.session_at(&self.connect.only(host)).await {
@@ -107,7 +115,6 @@ impl Exporter {
             let journal = lineage.timeline;
             return Err(away(&format!("the server is on timeline {timeline}, and the journal on timeline {journal}")));
         }
-        self.settled(sql).await?;
         session.place = format!("{timeline:08X} {}", system_identifier as i64).into_bytes();
         Ok(session)
     }
@@ -222,7 +229,7 @@ impl Exporter {
         // Chunks have snapshots of their own: nothing is held open for them meanwhile.
         let locked = (mode == SnapshotMode::Consistent).then_some(locked);
         failpoint::hit("snapshot_seen");
-        let marker = self.session().await?;
+        let marker = self.connected().await?;
         // A commit is seen before it is flushed, if its session does not wait for that. Flushed, it is lost with the server only,
         // which is a failover for the stream.
         table::emit_mark(&marker.sql, MARK_PREFIX, "begin").await.map_err(refused)?;
@@ -273,7 +280,7 @@ impl Snapshots for Exporter {
     fn refusal<'a>(&'a self, table: &'a str) -> BoxFuture<'a, Option<SnapshotError>> {
         Box::pin(async move {
             let (schema, name) = table.split_once('.')?;
-            let kind = table::kind(&self.session().await.ok()?.sql, schema, name).await.ok()??;
+            let kind = table::kind(&self.connected().await.ok()?.sql, schema, name).await.ok()??;
             if matches!(kind.as_str(), "table" | "partitioned table") {
                 return None;
             }

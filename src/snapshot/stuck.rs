@@ -12,7 +12,9 @@ use std::{collections::HashSet, time::Duration};
 use tokio::time::Instant;
 
 use super::{
-    Exporter, away, refused,
+    Exporter, Session, away,
+    barrier::Barrier,
+    refused,
     scan::{self, index, unreadable},
 };
 use crate::{
@@ -32,7 +34,8 @@ impl Exporter {
     ///
     /// # Errors
     /// SOURCE_UNAVAILABLE, with the processes that wait, if that takes too long.
-    pub(super) async fn settled(&self, sql: &Sql) -> Result<(), SnapshotError> {
+    pub(super) async fn settled(&self, session: &Session) -> Result<(), SnapshotError> {
+        let sql = &session.sql;
         if self.knows_older(sql).await? {
             return Ok(());
         }
@@ -40,11 +43,16 @@ impl Exporter {
         if waiting.is_empty() {
             return Ok(());
         }
-        let until = server::wal_positions(sql).await.map_err(refused)?.flush;
-        self.journaled(until).await?;
-        let journaled = self.journaled_xids(until).await?;
-        waiting.retain(|commit| commit.xid.is_none_or(|xid| !journaled.contains(&xid)));
+        if waiting.iter().any(|commit| commit.xid.is_some()) {
+            let until = server::wal_positions(sql).await.map_err(refused)?.flush;
+            self.journaled(until).await?;
+            let journaled = self.journaled_xids(until).await?;
+            waiting.retain(|commit| commit.xid.is_none_or(|xid| !journaled.contains(&xid)));
+        }
         let deadline = Instant::now() + self.patience.settle;
+        let hidden = waiting.iter().any(|commit| commit.hidden);
+        let mut barrier = hidden.then(|| Barrier::raise(self, session));
+        let mut impossible = None;
         loop {
             let present = table::waiting_commits(sql).await.map_err(refused)?;
             waiting.retain(|commit| present.contains(commit));
@@ -52,9 +60,20 @@ impl Exporter {
                 return Ok(());
             }
             if Instant::now() >= deadline {
-                return Err(unsettled(&waiting));
+                return Err(unsettled(&waiting, impossible.as_ref()));
             }
-            tokio::time::sleep(POLL).await;
+            let Some(raised) = &mut barrier else {
+                tokio::time::sleep(POLL).await;
+                continue;
+            };
+            match tokio::time::timeout(POLL, raised.passed()).await {
+                Ok(Ok(())) => return Ok(()),
+                Ok(Err(error)) => {
+                    tracing::info!(%error, "a temporary slot does not tell what is settled");
+                    (barrier, impossible) = (None, Some(error));
+                }
+                Err(_) => {}
+            }
         }
     }
 
@@ -79,13 +98,18 @@ impl Exporter {
     }
 }
 
-fn unsettled(waiting: &[WaitingCommit]) -> SnapshotError {
+/// `impossible`: why no temporary slot could be made.
+fn unsettled(waiting: &[WaitingCommit], impossible: Option<&SnapshotError>) -> SnapshotError {
     let pids: Vec<String> = waiting.iter().map(|commit| commit.pid.to_string()).collect();
     let pids = pids.join(", ");
     if waiting.iter().any(|commit| commit.hidden) {
+        let slot = match impossible {
+            Some(error) => format!("a temporary slot, which would tell too, cannot be made: {error}"),
+            None => "the temporary slot that would tell waits for transactions that were open before it".to_owned(),
+        };
         return away(&format!(
             "synchronous replication is on, and the hub's role cannot see whether commits from before its journal wait for \
-             it (processes {pids}): GRANT pg_read_all_stats to it, or try again when they have ended"
+             it (processes {pids}): GRANT pg_read_all_stats to it, or try again when they have ended; {slot}"
         ));
     }
     away(&format!(

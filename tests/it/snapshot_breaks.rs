@@ -193,14 +193,14 @@ pub async fn waits(db: &Db, condition: &str) {
 }
 
 /// A commit that waits for a standby that does not exist.
-struct Stuck {
+pub struct Stuck {
     task: JoinHandle<()>,
     /// Commits again and again until one waits: a reload does not hold at once.
     probe: JoinHandle<()>,
     stop: CancellationToken,
 }
 
-async fn stuck(stage: &Stage, statement: &str) -> Stuck {
+pub async fn stuck(stage: &Stage, statement: &str) -> Stuck {
     stage.db.run("ALTER SYSTEM SET synchronous_standby_names = 'nobody'").await;
     stage.db.run("SELECT pg_reload_conf()").await;
     let (probing, stop) = (stage.cluster.connect().await, CancellationToken::new());
@@ -217,12 +217,31 @@ async fn stuck(stage: &Stage, statement: &str) -> Stuck {
     Stuck { task, probe, stop }
 }
 
-async fn release(stage: &Stage, stuck: Stuck) {
+pub async fn release(stage: &Stage, stuck: Stuck) {
     stuck.stop.cancel();
     stage.db.run("ALTER SYSTEM RESET synchronous_standby_names").await;
     stage.db.run("SELECT pg_reload_conf()").await;
     stuck.task.await.expect("released");
     stuck.probe.await.expect("released");
+}
+
+/// Starts the hub such that the statement's commit record lies in front of what its new journal begins with.
+pub async fn stuck_in_front_of_the_journal(stage: &mut Stage, statement: &str) -> Stuck {
+    let (one, two) = (stage.cluster.connect().await, stage.cluster.connect().await);
+    one.run("BEGIN; SELECT pg_current_xact_id()").await;
+    stage.hub.spawn();
+    waits(&stage.db, "backend_type = 'walsender' AND wait_event = 'transactionid'").await;
+    // The slot's consistent point now waits for this one, and no transaction that begins behind it is in the stream before.
+    two.run("BEGIN; SELECT pg_current_xact_id()").await;
+    one.run("ROLLBACK").await;
+    let xid = two.text("SELECT pg_current_xact_id()::xid::text").await.expect("an xid");
+    let lock = format!("pid IN (SELECT pid FROM pg_locks WHERE NOT granted AND transactionid::text = '{xid}')");
+    waits(&stage.db, &lock).await;
+    let stuck = stuck(stage, statement).await;
+    two.run("ROLLBACK").await;
+    stage.hub.ready().await;
+    stage.streaming().await;
+    stuck
 }
 
 /// A commit record that lies in front of the slot's beginning, of a transaction that nobody sees yet, would be neither in
@@ -235,21 +254,7 @@ async fn a_commit_that_nobody_sees_yet_is_not_lost() {
         .env("WALCAST_LIMITS_SNAPSHOT_SETTLE", "2s")
         .prepare()
         .await;
-    let (one, two) = (stage.cluster.connect().await, stage.cluster.connect().await);
-    one.run("BEGIN; SELECT pg_current_xact_id()").await;
-    stage.hub.spawn();
-    let waiting = "backend_type = 'walsender' AND wait_event = 'transactionid'";
-    waits(&stage.db, waiting).await;
-    // The slot's consistent point now waits for this one, and no transaction that begins behind it is in the stream before.
-    two.run("BEGIN; SELECT pg_current_xact_id()").await;
-    one.run("ROLLBACK").await;
-    let xid = two.text("SELECT pg_current_xact_id()::xid::text").await.expect("an xid");
-    let lock = format!("pid IN (SELECT pid FROM pg_locks WHERE NOT granted AND transactionid::text = '{xid}')");
-    waits(&stage.db, &lock).await;
-    let two_is_stuck = stuck(&stage, "INSERT INTO items VALUES (2, 'stuck')").await;
-    two.run("ROLLBACK").await;
-    stage.hub.ready().await;
-    stage.streaming().await;
+    let two_is_stuck = stuck_in_front_of_the_journal(&mut stage, "INSERT INTO items VALUES (2, 'stuck')").await;
     let client = stage.client();
     let refused = client.subscribe(&slowly(SnapshotMode::Consistent, 0)).await.fails_with("SOURCE_UNAVAILABLE").await;
     a_slot_waits(&stage).await;
