@@ -8,14 +8,17 @@
 //!   ([`ProcArrayEndTransaction`](https://github.com/postgres/postgres/blob/master/src/backend/access/transam/README)). It writes its commit
 //!   record before that, and waits for a synchronous standby in between. So who is not in the later record any more has ended, and every
 //!   snapshot that is taken afterwards sees what it did.
-//! - Who is not in R and not seen later has been given its id behind R, and so its commit record lies behind R. Where the slot is
-//!   asked for, the hub's own slot exists: what commits from here on is in the journal or will be, however far that is
-//!   behind.
+//! - Who is not in R and not seen later has been given its id behind R, and so its commit record lies behind R, and behind the tail
+//!   that the journal had before. The hub's own slot exists: what commits there is in the journal or will be, however far that is behind,
+//!   unless it has left the journal again.
 //!
-//! Commits with records in front of R are therefore seen, those behind it come in the stream. Neither the point at which the slot would
-//! begin matters nor what it would deliver: transactions that began behind R and wait may lie in front of that point, and are not lost.
+//! Commits with records in front of R are therefore seen, and those behind it come in the stream for as long as the journal reaches back to
+//! that tail. Neither the point at which the slot would begin matters nor what it would deliver: transactions that began behind R
+//! and wait may lie in front of that point, and are not lost.
 //!
-//! It waits for more than [`stuck`](super::stuck) does where that sees the sessions: for every open transaction.
+//! It waits for more than [`stuck`](super::stuck) does where that sees the sessions: for every open transaction. Where the journal grows and
+//! knows the ids in it, the hub finds out by itself at the same time, from the oldest open transaction's. Where it does not, because the
+//! hub was started and its slot is not to be had, nothing else tells.
 
 use std::time::Duration;
 
@@ -24,6 +27,7 @@ use tokio::sync::oneshot;
 use super::{Exporter, Session, away};
 use crate::{
     feed::SnapshotError,
+    model::Position,
     postgres::{
         self, Server,
         conninfo::ConnectOptions,
@@ -37,12 +41,15 @@ use crate::{
 const FAREWELL: Duration = Duration::from_secs(10);
 
 /// A slot that is being made. Dropped, it is given up, on the server too.
-pub(super) struct Barrier(oneshot::Receiver<Result<(), SnapshotError>>);
+pub(super) struct Barrier {
+    passed: oneshot::Receiver<Result<(), SnapshotError>>,
+    tail: Position,
+}
 
 impl Barrier {
-    /// Begins to wait, on the server of the session, for everything that runs there now.
-    pub fn raise(exporter: &Exporter, session: &Session) -> Barrier {
-        let (passed, receiver) = oneshot::channel();
+    /// Begins to wait, on the server of the session, for everything that runs there now. `tail`: the journal's, read before.
+    pub fn raise(exporter: &Exporter, session: &Session, tail: Position) -> Barrier {
+        let (sender, passed) = oneshot::channel();
         let making = Making {
             connect: exporter.connect.clone(),
             server: session.sql.server().clone(),
@@ -50,16 +57,18 @@ impl Barrier {
             patience: exporter.patience.settle,
             name: format!("walcast_snapshot_{:016x}", fastrand::u64(..)),
         };
-        tokio::spawn(making.run(passed));
-        Barrier(receiver)
+        tokio::spawn(making.run(sender));
+        Barrier { passed, tail }
     }
 
-    /// Waits until that has ended. Not to be asked again once it has answered. Cancel-safe.
+    /// Waits until that has ended; the position behind which the journal must have everything. Not to be asked again once it has
+    /// answered. Cancel-safe.
     ///
     /// # Errors
     /// SOURCE_UNAVAILABLE, with what an operator can do, when no slot can be made.
-    pub async fn passed(&mut self) -> Result<(), SnapshotError> {
-        (&mut self.0).await.unwrap_or_else(|_| Err(away("the hub is shutting down")))
+    pub async fn passed(&mut self) -> Result<Position, SnapshotError> {
+        let passed = (&mut self.passed).await.unwrap_or_else(|_| Err(away("the hub is shutting down")));
+        passed.map(|()| self.tail)
     }
 }
 
