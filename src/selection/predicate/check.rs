@@ -6,7 +6,7 @@ use super::{
     CheckError,
     ast::{ColumnRef, Expr, Literal, Op, Operand, Side, Spelling},
     class::{Class, Constant},
-    like::Pattern,
+    like::{Invalid, MAX_PIECE, Pattern},
     literal::{Reduced, Typed, reduce, typed},
     node::{Items, Node, Source, Test, Truth},
 };
@@ -201,10 +201,14 @@ impl<'a> Checker<'a> {
                 ));
             }
         };
-        match Pattern::compile(text, insensitive) {
-            Some(pattern) => Ok(Node::Test { source, test: Test::Like(pattern), on_null: Truth::NULL }),
-            None => Err(CheckError::new("a pattern cannot end with the escape character", pattern.offset)),
-        }
+        let message = match Pattern::compile(text, insensitive) {
+            Ok(pattern) => return Ok(Node::Test { source, test: Test::Like(pattern), on_null: Truth::NULL }),
+            Err(Invalid::Escape) => "a pattern cannot end with the escape character".to_owned(),
+            Err(Invalid::Long) => {
+                format!("with _ or ILIKE a pattern has at most {MAX_PIECE} characters between two %")
+            }
+        };
+        Err(CheckError::new(message, pattern.offset))
     }
 }
 
