@@ -63,6 +63,15 @@ pub struct TableRule {
     pub operations: Vec<crate::model::Operation>,
 }
 
+/// By what the changes that a predicate can concern are found: those with another value there are not looked at.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Key {
+    /// A value of a column of the table with this OID.
+    Column(u32, predicate::Equality),
+    /// A condition, of tables that are not known yet.
+    Text(String),
+}
+
 /// A filter together with what its principal may read. Immutable; one is shared by all streams that ask for the same.
 #[derive(Clone, Debug)]
 pub struct Selection {
@@ -158,12 +167,28 @@ impl Selection {
         self.everything
     }
 
-    /// The first predicate of it, in canonical text, that has to be evaluated for every change of its tables, because no
-    /// equality in it tells beforehand which changes it can concern.
-    pub fn residual(&self) -> Option<&Arc<str>> {
+    /// Its predicates, in canonical text, with what finds the changes that they can concern without evaluating them: for each
+    /// of these relation versions that it selects with a predicate; for predicates of none of them by their text.
+    pub fn found_by<'a>(&self, relations: impl IntoIterator<Item = &'a Relation>) -> Vec<(Arc<str>, Option<Key>)> {
         let rows = std::iter::once(&self.rows).chain(self.rules.iter().map(|(_, rows)| rows));
-        let mut predicates = rows.filter_map(|rows| rows.predicate.as_ref());
-        predicates.find(|predicate| !predicate.predicate.has_equality()).map(|predicate| &predicate.canonical)
+        let predicates: Vec<&Where> = rows.filter_map(|rows| rows.predicate.as_ref()).collect();
+        if predicates.is_empty() {
+            return Vec::new();
+        }
+        let mut found: Vec<(Arc<str>, Option<Key>)> = Vec::new();
+        for relation in relations {
+            if let Some(predicate) = self.relation(relation).ok().and_then(|plan| plan.predicate) {
+                let equality = predicate.compiled().equality();
+                let key = equality.map(|equality| Key::Column(relation.oid, equality.clone()));
+                found.push((predicate.canonical().clone(), key));
+            }
+        }
+        for predicate in predicates {
+            if !found.iter().any(|(text, _)| *text == predicate.canonical) {
+                found.push((predicate.canonical.clone(), predicate.predicate.equality().map(Key::Text)));
+            }
+        }
+        found
     }
 
     /// Equal for selections that select the same way, whatever the order in which things were named.

@@ -285,9 +285,25 @@ fn a_predicate_is_evaluated_once_however_many_groups_have_it() {
     // Nobody has it any more, so there is room for as many others as before.
     let next: Vec<_> = ["state > '5'", "state > '6'", "state > '7'"]
         .map(|predicate| Selection::compile(Some(&filter(predicate)), None).expect("a good filter"))
-        .map(|selection| Arc::ptr_eq(&groups.routers.of(&selection), &groups.routers.keeping_up))
+        .map(|selection| groups.routers.seat(&selection, []))
+        .map(|seat| Arc::ptr_eq(&seat.router, &groups.routers.keeping_up))
         .into();
     assert_eq!(next, [true, true, false]);
+}
+
+#[test]
+fn an_equality_that_many_share_finds_nothing() {
+    const FILTERS: usize = 40;
+    let (world, groups, joined) = joined(FILTERS, |number| format!("state = '1' AND note LIKE '%{number}%'"), 2);
+    routed(&world, &groups);
+    // Half of the changes have the state. What is evaluated beside the streams does not grow with the filters.
+    assert_eq!(groups.routers.indexed.evaluated(), 8 * 20 * 250);
+    assert_eq!(evaluated(&groups), FILTERS as u64 * 20 * 250);
+    drop(joined);
+    let feed: Arc<dyn Feed> = world.feed.clone();
+    let selection = Selection::compile(Some(&filter("state = '1' AND note LIKE '%x%'")), None).expect("a good filter");
+    let seat = groups.routers.seat(&selection, feed.relations().iter().map(Arc::as_ref));
+    assert!(Arc::ptr_eq(&seat.router, &groups.routers.indexed), "there is room again");
 }
 
 #[test]
