@@ -98,7 +98,7 @@ struct RowRule {
 }
 
 impl RowRule {
-    fn plan(&self, table: &str, relation: &Relation) -> Result<RelationPlan, Error> {
+    fn plan(&self, table: &str, relation: &Relation, partial: Option<&[String]>) -> Result<RelationPlan, Error> {
         let key_is_known = relation.replica_identity != ReplicaIdentity::Full;
         let columns: Vec<bool> = relation
             .columns
@@ -110,8 +110,8 @@ impl RowRule {
             })
             .collect();
         let all = columns.iter().all(|selected| *selected);
-        let predicate =
-            self.predicate.as_ref().map(|predicate| predicate.bind(relation, self.operations)).transpose()?;
+        let bind = |predicate: &Where| predicate.bind(relation, self.operations, partial);
+        let predicate = self.predicate.as_ref().map(bind).transpose()?;
         Ok(RelationPlan::new(self.operations, (!all).then_some(columns), predicate.map(Arc::new)))
     }
 }
@@ -123,12 +123,16 @@ impl Selection {
     /// [`Error::Invalid`] when the predicate that holds for the table does not fit this version: a column that it does not
     /// have, a literal of another type, a replica identity that carries too little.
     pub fn relation(&self, relation: &Relation) -> Result<RelationPlan, Error> {
+        self.plan(relation, None)
+    }
+
+    fn plan(&self, relation: &Relation, partial: Option<&[String]>) -> Result<RelationPlan, Error> {
         let table = relation.qualified_name();
         if relation.schema == OWN_SCHEMA || !self.table(&table) || !self.may_read(&table) {
             return Ok(RelationPlan::default());
         }
         let rule = self.rules.iter().find(|(tables, _)| tables.matches(&table)).map_or(&self.rows, |(_, rule)| rule);
-        rule.plan(&table, relation)
+        rule.plan(&table, relation, partial)
     }
 
     /// Whether the filter alone, rights aside, asks for this `schema.table`.

@@ -10,7 +10,7 @@ use super::{
     literal::{Reduced, Typed, reduce, typed},
     node::{Items, Node, Source, Test, Truth},
 };
-use crate::model::{Column, Relation};
+use crate::model::{Column, Relation, ReplicaIdentity};
 
 /// `"char"`'s OID in pg_type.
 const CHAR: u32 = 18;
@@ -87,8 +87,9 @@ impl<'a> Checker<'a> {
         let column = &relation.columns[index];
         let class = Class::of(column);
         let collates = class.is_text() && column.type_oid != CHAR;
-        let source =
-            Source { column: index as u32, side: reference.side, in_identity: column.in_identity, class, collates };
+        // Under FULL every UPDATE brings its old row; one that does not tells nothing of it.
+        let in_identity = column.in_identity && relation.replica_identity != ReplicaIdentity::Full;
+        let source = Source { column: index as u32, side: reference.side, in_identity, class, collates };
         self.seen.push((source, reference.offset));
         Ok((source, column))
     }
