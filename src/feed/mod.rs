@@ -13,7 +13,7 @@ pub use history::{Crossing, History, Key, LineageStart};
 
 use crate::{
     lsn::Lsn,
-    model::{Lineage, LineageId, Position, Relation, RelationId},
+    model::{Described, Lineage, LineageId, Position, Relation, RelationId},
     reason::{Classified, Reason},
     wire::{block::Block, pb, position_to_pb},
 };
@@ -258,6 +258,13 @@ pub trait Source: Send + Sync + 'static {
     /// `schema.table` of every published table, as last read; `None` before the first connection.
     fn published(&self) -> Option<Arc<Vec<(String, String)>>>;
 
+    /// Whether changes of this published table are those of partitions of which some tell less of an old row than the table
+    /// is described with; as last looked.
+    fn is_uneven(&self, schema: &str, table: &str) -> bool {
+        let _ = (schema, table);
+        false
+    }
+
     /// Reads the published tables again: a table may have been created a moment ago. Changes nothing while it is away.
     fn refresh(&self) -> BoxFuture<'_, ()> {
         Box::pin(async {})
@@ -265,7 +272,7 @@ pub trait Source: Send + Sync + 'static {
 
     /// These published tables, by `(schema, table)`, in the shape in which the next change would describe them; their `id`
     /// is 0. Those that it does not publish are left out, and all of them while it is away.
-    fn relations<'a>(&'a self, tables: &'a [(String, String)]) -> BoxFuture<'a, Vec<Relation>> {
+    fn relations<'a>(&'a self, tables: &'a [(String, String)]) -> BoxFuture<'a, Vec<Described>> {
         let _ = tables;
         Box::pin(async { Vec::new() })
     }

@@ -15,7 +15,7 @@ use super::{
     lag::Timeline,
     projection::{Cut, Plans, Projection},
     projector::project,
-    router::{Route, Router, Routers},
+    router::{Route, Routers, Seat},
 };
 use crate::{
     feed::Feed,
@@ -58,7 +58,7 @@ pub(super) struct Group {
     pub selection: Arc<Selection>,
     /// `None` for groups that every block concerns.
     pub route: Option<Arc<Route>>,
-    router: Arc<Router>,
+    seat: Seat,
     pub format: RowFormat,
     feed: Arc<dyn Feed>,
     groups: Weak<Groups>,
@@ -166,16 +166,25 @@ impl Groups {
 
     /// The group of a selection.
     pub fn join(self: &Arc<Self>, feed: &Arc<dyn Feed>, selection: Selection, format: RowFormat) -> Arc<Group> {
-        let mut map = self.map.lock();
         let key = (selection.canonical().to_owned(), format);
-        if let Some(group) = map.get(&key).and_then(Weak::upgrade) {
+        let existing = |map: &HashMap<_, Weak<Group>>| map.get(&key).and_then(Weak::upgrade);
+        if let Some(group) = existing(&self.map.lock()) {
             return group;
         }
         let selection = Arc::new(selection);
-        let router = self.routers.of(&selection);
+        let relations: HashMap<u32, Arc<Relation>> = match selection.has_predicates() {
+            true => feed.relations().into_iter().map(|relation| (relation.oid, relation)).collect(),
+            false => HashMap::new(),
+        };
+        let seat = self.routers.seat(&selection, relations.values().map(Arc::as_ref));
+        let mut map = self.map.lock();
+        if let Some(group) = existing(&map) {
+            self.routers.leave(&seat);
+            return group;
+        }
         let group = Arc::new(Group {
-            route: (!selection.is_everything()).then(|| router.join(&selection)),
-            router,
+            route: (!selection.is_everything()).then(|| seat.router.join(&selection)),
+            seat,
             selection,
             format,
             feed: feed.clone(),
@@ -197,9 +206,9 @@ impl Drop for Group {
     fn drop(&mut self) {
         let Some(groups) = self.groups.upgrade() else { return };
         if let Some(route) = &self.route {
-            self.router.leave(route);
+            self.seat.router.leave(route);
         }
-        groups.routers.forget(&self.selection);
+        groups.routers.leave(&self.seat);
         let mut map = groups.map.lock();
         let key = (self.selection.canonical().to_owned(), self.format);
         if map.get(&key).is_some_and(|group| group.strong_count() == 0) {

@@ -222,16 +222,18 @@ impl Inner {
         let is = |relation: &Relation, schema: &str, table: &str| relation.schema == schema && relation.table == table;
         let unclear = |(schema, table): &&(String, String)| match current.iter().find(|known| is(known, schema, table))
         {
-            Some(known) => selection.relation(known).is_err(),
+            Some(known) => selection.relation(known).is_err() || self.source.is_uneven(schema, table),
             None => selection.names(schema, table),
         };
         let asked: Vec<_> = published.unwrap_or_default().iter().filter(unclear).cloned().collect();
+        let mut now = Vec::new();
         if !asked.is_empty() {
-            let now = self.source.relations(&asked).await;
-            current.retain(|known| !now.iter().any(|now| is(known, &now.schema, &now.table)));
-            current.extend(now.into_iter().map(Arc::new));
+            now = self.source.relations(&asked).await;
+            let is_now = |known: &Relation| now.iter().any(|now| is(known, &now.relation.schema, &now.relation.table));
+            current.retain(|known| !is_now(known));
         }
-        Ok(selection.check_relations(current.iter().map(Arc::as_ref))?)
+        let known = current.iter().map(|known| (known.as_ref(), None));
+        Ok(selection.check_relations(known.chain(now.iter().map(|now| (&now.carried, Some(&*now.partial)))))?)
     }
 
     pub fn check_published(&self, selection: &Selection) -> Result<(), Error> {

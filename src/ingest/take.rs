@@ -9,7 +9,7 @@ use crate::{
     feed::MARK_PREFIX,
     journal::Record,
     lsn::Lsn,
-    model::{OldImage, Operation, Position, Transaction},
+    model::{Datum, OldImage, Operation, Position, ReplicaIdentity, Transaction},
     pgoutput::{self, Message, Oids, Tuple},
     postgres::{self, publication::OWN_SCHEMA, replication::Frame, server},
     wire::{block::BlockBuilder, encode},
@@ -80,6 +80,10 @@ impl State {
     }
 
     fn message(&mut self, lsn: Lsn, bytes: &[u8], message: &Message<'_>) -> Result<(), Error> {
+        let describes = matches!(message, Message::Type { .. } | Message::Relation(_));
+        if !describes && !matches!(message, Message::Insert { .. } | Message::Update { .. } | Message::Delete { .. }) {
+            self.versions.described();
+        }
         match message {
             Message::Begin { final_lsn, commit_time, xid } => {
                 self.last_xid = server::widen(*xid, self.last_xid);
@@ -159,13 +163,36 @@ impl State {
         old: Option<(OldImage, Tuple<'_>)>,
         new: Option<Tuple<'_>>,
     ) -> Result<(), Error> {
-        let Some(relation) = self.versions.current(oid).cloned() else {
+        let Some((relation, mut narrow)) = self.versions.written(oid) else {
             return Err(undecodable(lsn, bytes, format!("relation {oid} was not described on this connection")));
         };
+        let mut relation = relation.clone();
+        let whole = matches!(old, Some((OldImage::Full, _)));
+        let news = self.versions.just_described() || whole && relation.replica_identity != ReplicaIdentity::Full;
+        if news {
+            if let Some(version) = self.versions.changed(oid, whole) {
+                self.described.push(Record::Relation(version));
+            }
+            if let Some((written, now_narrow)) = self.versions.written(oid) {
+                (relation, narrow) = (written.clone(), now_narrow);
+            }
+        }
         if relation.schema == OWN_SCHEMA {
             return Ok(());
         }
         self.count(oid);
+        if let (Operation::Update, true, None, Some(new)) = (operation, narrow, &old, &new) {
+            let kept = new.clone().zip(&relation.columns);
+            let old = kept.map(|(datum, column)| if column.in_identity { datum } else { Datum::Null });
+            return self.event(lsn, |builder, scratch, ordinal| {
+                let old = Some((OldImage::Key, old));
+                match scratch {
+                    Some(out) => encode::change(out, &relation, operation, ordinal, old, Some(new.clone())),
+                    None => builder.change(&relation, operation, lsn, old, Some(new.clone())),
+                }
+                .map_err(|error| Error::from((lsn, bytes, error)))
+            });
+        }
         self.event(lsn, |builder, scratch, ordinal| {
             match scratch {
                 Some(out) => encode::change(out, &relation, operation, ordinal, old, new),

@@ -134,6 +134,65 @@ fn a_description_that_repeats_a_version_is_no_new_one() {
     assert_eq!(describe(&mut state, "a"), [1], "current again, under its old number");
 }
 
+/// Columns whose names are in upper case are flagged as the identity's.
+fn described(oid: u32, identity: u8, columns: &[&str]) -> Vec<u8> {
+    let head = [b"R".as_slice(), &oid.to_be_bytes(), b"public\0t\0", &[identity]].concat();
+    let mut message = [head.as_slice(), &(columns.len() as u16).to_be_bytes()].concat();
+    for column in columns {
+        message.push(u8::from(*column == column.to_uppercase()));
+        message.extend_from_slice(column.to_lowercase().as_bytes());
+        message.extend_from_slice(&[b"\0".as_slice(), &25u32.to_be_bytes(), &(-1i32).to_be_bytes()].concat());
+    }
+    message
+}
+
+#[test]
+fn old_rows_of_partitions_have_what_their_own_identity_says() {
+    const ROOT: u32 = 1;
+    let mut state = state();
+    data(&mut state, 0x1100, &begin(0x1200, 700)).expect("begin");
+    let shown = |relation: &Arc<Relation>| {
+        let columns = relation
+            .columns
+            .iter()
+            .map(|column| if column.in_identity { column.name.to_uppercase() } else { column.name.clone() });
+        format!("{} {:?} {}", relation.id.0, relation.replica_identity, columns.collect::<Vec<_>>().join(" "))
+    };
+    let mut told = |messages: &[Vec<u8>]| {
+        messages.iter().for_each(|message| data(&mut state, 0x1100, message).expect("a message"));
+        let versions = &state.versions;
+        [versions.current(ROOT), versions.written(ROOT).map(|(version, _)| version)]
+            .map(|version| shown(version.expect("described")))
+    };
+    let row = || insert_row(ROOT, &["x", "y"]);
+    let full = described(ROOT, b'f', &["A", "B"]);
+    assert_eq!(told(&[full.clone()]), ["1 Full A B", "1 Full A B"]);
+    assert_eq!(told(&[full.clone(), described(2, b'd', &["b", "A"]), row()]), ["1 Full A B", "1 Default A b"]);
+    let other = [full.clone(), described(3, b'f', &["A", "B"]), row()];
+    assert_eq!(told(&other), ["1 Full A B", "1 Default A b"], "the first one is as it was");
+    assert_eq!(told(&[full.clone(), described(2, b'f', &["B", "A"]), row()]), ["1 Full A B", "1 Full A B"]);
+    let index = described(ROOT, b'i', &["a", "B"]);
+    let by_key = described(2, b'd', &["A", "b"]);
+    assert_eq!(
+        told(&[index, by_key.clone(), row()]),
+        ["7 Default a b", "7 Default a b"],
+        "they have no column in common"
+    );
+    let detached = [by_key, insert_row(2, &["x", "y"])];
+    assert_eq!(told(&detached), ["5 Index a B", "5 Index a B"], "it comes under its own name now");
+    let mut whole = insert_row(ROOT, &["x", "y"]);
+    (whole[0], whole[5]) = (b'D', b'O');
+    assert_eq!(told(&[whole]), ["1 Full A B", "1 Full A B"], "nothing else tells of ALTER TABLE on the root");
+}
+
+fn insert_row(oid: u32, values: &[&str]) -> Vec<u8> {
+    let mut message = [b"I".as_slice(), &oid.to_be_bytes(), b"N", &(values.len() as u16).to_be_bytes()].concat();
+    for value in values {
+        message.extend_from_slice(&[b"t".as_slice(), &(value.len() as u32).to_be_bytes(), value.as_bytes()].concat());
+    }
+    message
+}
+
 #[test]
 fn the_hubs_own_schema_is_left_out_and_takes_no_ordinal() {
     let mut state = state();

@@ -8,7 +8,7 @@ mod transaction;
 mod visibility;
 
 pub use position::{Lineage, LineageId, ParseLineageError, Position};
-pub use relation::{Column, Relation, RelationId, ReplicaIdentity};
+pub use relation::{Column, Described, Relation, RelationId, ReplicaIdentity};
 pub use row::{Datum, OldImage, RowAccess, Value};
 pub use transaction::{Operation, Provenance, Transaction};
 pub use visibility::{ParseVisibilityError, Visibility};

@@ -41,6 +41,18 @@ pub struct Column {
     pub in_identity: bool,
 }
 
+/// A table as the source describes it now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Described {
+    /// As the stream would describe it.
+    pub relation: Relation,
+    /// The same with what the replica identities of its partitions leave of its own.
+    pub carried: Relation,
+    /// Quoted names of what has to have REPLICA IDENTITY FULL and has not, the table before its partitions, for each of which
+    /// it has to be told apart; empty unless it has partitions.
+    pub partial: Vec<String>,
+}
+
 /// One immutable version of a table.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Relation {
@@ -62,6 +74,22 @@ impl Relation {
     /// `schema.table`, unquoted, as filters and struct rows name it.
     pub fn qualified_name(&self) -> String {
         format!("{}.{}", self.schema, self.table)
+    }
+
+    /// Rows of a partition come under this table's name with the old columns that the partition's own replica identity has:
+    /// what is left is the part of the identity that both have. `has` tells whether the partition's identity has a column.
+    pub fn narrow(&mut self, identity: ReplicaIdentity, has: impl Fn(&str) -> bool) {
+        if identity == ReplicaIdentity::Full {
+            return;
+        }
+        let mut less = self.replica_identity == ReplicaIdentity::Full;
+        for column in self.columns.iter_mut().filter(|column| column.in_identity) {
+            column.in_identity = has(&column.name);
+            less |= !column.in_identity;
+        }
+        if less {
+            self.replica_identity = identity;
+        }
     }
 
     /// The same table in the same shape, whatever its number.

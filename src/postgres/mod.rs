@@ -19,6 +19,7 @@ pub mod decoding;
 mod error;
 pub mod lineage;
 pub mod logtables;
+mod partitions;
 pub mod preflight;
 pub mod publication;
 pub mod replication;

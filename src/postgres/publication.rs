@@ -8,11 +8,12 @@ use tokio_postgres::types::Type;
 
 use super::{
     error::{Error, Result},
+    partitions,
     replication::{identifier, literal},
     sql::{Sql, get, text},
 };
 
-use crate::model::{Column, Relation, RelationId, ReplicaIdentity};
+use crate::model::{Column, Described, Relation, RelationId, ReplicaIdentity};
 
 /// The hub's own schema (log tables); its tables are never shown to subscribers.
 pub const OWN_SCHEMA: &str = "walcast";
@@ -92,6 +93,32 @@ pub fn type_name(oid: u32, schema: &str, name: &str) -> String {
 /// These published tables as [Relation messages](https://www.postgresql.org/docs/current/protocol-logicalrep-message-formats.html)
 /// would describe them now, their `id` being 0. Those that are not published are left out.
 pub async fn relations(sql: &Sql, name: &str, tables: &[(String, String)]) -> Result<Vec<Relation>> {
+    Ok(described(sql, name, tables).await?.into_iter().map(|table| table.relation).collect())
+}
+
+/// Partitioned tables that it publishes under their own names and of which partitions carry less of the old rows than the table's
+/// replica identity says.
+pub async fn uneven(sql: &Sql, publication: &Publication) -> Result<Vec<(String, String)>> {
+    if !publication.via_partition_root {
+        return Ok(Vec::new());
+    }
+    let statement = "SELECT t.schemaname::text, t.tablename::text FROM pg_catalog.pg_publication_tables t
+                     JOIN pg_catalog.pg_namespace n ON n.nspname = t.schemaname
+                     JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = t.tablename AND c.relkind = 'p'
+                     WHERE t.pubname = $1 AND t.schemaname <> $2";
+    let rows = sql.query(statement, &[text(&publication.name.as_str()), text(&OWN_SCHEMA)]).await?;
+    let roots: Vec<(String, String)> =
+        rows.iter().map(|row| Ok((get(row, 0)?, get(row, 1)?))).collect::<Result<_>>()?;
+    if roots.is_empty() {
+        return Ok(roots);
+    }
+    let tables = described(sql, &publication.name, &roots).await?.into_iter();
+    let uneven = tables.filter(|table| table.carried != table.relation);
+    Ok(uneven.map(|table| (table.relation.schema, table.relation.table)).collect())
+}
+
+/// The same, with what is to be told of their partitions.
+pub async fn described(sql: &Sql, name: &str, tables: &[(String, String)]) -> Result<Vec<Described>> {
     let published = match sql.version() {
         ..=149_999 => "a.attgenerated = ''",
         // It lists generated columns, which are never sent.
@@ -102,7 +129,7 @@ pub async fn relations(sql: &Sql, name: &str, tables: &[(String, String)]) -> Re
         "SELECT c.oid, t.schemaname::text, t.tablename::text, c.relreplident::text, a.attname::text, a.atttypid,
                 q.nspname::text, y.typname::text, a.atttypmod,
                 c.relreplident = 'f'
-                OR coalesce(a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1]), false)
+                OR coalesce(a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1]), false), c.relkind = 'p'
          FROM pg_catalog.pg_publication_tables t
          JOIN pg_catalog.pg_namespace n ON n.nspname = t.schemaname
          JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = t.tablename
@@ -118,20 +145,17 @@ pub async fn relations(sql: &Sql, name: &str, tables: &[(String, String)]) -> Re
     let (schemas, names): (Vec<&str>, Vec<&str>) = tables.iter().map(|(s, t)| (s.as_str(), t.as_str())).unzip();
     let params = [text(&name), text(&OWN_SCHEMA), (&schemas, Type::TEXT_ARRAY), (&names, Type::TEXT_ARRAY)];
     let mut found: Vec<Relation> = Vec::new();
+    let mut roots = Vec::new();
     for row in sql.query(&statement, &params).await? {
         let oid = get(&row, 0)?;
         if found.last().is_none_or(|last| last.oid != oid) {
+            roots.extend(get::<bool>(&row, 10)?.then_some(oid));
             found.push(Relation {
                 id: RelationId(0),
                 oid,
                 schema: get(&row, 1)?,
                 table: get(&row, 2)?,
-                replica_identity: match get(&row, 3)? {
-                    "f" => ReplicaIdentity::Full,
-                    "i" => ReplicaIdentity::Index,
-                    "n" => ReplicaIdentity::Nothing,
-                    _ => ReplicaIdentity::Default,
-                },
+                replica_identity: replica_identity(get(&row, 3)?),
                 columns: Vec::new(),
             });
         }
@@ -147,7 +171,17 @@ pub async fn relations(sql: &Sql, name: &str, tables: &[(String, String)]) -> Re
             relation.columns.push(column);
         }
     }
-    Ok(found)
+    partitions::described(sql, found, &roots).await
+}
+
+/// `pg_class.relreplident`.
+pub(super) fn replica_identity(relreplident: &str) -> ReplicaIdentity {
+    match relreplident {
+        "f" => ReplicaIdentity::Full,
+        "i" => ReplicaIdentity::Index,
+        "n" => ReplicaIdentity::Nothing,
+        _ => ReplicaIdentity::Default,
+    }
 }
 
 /// A table whose application gets errors on UPDATE or DELETE once these are published.

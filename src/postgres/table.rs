@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     lsn::Lsn,
-    model::{Column, Relation, Visibility},
+    model::{Column, Described, Relation, Visibility},
 };
 
 /// A published table as it is in the present transaction's snapshot.
@@ -155,7 +155,7 @@ pub fn execute_likeness(name: &str, publication: &str, oid: u32) -> String {
 
 /// These published tables, as the connection's present snapshot shows them. Those that are not published are left out.
 pub async fn tables(sql: &Sql, publication: &str, names: &[(String, String)]) -> Result<Vec<Table>> {
-    let relations = publication::relations(sql, publication, names).await?;
+    let relations = publication::described(sql, publication, names).await?;
     let row_filter = if sql.version() >= 150_000 { "t.rowfilter" } else { "NULL::text" };
     let statement = format!(
         "SELECT c.oid, c.relkind = 'p', pg_catalog.has_table_privilege(c.oid, 'SELECT'), {row_filter},
@@ -193,10 +193,15 @@ pub async fn tables(sql: &Sql, publication: &str, names: &[(String, String)]) ->
         rows.insert(get::<u32>(&row, 0)?, row);
     }
     let mut found = Vec::new();
-    for relation in relations {
+    for Described { relation, carried, .. } in relations {
         let Some(row) = rows.get(&relation.oid) else { continue };
         let mut key: Vec<String> = get::<Option<Vec<String>>>(row, 4)?.unwrap_or_default();
         if !key.iter().all(|name| relation.columns.iter().any(|column| column.name == *name)) {
+            key.clear();
+        }
+        // What a change of a partition does not carry orders rows, and does not tell which of them were touched.
+        let told = |name: &String| carried.columns.iter().any(|column| column.in_identity && column.name == *name);
+        if carried != relation && !key.iter().all(told) {
             key.clear();
         }
         let open = get::<Option<bool>>(row, 11)?.unwrap_or(false);

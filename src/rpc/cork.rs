@@ -142,20 +142,30 @@ mod tests {
         rustix::io::ioctl_fionread(peer).expect("FIONREAD") as usize
     }
 
+    /// The kernel itself sends what waits after 200 ms, so an attempt tells something only if it took less; and one that does
+    /// is enough, since what is not pushed always takes as long.
     #[tokio::test]
     async fn a_full_frame_waits_until_it_is_pushed() {
-        let (mut corked, cork, mut peer) = connection().await;
-        corked.write_all(&[7; FULL]).await.expect("write");
-        assert_eq!(arrived(&peer), 0);
-        cork.push();
-        let pushed = Instant::now();
-        while arrived(&peer) < FULL {
-            // The kernel itself would send it after its shortest timeout, 200 ms.
-            assert!(pushed.elapsed() < Duration::from_millis(150), "not pushed");
+        const KERNEL: Duration = Duration::from_millis(150);
+        for _ in 0..40 {
+            let (mut corked, cork, mut peer) = connection().await;
+            let began = Instant::now();
+            corked.write_all(&[7; FULL]).await.expect("write");
+            let waiting = arrived(&peer);
+            if began.elapsed() > KERNEL {
+                continue;
+            }
+            assert_eq!(waiting, 0, "it did not wait");
+            cork.push();
+            let mut bytes = vec![0; FULL];
+            peer.read_exact(&mut bytes).await.expect("read");
+            let took = began.elapsed();
+            assert_eq!(bytes, vec![7; FULL]);
+            if took <= KERNEL {
+                return;
+            }
         }
-        let mut bytes = vec![0; FULL];
-        peer.read_exact(&mut bytes).await.expect("read");
-        assert_eq!(bytes, vec![7; FULL]);
+        panic!("not pushed");
     }
 
     #[tokio::test]

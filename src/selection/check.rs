@@ -55,11 +55,15 @@ impl Selection {
     }
 
     /// Checks the predicates against the tables as they are now, those that the filter does not select aside.
-    pub fn check_relations<'a>(&self, relations: impl IntoIterator<Item = &'a Relation>) -> Result<(), Error> {
+    /// With each comes what is known of its partitions: see [`Described::partial`](crate::model::Described::partial).
+    pub fn check_relations<'a>(
+        &self,
+        relations: impl IntoIterator<Item = (&'a Relation, Option<&'a [String]>)>,
+    ) -> Result<(), Error> {
         let mut found = Vec::new();
         let mut more = 0;
-        for relation in relations {
-            match self.relation(relation) {
+        for (relation, partial) in relations {
+            match self.plan(relation, partial) {
                 Ok(_) => {}
                 Err(Error::Invalid(violations)) if found.len() < TABLES_NAMED => found.extend(violations),
                 Err(Error::Invalid(_)) => more += 1,

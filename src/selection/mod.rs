@@ -63,6 +63,15 @@ pub struct TableRule {
     pub operations: Vec<crate::model::Operation>,
 }
 
+/// By what the changes that a predicate can concern are found: those with another value there are not looked at.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Key {
+    /// A value of a column of the table with this OID.
+    Column(u32, predicate::Equality),
+    /// A condition, of tables that are not known yet.
+    Text(String),
+}
+
 /// A filter together with what its principal may read. Immutable; one is shared by all streams that ask for the same.
 #[derive(Clone, Debug)]
 pub struct Selection {
@@ -89,7 +98,7 @@ struct RowRule {
 }
 
 impl RowRule {
-    fn plan(&self, table: &str, relation: &Relation) -> Result<RelationPlan, Error> {
+    fn plan(&self, table: &str, relation: &Relation, partial: Option<&[String]>) -> Result<RelationPlan, Error> {
         let key_is_known = relation.replica_identity != ReplicaIdentity::Full;
         let columns: Vec<bool> = relation
             .columns
@@ -101,8 +110,8 @@ impl RowRule {
             })
             .collect();
         let all = columns.iter().all(|selected| *selected);
-        let predicate =
-            self.predicate.as_ref().map(|predicate| predicate.bind(relation, self.operations)).transpose()?;
+        let bind = |predicate: &Where| predicate.bind(relation, self.operations, partial);
+        let predicate = self.predicate.as_ref().map(bind).transpose()?;
         Ok(RelationPlan::new(self.operations, (!all).then_some(columns), predicate.map(Arc::new)))
     }
 }
@@ -114,12 +123,16 @@ impl Selection {
     /// [`Error::Invalid`] when the predicate that holds for the table does not fit this version: a column that it does not
     /// have, a literal of another type, a replica identity that carries too little.
     pub fn relation(&self, relation: &Relation) -> Result<RelationPlan, Error> {
+        self.plan(relation, None)
+    }
+
+    fn plan(&self, relation: &Relation, partial: Option<&[String]>) -> Result<RelationPlan, Error> {
         let table = relation.qualified_name();
         if relation.schema == OWN_SCHEMA || !self.table(&table) || !self.may_read(&table) {
             return Ok(RelationPlan::default());
         }
         let rule = self.rules.iter().find(|(tables, _)| tables.matches(&table)).map_or(&self.rows, |(_, rule)| rule);
-        rule.plan(&table, relation)
+        rule.plan(&table, relation, partial)
     }
 
     /// Whether the filter alone, rights aside, asks for this `schema.table`.
@@ -158,12 +171,28 @@ impl Selection {
         self.everything
     }
 
-    /// The first predicate of it, in canonical text, that has to be evaluated for every change of its tables, because no
-    /// equality in it tells beforehand which changes it can concern.
-    pub fn residual(&self) -> Option<&Arc<str>> {
+    /// Its predicates, in canonical text, with what finds the changes that they can concern without evaluating them: for each
+    /// of these relation versions that it selects with a predicate; for predicates of none of them by their text.
+    pub fn found_by<'a>(&self, relations: impl IntoIterator<Item = &'a Relation>) -> Vec<(Arc<str>, Option<Key>)> {
         let rows = std::iter::once(&self.rows).chain(self.rules.iter().map(|(_, rows)| rows));
-        let mut predicates = rows.filter_map(|rows| rows.predicate.as_ref());
-        predicates.find(|predicate| !predicate.predicate.has_equality()).map(|predicate| &predicate.canonical)
+        let predicates: Vec<&Where> = rows.filter_map(|rows| rows.predicate.as_ref()).collect();
+        if predicates.is_empty() {
+            return Vec::new();
+        }
+        let mut found: Vec<(Arc<str>, Option<Key>)> = Vec::new();
+        for relation in relations {
+            if let Some(predicate) = self.relation(relation).ok().and_then(|plan| plan.predicate) {
+                let equality = predicate.compiled().equality();
+                let key = equality.map(|equality| Key::Column(relation.oid, equality.clone()));
+                found.push((predicate.canonical().clone(), key));
+            }
+        }
+        for predicate in predicates {
+            if !found.iter().any(|(text, _)| *text == predicate.canonical) {
+                found.push((predicate.canonical.clone(), predicate.predicate.equality().map(Key::Text)));
+            }
+        }
+        found
     }
 
     /// Equal for selections that select the same way, whatever the order in which things were named.

@@ -49,17 +49,22 @@ pub(super) struct Where {
 
 impl Where {
     /// The predicate for one relation version, of which the filter selects these operations.
-    pub fn bind(&self, relation: &Relation, operations: Operations) -> Result<RowPredicate, Error> {
+    pub fn bind(
+        &self,
+        relation: &Relation,
+        operations: Operations,
+        partial: Option<&[String]>,
+    ) -> Result<RowPredicate, Error> {
         let table = relation.qualified_name();
         let compiled = self.predicate.check(relation).map_err(|error| match error.message.starts_with("table ") {
             true => self.wrong(error.to_string()),
             false => self.wrong(format!("table {table}: {error}")),
         })?;
         if operations.contains(Operation::Update) {
-            compiled.transition_support(relation).map_err(|error| self.wrong(error.to_string()))?;
+            compiled.transition_support(relation, partial).map_err(|error| self.wrong(error.to_string()))?;
         }
         if operations.contains(Operation::Delete) {
-            compiled.delete_support(relation).map_err(|error| self.wrong(error.to_string()))?;
+            compiled.delete_support(relation, partial).map_err(|error| self.wrong(error.to_string()))?;
         }
         Ok(RowPredicate { compiled, path: self.path.clone(), canonical: self.canonical.clone(), table })
     }

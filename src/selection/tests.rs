@@ -225,7 +225,10 @@ fn predicates_are_checked_against_each_relation() {
     let selection = compile(filtered("state = 'paid'"));
     assert!(selection.has_predicates() && !compile(Filter::default()).has_predicates());
     assert!(plan(&selection, &orders).predicate.is_some());
-    let Err(Error::Invalid(violations)) = selection.check_relations([&orders, &items]) else { panic!("fits") };
+    let Err(Error::Invalid(violations)) = selection.check_relations([&orders, &items].map(|table| (table, None)))
+    else {
+        panic!("fits")
+    };
     assert_eq!(violations.len(), 1);
     assert_eq!(violations[0].0, "filter.where");
     assert!(
@@ -236,19 +239,25 @@ fn predicates_are_checked_against_each_relation() {
     let rule =
         TableRule { tables: "shop.items".to_owned(), predicate: "size IS NULL".to_owned(), ..Default::default() };
     let error = compile(Filter { rules: vec![rule.clone()], ..filtered("state = 'paid'") })
-        .check_relations([&orders, &items])
+        .check_relations([&orders, &items].map(|table| (table, None)))
         .expect_err("the identity of items is its key");
     assert_eq!(error.violations()[0].0, "filter.rules[0].where");
     assert!(error.to_string().contains("ALTER TABLE shop.items REPLICA IDENTITY FULL"), "{error}");
     let inserts = TableRule { operations: vec![Operation::Insert, Operation::Truncate], ..rule };
     let selection = compile(Filter { rules: vec![inserts], ..filtered("state = 'paid'") });
-    assert_eq!(selection.check_relations([&orders, &items]), Ok(()), "UPDATE and DELETE are not selected");
+    assert_eq!(
+        selection.check_relations([&orders, &items].map(|table| (table, None))),
+        Ok(()),
+        "UPDATE and DELETE are not selected"
+    );
 }
 
 #[test]
 fn a_predicate_in_many_tables_is_told_of_a_few() {
     let all: Vec<Relation> = (0..50).map(|number| relation("t", &format!("t{number}"), &["id"])).collect();
-    let error = compile(filtered("no_such = 1")).check_relations(&all).expect_err("no such column");
+    let error = compile(filtered("no_such = 1"))
+        .check_relations(all.iter().map(|table| (table, None)))
+        .expect_err("no such column");
     assert_eq!(error.violations().len(), 10);
     assert!(error.to_string().ends_with("40 more tables do not fit either"), "{error}");
 }

@@ -368,8 +368,8 @@ async fn readable(tables: &[Table], sql: &Sql) -> Result<(), SnapshotError> {
 fn no_key(table: &Table) -> SnapshotError {
     let name = table.relation.qualified_name();
     let message = format!(
-        "table {name} has neither a primary key nor a replica identity index whose columns are published: it cannot be \
-         read in chunks, ask for the consistent mode"
+        "table {name} has neither a primary key nor a replica identity index whose columns are published (and in the replica \
+         identity of each of its partitions): it cannot be read in chunks, ask for the consistent mode"
     );
     SnapshotError::new(Reason::SnapshotImpossible, message).with("table", name)
 }

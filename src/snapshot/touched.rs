@@ -6,7 +6,7 @@ use super::scan::{self, index, unreadable};
 use crate::{
     feed::{Feed, MARK_PREFIX, SnapshotError, Start},
     lsn::Lsn,
-    model::{Position, RelationId, Value, Visibility},
+    model::{Position, RelationId, ReplicaIdentity, Value, Visibility},
     reason::Reason,
     wire::{
         block::{Block, Entry, EntryKind, Index, Span, SpanEnd},
@@ -175,7 +175,8 @@ impl Touched<'_> {
                     let view = ChangeView::parse(framed).map_err(|_| malformed())?;
                     let old = view.before.and_then(|row| row.key(places));
                     let new = view.after.and_then(|row| row.key(places));
-                    if old.is_none() && new.is_none() {
+                    let moved = || entry.kind == EntryKind::Update && !self.carried(entry);
+                    if old.is_none() && (new.is_none() || moved()) {
                         return Err(super::interrupted("a change does not tell its key"));
                     }
                     if view.after.is_some_and(|row| row.iter().any(|value| value == Value::Unchanged)) {
@@ -197,6 +198,14 @@ impl Touched<'_> {
         let relation = self.feed.relation(entry.relation).filter(|relation| relation.oid == self.oid)?;
         let place = |name: &String| relation.columns.iter().position(|column| column.name == *name);
         Some(self.key.iter().map(place).collect::<Option<Vec<_>>>().unwrap_or_default())
+    }
+
+    /// Whether an UPDATE without the old key has left it as it was.
+    fn carried(&self, entry: &Entry) -> bool {
+        let Some(relation) = self.feed.relation(entry.relation) else { return false };
+        let column = |name: &String| relation.columns.iter().find(|column| column.name == *name);
+        relation.replica_identity != ReplicaIdentity::Full
+            && self.key.iter().all(|name| column(name).is_some_and(|column| column.in_identity))
     }
 
     fn truncates(&self, framed: &[u8]) -> Option<bool> {

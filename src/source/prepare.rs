@@ -116,6 +116,7 @@ pub(super) async fn prepare(
         None => return Err(missing(options)),
     };
     state.publishes(publication::published_tables(sql, &options.publication).await?);
+    state.uneven(publication::uneven(sql, &publication).await?);
     ingest.widen_near(server::current_xid8(sql).await?);
     let found = orphan::end(options, sql, slot::state(sql, &options.slot).await?).await?;
     let mut decision = slots::decide(&options.slot, found.as_ref(), carried.fresh, restart_lsn(ingest.complete()))?;

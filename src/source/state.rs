@@ -13,7 +13,7 @@ use crate::{
     feed::{BoxFuture, Lost, Source, SourceAway, SourceStatus, WalPositions},
     lsn::Lsn,
     metrics,
-    model::Relation,
+    model::Described,
     postgres::{publication, server, sql::Sql},
     reason::Reason,
 };
@@ -30,6 +30,8 @@ struct Inner {
     streamed: watch::Sender<bool>,
     sql: ArcSwapOption<Sql>,
     published: ArcSwapOption<Vec<(String, String)>>,
+    /// Of which partitions carry less than they say themselves.
+    uneven: ArcSwapOption<Vec<(String, String)>>,
     status: Mutex<SourceStatus>,
     nudge: Notify,
     lost: Mutex<Option<Lost>>,
@@ -47,6 +49,7 @@ impl SourceState {
             streamed: watch::channel(false).0,
             sql: ArcSwapOption::empty(),
             published: ArcSwapOption::empty(),
+            uneven: ArcSwapOption::empty(),
             status: Mutex::new(status),
             nudge: Notify::new(),
             lost: Mutex::new(None),
@@ -112,6 +115,10 @@ impl SourceState {
         self.0.published.store(Some(Arc::new(tables)));
     }
 
+    pub(super) fn uneven(&self, tables: Vec<(String, String)>) {
+        self.0.uneven.store((!tables.is_empty()).then(|| Arc::new(tables)));
+    }
+
     /// What does not stop the stream and must be seen all the same; empty: nothing of this kind any more.
     pub(super) fn alarm(&self, reason: Reason, what: &[String]) {
         let prefix = reason.as_str();
@@ -148,6 +155,11 @@ impl Source for SourceState {
         self.0.published.load_full()
     }
 
+    fn is_uneven(&self, schema: &str, table: &str) -> bool {
+        let uneven = self.0.uneven.load();
+        uneven.iter().flat_map(|tables| tables.iter()).any(|name| name.0 == schema && name.1 == table)
+    }
+
     fn refresh(&self) -> BoxFuture<'_, ()> {
         Box::pin(async {
             let Some(sql) = self.0.sql.load_full() else { return };
@@ -158,10 +170,10 @@ impl Source for SourceState {
         })
     }
 
-    fn relations<'a>(&'a self, tables: &'a [(String, String)]) -> BoxFuture<'a, Vec<Relation>> {
+    fn relations<'a>(&'a self, tables: &'a [(String, String)]) -> BoxFuture<'a, Vec<Described>> {
         Box::pin(async move {
             let Some(sql) = self.0.sql.load_full() else { return Vec::new() };
-            publication::relations(&sql, &self.0.publication, tables).await.unwrap_or_else(|error| {
+            publication::described(&sql, &self.0.publication, tables).await.unwrap_or_else(|error| {
                 tracing::warn!(%error, "tables cannot be described");
                 Vec::new()
             })

@@ -72,7 +72,9 @@ impl Watch<'_> {
         }
         let name = &self.options.publication;
         match publication::find(self.sql, name).await? {
-            Some(found) if found.oid == self.publication_oid => {}
+            Some(found) if found.oid == self.publication_oid => {
+                self.state.uneven(publication::uneven(self.sql, &found).await?);
+            }
             Some(_) => return Err(gone(format!("publication {name:?} was dropped and created again"))),
             None => return Err(gone(format!("publication {name:?} was dropped"))),
         }

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     lsn::Lsn,
-    model::{Datum, LineageId, OldImage, Operation, Position, Provenance, Relation, Transaction},
+    model::{Datum, LineageId, OldImage, Operation, Position, Provenance, Relation, ReplicaIdentity, Transaction},
     reason::{Classified, Reason},
 };
 
@@ -245,8 +245,10 @@ where
     let old_start = out.len();
     let has_old = old.is_some();
     match old {
-        Some((OldImage::Full, row)) => put_row(out, relation, row)?,
-        Some((OldImage::Key, row)) => put_key(out, relation, row)?,
+        Some((OldImage::Full, row)) if relation.replica_identity == ReplicaIdentity::Full => {
+            put_row(out, relation, row)?
+        }
+        Some((_, row)) => put_key(out, relation, row)?,
         None => {}
     }
     let old_len = out.len() - old_start;
@@ -311,12 +313,15 @@ fn put_row<'a>(out: &mut BytesMut, relation: &Relation, mut row: impl Iterator<I
 }
 
 /// In a key image pgoutput writes null for each column outside the replica identity; those are absent. Anything else
-/// there is kept as it came, and so would be a null inside the identity, which PostgreSQL does not allow.
+/// there is kept as it came, and so would be a null inside the identity, which PostgreSQL does not allow. Under the name of
+/// a partitioned table an image may call itself full, and have nulls for what the partition's own identity leaves out; and
+/// where such a table was FULL until a moment ago, which columns a key image has cannot be told.
 fn put_key<'a>(out: &mut BytesMut, relation: &Relation, mut row: impl Iterator<Item = Datum<'a>>) -> Result<(), Error> {
+    let unknown = relation.replica_identity == ReplicaIdentity::Full;
     for (at, column) in relation.columns.iter().enumerate() {
         match row.next() {
             None => return Err(column_count(relation, at)),
-            Some(Datum::Null | Datum::Unchanged) if !column.in_identity => {
+            Some(Datum::Null | Datum::Unchanged) if !column.in_identity || unknown => {
                 value::put_missing(out, pb::Missing::Absent);
             }
             Some(datum) => {

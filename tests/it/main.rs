@@ -29,6 +29,7 @@ mod logtables_live;
 mod operating;
 mod oracle;
 mod outages;
+mod partitions;
 mod planted;
 mod predicates;
 mod reconnecting;

@@ -164,7 +164,8 @@ type Transition int32
 const (
 	// No predicate.
 	Transition_TRANSITION_UNSPECIFIED Transition = 0
-	// Matches now, did not before.
+	// Matches now, did not before. Of an UPDATE, after may still have values that are MISSING_UNCHANGED although nothing was
+	// sent of the row before: they are in before under REPLICA IDENTITY FULL, and otherwise to be read by the key.
 	Transition_TRANSITION_ENTER Transition = 1
 	// Matches before and after.
 	Transition_TRANSITION_STAY Transition = 2

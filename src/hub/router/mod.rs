@@ -22,7 +22,7 @@ use std::sync::{
 use parking_lot::Mutex;
 
 pub(super) use log::{Next, Route};
-pub(super) use tiers::Routers;
+pub(super) use tiers::{Routers, Seat};
 
 use self::{index::Index, log::Published};
 use super::lag::Timeline;
@@ -88,19 +88,23 @@ impl Router {
         }
     }
 
-    /// Routes every block below the mark, as long as they are in memory; what is not is not known for anybody.
-    pub fn advance(&self, feed: &dyn Feed, marks: Marks, timeline: &Timeline) {
-        self.published.begin(marks.next_block);
-        loop {
-            match self.step(feed, marks, Some(timeline)) {
-                Ahead::Done => return,
-                Ahead::Routed => {}
-                Ahead::Cold(_) => {
-                    self.lose(marks);
-                    return;
-                }
+    /// Routes the next block below the mark, if it is in memory, or else none of them: what is not routed is not known for
+    /// anybody. Whether there may be more.
+    pub fn proceed(&self, feed: &dyn Feed, marks: Marks, timeline: &Timeline) -> bool {
+        match self.step(feed, marks, Some(timeline)) {
+            Ahead::Done => false,
+            Ahead::Routed => true,
+            Ahead::Cold(_) => {
+                self.lose(marks);
+                false
             }
         }
+    }
+
+    #[cfg(test)]
+    pub fn advance(&self, feed: &dyn Feed, marks: Marks, timeline: &Timeline) {
+        self.published.begin(marks.next_block);
+        while self.proceed(feed, marks, timeline) {}
     }
 
     fn step(&self, feed: &dyn Feed, marks: Marks, timeline: Option<&Timeline>) -> Ahead {

@@ -1,5 +1,6 @@
 //! Who is routed together. Groups without a residual predicate, one that no equality makes findable, share the router that
-//! runs beside the streams: what it does for a change does not depend on how many groups there are. A residual predicate
+//! runs beside the streams: what it does for a change does not depend on how many groups there are. An equality that many
+//! predicates share finds nothing either: those beyond the first [`ALIKE`] of it count as residual. A residual predicate
 //! costs an evaluation for each change of its table, and ten thousand of them cost more than everything else in the hub
 //! together, so they are evaluated in threads that yield to everything else: to ingest above all, because what is not
 //! taken in is WAL that the primary has to keep ([`patience`](super::patience)). The first [`KEEPING_UP`] share a thread that keeps up as long as there
@@ -12,7 +13,7 @@ use std::{
     io,
     sync::{Arc, Weak, atomic::Ordering},
     thread,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use parking_lot::Mutex;
@@ -22,11 +23,16 @@ use super::{Ahead, Router, patience::Patience};
 use crate::{
     feed::{Feed, Fetched, Marks},
     hub::group::Groups,
-    selection::Selection,
+    model::Relation,
+    selection::{Key, Selection},
 };
 
 /// Residual predicates that share the thread that keeps up.
 const KEEPING_UP: usize = if cfg!(test) { 2 } else { 128 };
+/// Predicates that are found by one key before further ones count as residual: each is evaluated for every change with it.
+const ALIKE: usize = if cfg!(test) { 8 } else { 64 };
+/// Blocks are routed beside the streams for so long at a time.
+const TURN: Duration = Duration::from_millis(1);
 const FEW: Place = Place { nice: 10, share: 0.25 };
 const MANY: Place = Place { nice: 19, share: 0.02 };
 
@@ -49,17 +55,31 @@ pub(in crate::hub) struct Routers {
     homes: Mutex<Homes>,
 }
 
-/// Where residual predicates are evaluated.
+/// Who is where.
 #[derive(Default)]
 struct Homes {
+    /// Where residual predicates are evaluated.
     by_predicate: HashMap<Arc<str>, Home>,
     /// Predicates whose router is the one that keeps up.
     keeping_up: usize,
+    /// Predicates that are found by the same key, with the number of their groups.
+    by_key: HashMap<Key, HashMap<Arc<str>, usize>>,
 }
 
 struct Home {
     router: Arc<Router>,
     groups: usize,
+}
+
+/// A group's place, to be given back.
+pub(in crate::hub) struct Seat {
+    pub router: Arc<Router>,
+    taken: Taken,
+}
+
+enum Taken {
+    Indexed(Vec<(Arc<str>, Key)>),
+    Residual(Arc<str>),
 }
 
 impl Default for Routers {
@@ -71,10 +91,22 @@ impl Default for Routers {
 }
 
 impl Routers {
-    /// The router for a new group that selects this. [`Routers::forget`] is to follow when the group goes.
-    pub fn of(&self, selection: &Selection) -> Arc<Router> {
-        let Some(predicate) = selection.residual() else { return self.indexed.clone() };
+    /// The place of a new group that selects this, of tables like these. [`Routers::leave`] is to follow when the group goes.
+    pub fn seat<'a>(&self, selection: &Selection, relations: impl IntoIterator<Item = &'a Relation>) -> Seat {
+        let found = selection.found_by(relations);
         let mut homes = self.homes.lock();
+        if let Some(predicate) = homes.residual(&found) {
+            let router = self.home(&mut homes, &predicate);
+            return Seat { router, taken: Taken::Residual(predicate) };
+        }
+        let keys: Vec<_> = found.into_iter().filter_map(|(predicate, key)| Some((predicate, key?))).collect();
+        for (predicate, key) in &keys {
+            *homes.by_key.entry(key.clone()).or_default().entry(predicate.clone()).or_default() += 1;
+        }
+        Seat { router: self.indexed.clone(), taken: Taken::Indexed(keys) }
+    }
+
+    fn home(&self, homes: &mut Homes, predicate: &Arc<str>) -> Arc<Router> {
         if let Some(home) = homes.by_predicate.get_mut(predicate) {
             home.groups += 1;
             return home.router.clone();
@@ -86,16 +118,20 @@ impl Routers {
         router
     }
 
-    /// A group that selects this is gone.
-    pub fn forget(&self, selection: &Selection) {
-        let Some(predicate) = selection.residual() else { return };
+    /// A group is gone.
+    pub fn leave(&self, seat: &Seat) {
         let mut homes = self.homes.lock();
-        let Some(home) = homes.by_predicate.get_mut(predicate) else { return };
-        home.groups -= 1;
-        if home.groups == 0 {
-            let kept_up = Arc::ptr_eq(&home.router, &self.keeping_up);
-            homes.keeping_up -= usize::from(kept_up);
-            homes.by_predicate.remove(predicate);
+        match &seat.taken {
+            Taken::Indexed(keys) => keys.iter().for_each(|(predicate, key)| homes.forget(predicate, key)),
+            Taken::Residual(predicate) => {
+                let Some(home) = homes.by_predicate.get_mut(predicate) else { return };
+                home.groups -= 1;
+                if home.groups == 0 {
+                    let kept_up = Arc::ptr_eq(&home.router, &self.keeping_up);
+                    homes.keeping_up -= usize::from(kept_up);
+                    homes.by_predicate.remove(predicate);
+                }
+            }
         }
     }
 
@@ -114,6 +150,32 @@ impl Routers {
             if let Err(error) = thread.spawn(move || running.evaluate(&runtime, place)) {
                 tracing::error!(%error, "no thread for predicates: streams evaluate their own");
             }
+        }
+    }
+}
+
+impl Homes {
+    /// The first predicate that no key finds, or one that finds too many others with it.
+    fn residual(&self, found: &[(Arc<str>, Option<Key>)]) -> Option<Arc<str>> {
+        let crowded = |predicate: &Arc<str>, key: &Key| {
+            let others = self.by_key.get(key);
+            others.is_some_and(|others| others.len() >= ALIKE && !others.contains_key(predicate))
+        };
+        let mut found = found.iter();
+        let residual = found.find(|(predicate, key)| key.as_ref().is_none_or(|key| crowded(predicate, key)));
+        residual.map(|(predicate, _)| predicate.clone())
+    }
+
+    fn forget(&mut self, predicate: &Arc<str>, key: &Key) {
+        let Some(predicates) = self.by_key.get_mut(key) else { return };
+        if let Some(groups) = predicates.get_mut(predicate) {
+            *groups -= 1;
+            if *groups == 0 {
+                predicates.remove(predicate);
+            }
+        }
+        if predicates.is_empty() {
+            self.by_key.remove(key);
         }
     }
 }
@@ -143,7 +205,14 @@ impl Running {
         while self.marks.changed().await.is_ok() {
             let (Some(groups), Some(feed)) = (self.groups.upgrade(), self.feed.upgrade()) else { break };
             let marks = *self.marks.borrow_and_update();
-            self.router.advance(&*feed, marks, &groups.timeline);
+            self.router.published.begin(marks.next_block);
+            let mut began = Instant::now();
+            while self.router.proceed(&*feed, marks, &groups.timeline) {
+                if began.elapsed() >= TURN {
+                    tokio::task::yield_now().await;
+                    began = Instant::now();
+                }
+            }
             if std::mem::replace(&mut lineage, marks.tail.lineage) != marks.tail.lineage {
                 self.router.wake_everybody();
             }

@@ -126,18 +126,17 @@ pub(super) enum Expr {
 }
 
 impl Expr {
-    /// Whether a conjunct is `column = literal`.
-    pub fn has_equality(&self) -> bool {
+    /// The first conjunct `column = literal`, as far as can be told without a table: not one with TRUE or FALSE.
+    pub fn equality(&self) -> Option<&Expr> {
         match self {
-            Expr::And(parts) => parts.iter().any(Expr::has_equality),
-            Expr::Compare { left, op, distinct: false, right, .. } => {
-                *op == Op::EQUAL
-                    && matches!(
-                        (left, right),
-                        (Operand::Column(_), Operand::Literal(_)) | (Operand::Literal(_), Operand::Column(_))
-                    )
-            }
-            _ => false,
+            Expr::And(parts) => parts.iter().find_map(Expr::equality),
+            Expr::Compare { left, op: Op::EQUAL, distinct: false, right, .. } => match (left, right) {
+                (Operand::Column(_), Operand::Literal(literal)) | (Operand::Literal(literal), Operand::Column(_)) => {
+                    (!matches!(literal.spelling, Spelling::Bool(_))).then_some(self)
+                }
+                _ => None,
+            },
+            _ => None,
         }
     }
 }

@@ -6,11 +6,11 @@ use super::{
     CheckError,
     ast::{ColumnRef, Expr, Literal, Op, Operand, Side, Spelling},
     class::{Class, Constant},
-    like::Pattern,
+    like::{Invalid, MAX_PIECE, Pattern},
     literal::{Reduced, Typed, reduce, typed},
     node::{Items, Node, Source, Test, Truth},
 };
-use crate::model::{Column, Relation};
+use crate::model::{Column, Relation, ReplicaIdentity};
 
 /// `"char"`'s OID in pg_type.
 const CHAR: u32 = 18;
@@ -87,8 +87,9 @@ impl<'a> Checker<'a> {
         let column = &relation.columns[index];
         let class = Class::of(column);
         let collates = class.is_text() && column.type_oid != CHAR;
-        let source =
-            Source { column: index as u32, side: reference.side, in_identity: column.in_identity, class, collates };
+        // Under FULL every UPDATE brings its old row; one that does not tells nothing of it.
+        let in_identity = column.in_identity && relation.replica_identity != ReplicaIdentity::Full;
+        let source = Source { column: index as u32, side: reference.side, in_identity, class, collates };
         self.seen.push((source, reference.offset));
         Ok((source, column))
     }
@@ -201,10 +202,14 @@ impl<'a> Checker<'a> {
                 ));
             }
         };
-        match Pattern::compile(text, insensitive) {
-            Some(pattern) => Ok(Node::Test { source, test: Test::Like(pattern), on_null: Truth::NULL }),
-            None => Err(CheckError::new("a pattern cannot end with the escape character", pattern.offset)),
-        }
+        let message = match Pattern::compile(text, insensitive) {
+            Ok(pattern) => return Ok(Node::Test { source, test: Test::Like(pattern), on_null: Truth::NULL }),
+            Err(Invalid::Escape) => "a pattern cannot end with the escape character".to_owned(),
+            Err(Invalid::Long) => {
+                format!("with _ or ILIKE a pattern has at most {MAX_PIECE} characters between two %")
+            }
+        };
+        Err(CheckError::new(message, pattern.offset))
     }
 }
 

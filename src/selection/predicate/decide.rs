@@ -34,7 +34,7 @@ pub enum Decision {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "the {operation:?} does not carry the value of column {column_name:?} that the predicate needs (unchanged TOAST, \
-         or not in the replica identity); REPLICA IDENTITY FULL carries it"
+         or not in the replica identity); REPLICA IDENTITY FULL, of each partition if there are any, carries it"
 )]
 pub struct Undecidable {
     /// Index in [`Relation::columns`].
@@ -112,36 +112,39 @@ impl Compiled {
         self.over_rows
     }
 
-    /// Whether every DELETE can be decided: asked when the filter selects DELETE.
+    /// Whether every DELETE can be decided: asked when the filter selects DELETE. `partial`: as in
+    /// [`Described`](crate::model::Described), if that is known.
     ///
     /// # Errors
     /// [`Unsupported`] names the columns and the remedy.
-    pub fn delete_support(&self, relation: &Relation) -> Result<(), Unsupported> {
+    pub fn delete_support(&self, relation: &Relation, partial: Option<&[String]>) -> Result<(), Unsupported> {
         let needs = |source: Source| source.side != Side::After;
-        self.support(relation, needs, "deciding on a DELETE", "DELETE")
+        self.support(relation, partial, needs, "deciding on a DELETE", "DELETE")
     }
 
     /// Whether every UPDATE can be decided, and told apart as ENTER, STAY or LEAVE: asked when the filter selects
     /// UPDATE. Unchanged TOAST is not covered: a column outside the identity that is read from the new row only can
-    /// still make one UPDATE [`Undecidable`].
+    /// still make one UPDATE [`Undecidable`]. `partial` as for DELETE.
     ///
     /// # Errors
     /// [`Unsupported`] names the columns and the remedy.
-    pub fn transition_support(&self, relation: &Relation) -> Result<(), Unsupported> {
+    pub fn transition_support(&self, relation: &Relation, partial: Option<&[String]>) -> Result<(), Unsupported> {
         let needs = |source: Source| source.side == Side::Before || self.over_rows && source.side == Side::Row;
         let task =
             if self.over_rows { "telling ENTER, STAY and LEAVE apart on an UPDATE" } else { "deciding on an UPDATE" };
-        self.support(relation, needs, task, "UPDATE")
+        self.support(relation, partial, needs, task, "UPDATE")
     }
 
     fn support(
         &self,
         relation: &Relation,
+        partial: Option<&[String]>,
         needs: impl Fn(Source) -> bool,
         task: &str,
         operation: &str,
     ) -> Result<(), Unsupported> {
-        if identity_less(relation) {
+        // Partitions may have what identifies a row where their root has nothing.
+        if identity_less(relation) && partial.is_none_or(<[String]>::is_empty) {
             return Ok(());
         }
         let missing =
@@ -155,15 +158,15 @@ impl Compiled {
         columns.dedup();
         let names: Vec<&str> =
             columns.iter().filter_map(|column| self.names.get(*column)).map(String::as_str).collect();
-        let (table, names) = (quoted_table(relation), names.join(", "));
+        let (fix, names) = (remedy(relation, partial), names.join(", "));
         let way_out = if self.over_rows && operation == "UPDATE" {
             "; or write after.column to judge each change by its new row alone"
         } else {
             ""
         };
         let message = format!(
-            "table {}: {task} needs the old value of {names}, which is not in the replica identity; run ALTER TABLE \
-             {table} REPLICA IDENTITY FULL, or leave {operation} out of the operations{way_out}",
+            "table {}: {task} needs the old value of {names}, which is not in the replica identity; run {fix}, \
+             or leave {operation} out of the operations{way_out}",
             relation.qualified_name()
         );
         Err(Unsupported { message, offset, columns })
@@ -174,6 +177,26 @@ impl Compiled {
 /// none can arrive and an append-only table without a key may have any predicate.
 fn identity_less(relation: &Relation) -> bool {
     relation.replica_identity != ReplicaIdentity::Full && !relation.columns.iter().any(|column| column.in_identity)
+}
+
+/// Statements of which more are only counted.
+const STATEMENTS: usize = 10;
+
+/// What to run, for a table or for it and its partitions; `None`: not known whether it has any.
+fn remedy(relation: &Relation, partial: Option<&[String]>) -> String {
+    let full = |table: &str| format!("ALTER TABLE {table} REPLICA IDENTITY FULL");
+    match partial {
+        None => full(&quoted_table(relation)) + " (and the same for each of its partitions, if it has any)",
+        Some([]) => full(&quoted_table(relation)),
+        Some(tables) => {
+            let statements: Vec<_> = tables.iter().take(STATEMENTS).map(|table| full(table)).collect();
+            let more = match tables.len().saturating_sub(STATEMENTS) {
+                0 => String::new(),
+                more => format!("; the same for {more} more of its partitions"),
+            };
+            statements.join("; ") + &more
+        }
+    }
 }
 
 fn quoted_table(relation: &Relation) -> String {

@@ -1,8 +1,19 @@
 //! LIKE and ILIKE: `%` any run, `_` one character, `\` takes the next one as it is
 //! ([pattern matching](https://www.postgresql.org/docs/current/functions-matching.html#FUNCTIONS-LIKE)).
 //! Letter case folds one character at a time by Unicode, whatever the collation of the column.
+//!
+//! A piece with `_` is in the worst case compared at each place of the text, and either may be long. So a longer piece is
+//! followed at all places at once, a bit for each character of it
+//! ([shift-and](https://en.wikipedia.org/wiki/Bitap_algorithm)), and has at most [`MAX_PIECE`] characters: a character of the
+//! text costs 16 steps at most, whatever the pattern.
 
 use memchr::memmem::Finder;
+
+/// Longest piece between two `%` that is looked for by single characters, inclusive.
+pub(super) const MAX_PIECE: usize = 1024;
+/// Longest piece that is tried at one place after another, inclusive.
+const SHORT: usize = 16;
+const WORDS: usize = MAX_PIECE / 64;
 
 /// A compiled pattern.
 #[derive(Clone, Debug)]
@@ -13,54 +24,68 @@ pub(super) enum Pattern {
     /// this order. Linear in the text.
     Pieces { first: Box<[u8]>, middle: Box<[Finder<'static>]>, last: Box<[u8]> },
     /// With `_`, or ILIKE.
-    General { tokens: Box<[Token]>, fold: bool },
+    General(General),
+}
+
+/// Pieces as in [`Pattern::Pieces`], by characters.
+#[derive(Clone, Debug)]
+pub(super) struct General {
+    first: Box<[Token]>,
+    middle: Box<[Piece]>,
+    /// `None`: there is no `%`, and the text ends where `first` does.
+    last: Option<Box<[Token]>>,
+    fold: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Token {
-    Any,
+enum Token {
     One,
     Char(char),
 }
 
+/// Why a text is no pattern.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Invalid {
+    /// It ends with the escape character.
+    Escape,
+    /// A piece has more than [`MAX_PIECE`] characters.
+    Long,
+}
+
 impl Pattern {
-    /// `None` when the pattern ends with the escape character.
-    pub fn compile(pattern: &str, insensitive: bool) -> Option<Pattern> {
-        let mut tokens = Vec::new();
+    pub fn compile(pattern: &str, insensitive: bool) -> Result<Pattern, Invalid> {
+        let mut pieces = vec![Vec::new()];
         let mut chars = pattern.chars();
         while let Some(c) = chars.next() {
-            tokens.push(match c {
-                '%' if tokens.last() == Some(&Token::Any) => continue,
-                '%' => Token::Any,
-                '_' => Token::One,
-                '\\' => Token::Char(chars.next()?),
-                c => Token::Char(c),
-            });
-        }
-        if insensitive || tokens.contains(&Token::One) {
-            for token in &mut tokens {
-                if let (true, Token::Char(c)) = (insensitive, &mut *token) {
-                    *c = fold_case(*c);
+            let token = match c {
+                '%' => {
+                    pieces.push(Vec::new());
+                    continue;
                 }
-            }
-            return Some(Pattern::General { tokens: tokens.into(), fold: insensitive });
+                '_' => Token::One,
+                '\\' => Token::of(chars.next().ok_or(Invalid::Escape)?, insensitive),
+                c => Token::of(c, insensitive),
+            };
+            pieces.last_mut().into_iter().for_each(|piece| piece.push(token));
         }
-        let mut pieces = vec![String::new()];
-        for token in tokens {
-            match (token, pieces.last_mut()) {
-                (Token::Char(c), Some(piece)) => piece.push(c),
-                _ => pieces.push(String::new()),
-            }
+        let general = insensitive || pieces.iter().flatten().any(|token| *token == Token::One);
+        let mut pieces = pieces.into_iter();
+        let first = pieces.next().unwrap_or_default();
+        let last = pieces.next_back();
+        let middle = pieces.filter(|piece| !piece.is_empty());
+        if general {
+            let middle = middle.map(Piece::new).collect::<Result<_, _>>()?;
+            let last = last.map(Vec::into_boxed_slice);
+            return Ok(Pattern::General(General { first: first.into(), middle, last, fold: insensitive }));
         }
-        let last = pieces.pop()?.into_bytes().into();
-        if pieces.is_empty() {
-            return Some(Pattern::Exact(last));
-        }
-        let first = pieces.remove(0).into_bytes().into();
-        Some(Pattern::Pieces {
-            first,
-            middle: pieces.iter().map(|piece| Finder::new(piece).into_owned()).collect(),
-            last,
+        let text = |tokens: &[Token]| tokens.iter().filter_map(|token| token.char()).collect::<String>().into_bytes();
+        Ok(match last {
+            None => Pattern::Exact(text(&first).into()),
+            Some(last) => Pattern::Pieces {
+                first: text(&first).into(),
+                middle: middle.map(|piece| Finder::new(&text(&piece)).into_owned()).collect(),
+                last: text(&last).into(),
+            },
         })
     }
 
@@ -76,14 +101,12 @@ impl Pattern {
                     escape(&mut text, piece)?;
                 }
             }
-            Pattern::General { fold: true, .. } => return None,
-            Pattern::General { tokens, .. } => {
-                for token in tokens {
-                    match token {
-                        Token::Any => text.push('%'),
-                        Token::One => text.push('_'),
-                        Token::Char(c) => escape(&mut text, c.encode_utf8(&mut [0; 4]).as_bytes())?,
-                    }
+            Pattern::General(General { fold: true, .. }) => return None,
+            Pattern::General(General { first, middle, last, .. }) => {
+                write(&mut text, first)?;
+                for piece in middle.iter().map(|piece| &piece.tokens).chain(last) {
+                    text.push('%');
+                    write(&mut text, piece)?;
                 }
             }
         }
@@ -92,7 +115,7 @@ impl Pattern {
 
     pub fn matches(&self, text: &str) -> bool {
         match self {
-            Pattern::General { tokens, fold } => general(tokens, text, *fold),
+            Pattern::General(general) => general.matches(text),
             pattern => pattern.matches_raw(text.as_bytes()),
         }
     }
@@ -113,7 +136,7 @@ impl Pattern {
                 }
                 true
             }
-            Pattern::General { tokens, fold } => general(tokens, &String::from_utf8_lossy(text), *fold),
+            Pattern::General(general) => general.matches(&String::from_utf8_lossy(text)),
         }
     }
 }
@@ -129,34 +152,146 @@ fn escape(pattern: &mut String, piece: &[u8]) -> Option<()> {
     Some(())
 }
 
-/// Backtracks to the last `%` only, which is enough: what an earlier one could still give, the later one can too.
-fn general(tokens: &[Token], text: &str, fold: bool) -> bool {
-    let (mut token, mut rest) = (0, text.chars());
-    let mut retry = None;
-    loop {
-        match tokens.get(token) {
-            Some(Token::Any) => {
-                token += 1;
-                retry = Some((token, rest.clone()));
-                continue;
-            }
-            Some(expected) => match (rest.next(), expected) {
-                (None, _) => return false,
-                (Some(c), Token::Char(wanted)) if (if fold { fold_case(c) } else { c }) != *wanted => {}
-                _ => {
-                    token += 1;
-                    continue;
-                }
-            },
-            None if rest.as_str().is_empty() => return true,
-            None => {}
+fn write(pattern: &mut String, tokens: &[Token]) -> Option<()> {
+    for token in tokens {
+        match token {
+            Token::One => pattern.push('_'),
+            Token::Char(c) => escape(pattern, c.encode_utf8(&mut [0; 4]).as_bytes())?,
         }
-        let Some((after, from)) = &mut retry else { return false };
-        if from.next().is_none() {
+    }
+    Some(())
+}
+
+impl Token {
+    fn of(c: char, fold: bool) -> Token {
+        Token::Char(if fold { fold_case(c) } else { c })
+    }
+
+    fn char(self) -> Option<char> {
+        match self {
+            Token::Char(c) => Some(c),
+            Token::One => None,
+        }
+    }
+}
+
+impl General {
+    fn matches(&self, text: &str) -> bool {
+        let Some(mut rest) = behind(&self.first, text, self.fold) else { return false };
+        let Some(last) = &self.last else { return rest.is_empty() };
+        let end = match last.len() {
+            0 => rest.len(),
+            // Each token is one character.
+            len => match rest.char_indices().rev().nth(len - 1) {
+                Some((at, _)) => at,
+                None => return false,
+            },
+        };
+        if behind(last, &rest[end..], self.fold).is_none() {
             return false;
         }
-        token = *after;
-        rest = from.clone();
+        rest = &rest[..end];
+        for piece in &self.middle {
+            match piece.find(rest, self.fold) {
+                Some(found) => rest = found,
+                None => return false,
+            }
+        }
+        true
+    }
+}
+
+/// What comes behind the tokens, if the text begins with them.
+fn behind<'t>(tokens: &[Token], text: &'t str, fold: bool) -> Option<&'t str> {
+    let mut chars = text.chars();
+    for token in tokens {
+        let c = chars.next()?;
+        if token.char().is_some_and(|wanted| wanted != if fold { fold_case(c) } else { c }) {
+            return None;
+        }
+    }
+    Some(chars.as_str())
+}
+
+/// Tokens that are looked for; at least one.
+#[derive(Clone, Debug)]
+struct Piece {
+    tokens: Box<[Token]>,
+    /// For a long one.
+    places: Option<Places>,
+}
+
+/// At which places of a piece a character may stand, a bit for each.
+#[derive(Clone, Debug)]
+struct Places {
+    /// Words of each set.
+    words: usize,
+    /// Those of `_`, at which any character may.
+    any: Box<[u64]>,
+    /// Characters of the piece, ascending; their sets one behind the other, those of `_` included.
+    chars: Box<[char]>,
+    sets: Box<[u64]>,
+}
+
+impl Piece {
+    fn new(tokens: Vec<Token>) -> Result<Piece, Invalid> {
+        if tokens.len() > MAX_PIECE {
+            return Err(Invalid::Long);
+        }
+        let places = (tokens.len() > SHORT).then(|| Places::of(&tokens));
+        Ok(Piece { tokens: tokens.into(), places })
+    }
+
+    /// What comes behind the first place at which the text has it.
+    fn find<'t>(&self, text: &'t str, fold: bool) -> Option<&'t str> {
+        match &self.places {
+            None => text.char_indices().find_map(|(at, _)| behind(&self.tokens, &text[at..], fold)),
+            Some(places) => places.find(text, self.tokens.len(), fold),
+        }
+    }
+}
+
+impl Places {
+    fn of(tokens: &[Token]) -> Places {
+        let words = tokens.len().div_ceil(64);
+        let mut chars: Vec<char> = tokens.iter().filter_map(|token| token.char()).collect();
+        chars.sort_unstable();
+        chars.dedup();
+        let set = |wanted: Option<char>| {
+            let mut set = vec![0; words];
+            let fits = |token: &Token| token.char().is_none() || token.char() == wanted;
+            for (at, _) in tokens.iter().enumerate().filter(|(_, token)| fits(token)) {
+                set[at / 64] |= 1 << (at % 64);
+            }
+            set
+        };
+        let sets = chars.iter().flat_map(|c| set(Some(*c))).collect();
+        Places { words, any: set(None).into(), chars: chars.into(), sets }
+    }
+
+    fn set(&self, c: char) -> &[u64] {
+        match self.chars.binary_search(&c) {
+            Ok(at) => &self.sets[at * self.words..(at + 1) * self.words],
+            Err(_) => &self.any,
+        }
+    }
+
+    /// `state` has a bit for each prefix of the piece that ends here.
+    fn find<'t>(&self, text: &'t str, len: usize, fold: bool) -> Option<&'t str> {
+        let mut state = [0u64; WORDS];
+        let mut chars = text.chars();
+        while let Some(c) = chars.next() {
+            let mut carry = 1;
+            for (word, set) in state.iter_mut().zip(self.set(if fold { fold_case(c) } else { c })) {
+                let next = *word >> 63;
+                *word = (*word << 1 | carry) & set;
+                carry = next;
+            }
+            if state[(len - 1) / 64] >> ((len - 1) % 64) & 1 == 1 {
+                return Some(chars.as_str());
+            }
+        }
+        None
     }
 }
 
@@ -203,6 +338,66 @@ mod tests {
             assert_eq!(Pattern::compile(pattern, false).unwrap().matches(text), like, "{text} LIKE {pattern}");
             assert_eq!(Pattern::compile(pattern, true).unwrap().matches(text), ilike, "{text} ILIKE {pattern}");
         }
-        assert!(Pattern::compile(r"abc\", false).is_none());
+        assert_eq!(Pattern::compile(r"abc\", false).err(), Some(Invalid::Escape));
+    }
+
+    /// Tries everything.
+    fn naive(pattern: &[char], text: &[char]) -> bool {
+        match pattern {
+            [] => text.is_empty(),
+            ['%', rest @ ..] => (0..=text.len()).any(|at| naive(rest, &text[at..])),
+            ['_', rest @ ..] => !text.is_empty() && naive(rest, &text[1..]),
+            [c, rest @ ..] => text.first() == Some(c) && naive(rest, &text[1..]),
+        }
+    }
+
+    #[test]
+    fn pieces_of_any_length_are_found_where_they_are() {
+        let mut random = fastrand::Rng::with_seed(4);
+        let mut matched = 0;
+        for round in 0..3000 {
+            let piece = |random: &mut fastrand::Rng, len: usize| -> String {
+                (0..len).map(|_| *random.choice(&['a', 'a', 'a', 'b', 'ß', '_']).expect("a choice")).collect()
+            };
+            let lens = [(0, 3), (1, 20), (14, 18), (60, 70), (120, 200)][round % 5];
+            let parts: Vec<String> = (0..random.usize(1..4))
+                .map(|_| {
+                    let len = random.usize(lens.0..lens.1);
+                    piece(&mut random, len)
+                })
+                .collect();
+            let pattern = parts.join("%");
+            // Texts that match but for a character now and then.
+            let mut text: Vec<char> = Vec::new();
+            for c in pattern.chars() {
+                match c {
+                    '%' => text.extend((0..random.usize(0..4)).map(|_| if random.bool() { 'a' } else { 'ß' })),
+                    '_' => text.push('b'),
+                    c => text.push(c),
+                }
+            }
+            if random.bool() && !text.is_empty() {
+                let at = random.usize(..text.len());
+                text[at] = 'c';
+            }
+            let expected = naive(&pattern.chars().collect::<Vec<_>>(), &text);
+            let text: String = text.into_iter().collect();
+            matched += usize::from(expected);
+            assert_eq!(Pattern::compile(&pattern, false).unwrap().matches(&text), expected, "{text} LIKE {pattern}");
+            assert_eq!(Pattern::compile(&pattern, true).unwrap().matches(&text), expected, "{text} ILIKE {pattern}");
+        }
+        assert!((1000..2500).contains(&matched), "{matched}");
+    }
+
+    #[test]
+    fn a_piece_that_would_cost_too_much_is_refused() {
+        let of = |len: usize| format!("%{}_%", "a".repeat(len - 1));
+        assert_eq!(Pattern::compile(&of(MAX_PIECE + 1), false).err(), Some(Invalid::Long));
+        assert!(Pattern::compile(&of(MAX_PIECE), true).is_ok());
+        let literal = format!("%{}%", "a".repeat(5 * MAX_PIECE));
+        assert!(Pattern::compile(&literal, false).is_ok(), "text is found in linear time");
+        assert_eq!(Pattern::compile(&literal, true).err(), Some(Invalid::Long));
+        let ends = "a_".repeat(MAX_PIECE);
+        assert!(Pattern::compile(&format!("{ends}%{ends}"), false).is_ok(), "the ends have one place each");
     }
 }

@@ -129,9 +129,9 @@ impl Predicate {
         self.root.to_string()
     }
 
-    /// Whether it can be found by the value of one column: a conjunct is `column = literal`.
-    pub fn has_equality(&self) -> bool {
-        self.root.has_equality()
+    /// A conjunct `column = literal` by which it could be found, in canonical text; [`Compiled::equality`] knows for a table.
+    pub fn equality(&self) -> Option<String> {
+        self.root.equality().map(ToString::to_string)
     }
 
     /// Resolves columns and types literals by them.

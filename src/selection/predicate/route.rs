@@ -6,7 +6,7 @@ use smallvec::SmallVec;
 use super::{
     Compiled,
     ast::{Op, Side},
-    class::Scalar,
+    class::{Class, Scalar},
     node::{Image, Node, Scope, Source, Test},
 };
 use crate::model::{Operation, RowAccess, Value};
@@ -25,7 +25,7 @@ pub struct Equality {
 }
 
 impl Compiled {
-    /// A conjunct to index the predicate by; of several the first that is not on a boolean.
+    /// A conjunct to index the predicate by: the first that is not on a boolean, which would find half of all rows.
     pub fn equality(&self) -> Option<&Equality> {
         self.equality.as_ref()
     }
@@ -67,16 +67,14 @@ pub(super) fn equality(root: &Node) -> Option<Equality> {
         Node::And(parts) => parts,
         other => std::slice::from_ref(other),
     };
-    let mut found = conjuncts.iter().filter_map(|conjunct| match conjunct {
-        Node::Test { source, test: Test::Compare(Op::EQUAL, constant), on_null } if !on_null.selects()? => {
+    let (source, constant) = conjuncts.iter().find_map(|conjunct| match conjunct {
+        Node::Test { source, test: Test::Compare(Op::EQUAL, constant), on_null }
+            if !on_null.selects()? && source.class != Class::Bool =>
+        {
             Some((*source, constant))
         }
         _ => None,
-    });
-    let first = found.next()?;
-    let is_bool = |source: Source| source.class == super::class::Class::Bool;
-    let (source, constant) =
-        if is_bool(first.0) { found.find(|(source, _)| !is_bool(*source)).unwrap_or(first) } else { first };
+    })?;
     let mut key = None;
     with_key(constant.scalar(), &mut |bytes: &[u8]| key = Some(bytes.into()));
     Some(Equality { on: KeyColumn(source), key: key? })

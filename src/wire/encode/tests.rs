@@ -232,6 +232,9 @@ proptest! {
         let types: Vec<u32> = new.iter().map(|(oid, ..)| *oid).collect();
         let mut relation = relation(&types);
         relation.id = RelationId(id);
+        if let Some((true, _)) = old {
+            relation.replica_identity = ReplicaIdentity::Full;
+        }
         let row: Vec<Cell> = new.iter().map(|(_, cell, _)| cell.clone()).collect();
         let values: Vec<pb::Value> = new.into_iter().map(|(.., value)| value).collect();
         // The old row: the same with one column nulled, as full image or as key.

@@ -1252,7 +1252,8 @@ export enum Transition {
   UNSPECIFIED = 0,
 
   /**
-   * Matches now, did not before.
+   * Matches now, did not before. Of an UPDATE, after may still have values that are MISSING_UNCHANGED although nothing was
+   * sent of the row before: they are in before under REPLICA IDENTITY FULL, and otherwise to be read by the key.
    *
    * @generated from enum value: TRANSITION_ENTER = 1;
    */
