@@ -16,6 +16,7 @@ mod governor;
 mod group;
 mod handover;
 mod inner;
+mod kept;
 mod lag;
 mod open;
 mod outbox;
