@@ -129,6 +129,7 @@ pub async fn serve(config: Config, drain: Drain) -> Result<(), Error> {
         subscribers: config.limits.subscribers,
         catch_up_readers: config.limits.catch_up_readers,
         catch_up_waiting: config.limits.catch_up_waiting,
+        snapshots: config.limits.snapshots as usize,
         projection_bytes: config.limits.projection_bytes as usize,
     };
     let hub = Hub::new(feed.clone(), Arc::new(state.clone()), Arc::new(journal.clone()), limits, drain.clone());

@@ -113,6 +113,8 @@ pub struct Limits {
     pub catch_up_readers: usize,
     /// Streams that wait for their turn to read from disk; one more that would begin there is refused.
     pub catch_up_waiting: usize,
+    /// Snapshots that are read at the same time; one more is refused.
+    pub snapshots: u32,
     /// Bytes of projections that filtered streams share with those behind them.
     pub projection_bytes: u64,
     /// Open connections.

@@ -175,6 +175,7 @@ impl Reader<'_> {
             subscribers: self.count("limits.subscribers") as usize,
             catch_up_readers: self.count("limits.catch_up_readers") as usize,
             catch_up_waiting: self.count("limits.catch_up_waiting") as usize,
+            snapshots: self.count("limits.snapshots"),
             projection_bytes: self.bytes("limits.projection_bytes"),
             connections: self.count("limits.connections") as usize,
             streams_per_connection: self.count("limits.streams_per_connection"),

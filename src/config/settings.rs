@@ -48,6 +48,7 @@ pub const SETTINGS: &[Setting] = &[
     setting("limits.subscribers", "WALCAST_LIMITS_SUBSCRIBERS", "10000"),
     setting("limits.catch_up_readers", "WALCAST_LIMITS_CATCH_UP_READERS", "16"),
     setting("limits.catch_up_waiting", "WALCAST_LIMITS_CATCH_UP_WAITING", "10000"),
+    setting("limits.snapshots", "WALCAST_LIMITS_SNAPSHOTS", "8"),
     setting("limits.projection_bytes", "WALCAST_LIMITS_PROJECTION_BYTES", r#""32MiB""#),
     setting("limits.connections", "WALCAST_LIMITS_CONNECTIONS", "10000"),
     setting("limits.streams_per_connection", "WALCAST_LIMITS_STREAMS_PER_CONNECTION", "128"),

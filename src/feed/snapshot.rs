@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 
 use super::{BoxFuture, Frame};
 use crate::{
@@ -38,6 +38,8 @@ pub struct SnapshotRequest {
     pub resume: Option<Progress>,
     /// While true, nothing more is read.
     pub pause: watch::Receiver<bool>,
+    /// One of the snapshots that may be read at the same time; held for as long as the primary has anything to do with it.
+    pub permit: Arc<OwnedSemaphorePermit>,
 }
 
 /// A snapshot that has begun.
@@ -60,6 +62,8 @@ pub struct Snapshot {
     pub run: u64,
     /// The rows.
     pub rows: Box<dyn Rows>,
+    /// The request's, for as long as there are rows to come; `None`: `rows` hold it as long as they need it.
+    pub permit: Option<Arc<OwnedSemaphorePermit>>,
 }
 
 /// Rows, piece by piece.

@@ -8,18 +8,21 @@
 //! A checkpoint never lies beyond what is durable. Where delivery runs ahead of fdatasync, an acknowledgement waits for it;
 //! after a power failure it waits until the slot has brought again what the subscriber had.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
+
+use bytes::Bytes;
 
 use super::{
     Error, StartAt,
-    control::Shared,
     inner::{Inner, record_lag},
     lag,
+    registry::Sent,
     trail::Trail,
 };
 use crate::{
     feed::{Checkpoint, Resume, Start, SubscriberKey},
     model::Position,
+    wire::token::{Progress, Token},
 };
 
 impl Inner {
@@ -39,8 +42,8 @@ impl Inner {
             }
         }
         let tail = self.feed.marks().borrow().tail;
-        let (trail, live) = sent.map_or_else(|| (Trail::new(tail), None), |sent| (sent.trail, sent.live));
-        store(self, key, resume, session, &trail, live.as_ref()).await
+        let unknown = Sent { trail: Trail::new(tail), pass_over: None, owed: None, live: None };
+        store(self, key, resume, session, &sent.unwrap_or(unknown)).await
     }
 
     /// See [`Hub::reset_subscriber`](super::Hub::reset_subscriber).
@@ -58,7 +61,7 @@ impl Inner {
         let change = |present: Option<&Checkpoint>| {
             let present = present?;
             session = Some(present.session + 1);
-            let snapshot = bytes::Bytes::new();
+            let snapshot = Bytes::new();
             Some(Checkpoint { position: Some(position), snapshot, session: present.session + 1, ..present.clone() })
         };
         self.checkpoints.update(key, Box::new(change)).await?;
@@ -104,9 +107,8 @@ impl Inner {
     }
 }
 
-/// Bytes of the filter as it came and of `Position.snapshot` that a checkpoint keeps. A position with more is not kept, and the
-/// checkpoint stays where it was.
-const FILTER_AND_SNAPSHOT: usize = 3800;
+/// Bytes of `Position.snapshot` that a checkpoint keeps, and of the filter as it came beside it. Streams send no more.
+pub(super) const KEPT: usize = 3800;
 
 /// How often an acknowledgement that waits looks whether it still counts.
 const LOOK: Duration = Duration::from_secs(1);
@@ -120,16 +122,44 @@ fn is_at_or_before(position: Position, done: Position) -> bool {
     position.lineage == done.lineage && position.order() <= done.order()
 }
 
+/// Whether a checkpoint can keep it. This hub sends nothing else, but what comes back is anybody's.
+pub(super) fn check_size(resume: &Resume) -> Result<(), Error> {
+    match resume.snapshot.len() {
+        0..=KEPT => Ok(()),
+        bytes => {
+            let message =
+                format!("has {bytes} bytes, and a checkpoint keeps {KEPT}; use a later position of the stream");
+            Err(Error::invalid("position.snapshot", message))
+        }
+    }
+}
+
+/// Whether of two `Position.snapshot` at one position `next` was sent behind `done`, as far as it says. `owed`: the snapshot
+/// that the newest stream has not ended. What is sent of it comes behind all else at this position, and what another stream or
+/// an earlier snapshot of this one has ended is owed no more: a late acknowledgement must not bring it back.
+pub(super) fn is_later(done: &Bytes, next: &Bytes, owed: Option<&str>) -> bool {
+    let progress = |token: &Bytes| Token::decode(token).ok().and_then(|token| token.progress);
+    let is_owed = |progress: &Progress| owed.is_some_and(|owed| owed == format!("{:016x}", progress.id));
+    match (progress(done), progress(next)) {
+        (Some(done), Some(next)) if done.id == next.id => next.rows >= done.rows,
+        (_, Some(next)) if is_owed(&next) => true,
+        (Some(done), _) if is_owed(&done) => false,
+        (None, Some(_)) => false,
+        (_, None) | (Some(_), Some(_)) => true,
+    }
+}
+
 /// Makes a position that may be acknowledged durable; what is durable then.
 pub(super) async fn store(
     hub: &Inner,
     key: &SubscriberKey,
     resume: Resume,
     session: u64,
-    trail: &Trail,
-    live: Option<&Arc<Shared>>,
+    sent: &Sent,
 ) -> Result<Resume, Error> {
+    check_size(&resume)?;
     let position = resume.position;
+    let Sent { trail, live, .. } = sent;
     hub.until_durable(key, position, session).await?;
     let mut refused = false;
     let change = |present: Option<&Checkpoint>| {
@@ -138,17 +168,23 @@ pub(super) async fn store(
             refused = true;
             return None;
         }
-        let same = present.position == Some(position) && present.snapshot != resume.snapshot;
-        if !same && present.position.is_some_and(|done| !trail.is_after(position, done)) {
+        let forward = present.position.is_none_or(|done| match done == position {
+            true => {
+                let owed = live.as_ref().map_or_else(|| sent.owed.clone(), |live| live.snapshot());
+                present.snapshot != resume.snapshot && is_later(&present.snapshot, &resume.snapshot, owed.as_deref())
+            }
+            false => trail.is_after(position, done),
+        });
+        if !forward {
             return None;
         }
-        let room = FILTER_AND_SNAPSHOT.checked_sub(resume.snapshot.len())?;
+        let room = KEPT.saturating_sub(resume.snapshot.len());
         let filter = if present.filter.len() <= room { present.filter.clone() } else { Default::default() };
         Some(Checkpoint {
             position: Some(position),
             snapshot: resume.snapshot.clone(),
             filter,
-            filter_hash: live.map_or(present.filter_hash, |live| live.filter_hash),
+            filter_hash: live.as_ref().map_or(present.filter_hash, |live| live.filter_hash),
             last_seen: lag::now(),
             ..present.clone()
         })
@@ -164,4 +200,37 @@ pub(super) async fn store(
         live.checkpointed(durable.clone());
     }
     Ok(durable)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn token(id: u64, rows: u64) -> Bytes {
+        let progress = Progress { id, rows, ..Progress::default() };
+        Token { progress: Some(progress), ..Token::default() }.encode()
+    }
+
+    #[test]
+    fn at_one_position_tokens_go_forward_only() {
+        let (none, first, on, other) = (Bytes::new(), token(1, 0), token(1, 9), token(2, 0));
+        let [one, two] = ["0000000000000001", "0000000000000002"].map(Some);
+        let cases = [
+            ("an end is not taken back", &none, &first, None, false),
+            ("nor by what another stream sent of it", &none, &first, two, false),
+            ("the end", &on, &none, None, true),
+            ("rows that have begun here", &none, &first, one, true),
+            ("and what came before them", &first, &none, one, false),
+            ("further on", &first, &on, one, true),
+            ("a late one", &on, &first, one, false),
+            ("the same again", &on, &on, one, true),
+            ("the next snapshot", &on, &other, two, true),
+            ("and a late one of that before", &other, &on, two, false),
+            ("of two that nobody knows, the one that comes later", &on, &other, None, true),
+            ("not a token", &first, &Bytes::from_static(b"garbage"), None, true),
+        ];
+        for (what, done, next, owed, expected) in cases {
+            assert_eq!(is_later(done, next, owed), expected, "{what}");
+        }
+    }
 }

@@ -9,7 +9,7 @@ use std::sync::{
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use super::{Error, acknowledge, backfill::Order, credit::Credits, inner::Inner, trail::Trail};
+use super::{Error, acknowledge, credit::Credits, inner::Inner, orders::Orders, registry::Sent, trail::Trail};
 use crate::{
     feed::{Resume, SubscriberKey},
     model::Position,
@@ -30,6 +30,7 @@ pub(super) struct Shared {
     pub wake: Notify,
     ended: AtomicBool,
     state: Mutex<State>,
+    pub(super) orders: Mutex<Orders>,
 }
 
 #[derive(Debug)]
@@ -42,9 +43,6 @@ struct State {
     checkpoint: Option<Resume>,
     pending: Option<Resume>,
     writing: bool,
-    /// Id of the running snapshot.
-    snapshot: Option<String>,
-    orders: Vec<Order>,
 }
 
 impl Shared {
@@ -73,9 +71,8 @@ impl Shared {
                 checkpoint,
                 pending: None,
                 writing: false,
-                snapshot: None,
-                orders: Vec::new(),
             }),
+            orders: Mutex::default(),
         }
     }
 
@@ -83,6 +80,7 @@ impl Shared {
     pub fn end(&self, error: Error) {
         self.state.lock().end.get_or_insert(error);
         self.ended.store(true, Ordering::Release);
+        self.close_orders();
         self.wake.notify_one();
     }
 
@@ -96,25 +94,6 @@ impl Shared {
 
     pub fn credits<T>(&self, with: impl FnOnce(Option<&mut Credits>) -> T) -> T {
         with(self.state.lock().credits.as_mut())
-    }
-
-    /// Id of the snapshot that runs in the stream.
-    pub fn snapshot(&self) -> Option<String> {
-        self.state.lock().snapshot.clone()
-    }
-
-    pub fn set_snapshot(&self, id: Option<String>) {
-        self.state.lock().snapshot = id;
-    }
-
-    /// Leaves an order with the stream.
-    pub fn order(&self, order: Order) {
-        self.state.lock().orders.push(order);
-        self.wake.notify_one();
-    }
-
-    pub fn take_orders(&self) -> Vec<Order> {
-        std::mem::take(&mut self.state.lock().orders)
     }
 
     /// The stream has sent this resume point.
@@ -156,9 +135,13 @@ impl Shared {
 
     /// Remembers what is to be made durable; whether the caller has to see to it.
     fn ask(&self, resume: Resume) -> bool {
+        let owed = self.snapshot();
         let mut state = self.state.lock();
-        let older = |pending: &Resume| state.trail.is_after(pending.position, resume.position);
-        if !state.pending.as_ref().is_some_and(older) {
+        let keeps = |pending: &Resume| match pending.position == resume.position {
+            true => !acknowledge::is_later(&pending.snapshot, &resume.snapshot, owed.as_deref()),
+            false => state.trail.is_after(pending.position, resume.position),
+        };
+        if !state.pending.as_ref().is_some_and(keeps) {
             state.pending = Some(resume);
         }
         !std::mem::replace(&mut state.writing, true)
@@ -206,8 +189,7 @@ impl SessionHandle {
             let (shared, hub, key) = (self.shared.clone(), self.hub.clone(), key.clone());
             tokio::spawn(async move {
                 while let Some(resume) = shared.take_asked() {
-                    let trail = shared.trail();
-                    let stored = acknowledge::store(&hub, &key, resume, shared.session, &trail, Some(&shared)).await;
+                    let stored = acknowledge::store(&hub, &key, resume, shared.session, &Sent::of(&shared)).await;
                     if let Err(error) = stored {
                         shared.end(error);
                     }

@@ -113,6 +113,17 @@ impl Error {
         Error::new(Reason::EventTooLarge, message).with("bytes", bytes).with("limit", limit).with("table", table)
     }
 
+    /// FILTER_INVALID for a backfill.
+    pub(super) fn filter_too_long(bytes: usize, limit: usize) -> Self {
+        let detail = format!(
+            "takes {bytes} bytes together with filter.tables, and positions keep {limit} of a backfill; order several backfills, one \
+             after another"
+        );
+        let mut error = Error::new(Reason::FilterInvalid, format!("filter.where: {detail}"));
+        error.violations.push(("filter.where".to_owned(), detail));
+        error
+    }
+
     pub(super) fn draining(position: Position) -> Self {
         Error::new(Reason::Draining, format!("the hub is shutting down; resume after {position}"))
             .with("position", position.lsn)

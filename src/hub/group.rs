@@ -2,16 +2,16 @@
 //! them gets there. What it keeps is bounded for the whole hub, whatever the number of groups.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::HashMap,
     sync::{Arc, Weak},
 };
 
-use arc_swap::ArcSwapOption;
 use bytes::{Bytes, BytesMut};
 use parking_lot::{Mutex, RwLock};
 
 use super::{
     Error, RowFormat,
+    kept::{Kept, Room},
     lag::Timeline,
     projection::{Cut, Plans, Projection},
     projector::project,
@@ -24,9 +24,6 @@ use crate::{
     selection::{RelationPlan, Selection},
     wire::{block::Block, encode, rows::Pick},
 };
-
-/// Share that a group has at least: the projection that its streams are sending now.
-const CACHE_SHARE_MIN: usize = 64 << 10;
 
 /// One relation version under one selection.
 #[derive(Debug)]
@@ -63,29 +60,16 @@ pub(super) struct Group {
     feed: Arc<dyn Feed>,
     groups: Weak<Groups>,
     plans: RwLock<HashMap<RelationId, Arc<Plan>>>,
-    newest: ArcSwapOption<Projection>,
-    cache: Mutex<Cache>,
-}
-
-/// A projection that is there or being computed by whoever holds the lock.
-type Slot = Arc<Mutex<Option<Arc<Projection>>>>;
-
-#[derive(Default)]
-struct Cache {
-    slots: HashMap<u64, Slot>,
-    order: VecDeque<(u64, usize)>,
-    bytes: usize,
+    kept: Arc<Kept>,
 }
 
 impl Group {
     /// What the group sees of a block.
     pub fn projection(&self, block: &Block) -> Result<Arc<Projection>, Error> {
-        if let Some(newest) = &*self.newest.load()
-            && newest.block == block.number
-        {
-            return Ok(newest.clone());
+        if let Some(newest) = self.kept.newest(block.number) {
+            return Ok(newest);
         }
-        let slot = self.cache.lock().slots.entry(block.number).or_default().clone();
+        let slot = self.kept.slot(block.number);
         let mut slot = slot.lock();
         if let Some(projection) = &*slot {
             return Ok(projection.clone());
@@ -99,11 +83,11 @@ impl Group {
                 }
                 let projection = Arc::new(projection);
                 *slot = Some(projection.clone());
-                self.keep(&projection);
+                self.kept.keep(&projection);
                 Ok(projection)
             }
             Err(error) => {
-                self.cache.lock().slots.remove(&block.number);
+                self.kept.forget(block.number);
                 Err(error)
             }
         }
@@ -117,23 +101,7 @@ impl Group {
     /// Blocks of which the group keeps a projection.
     #[cfg(test)]
     pub fn kept(&self) -> usize {
-        self.cache.lock().slots.len()
-    }
-
-    fn keep(&self, projection: &Arc<Projection>) {
-        if self.newest.load().as_ref().is_none_or(|newest| newest.block < projection.block) {
-            self.newest.store(Some(projection.clone()));
-        }
-        let share = self.groups.upgrade().map_or(0, |groups| groups.bytes / groups.len().max(1)).max(CACHE_SHARE_MIN);
-        let mut cache = self.cache.lock();
-        let bytes = projection.footprint();
-        cache.order.push_back((projection.block, bytes));
-        cache.bytes += bytes;
-        while cache.bytes > share && cache.order.len() > 1 {
-            let Some((oldest, bytes)) = cache.order.pop_front() else { break };
-            cache.slots.remove(&oldest);
-            cache.bytes -= bytes;
-        }
+        self.kept.len()
     }
 }
 
@@ -151,8 +119,8 @@ impl Plans for Group {
 
 /// All groups with at least one stream.
 pub(super) struct Groups {
-    /// Of projections that all groups together keep; each has an equal share.
-    bytes: usize,
+    /// For the projections that all groups together keep.
+    pub room: Arc<Room>,
     map: Mutex<HashMap<(String, RowFormat), Weak<Group>>>,
     pub routers: Routers,
     /// When which position was committed, as far as streams came by.
@@ -161,7 +129,8 @@ pub(super) struct Groups {
 
 impl Groups {
     pub fn new(bytes: usize) -> Self {
-        Groups { bytes, map: Mutex::default(), routers: Routers::default(), timeline: Timeline::default() }
+        let room = Room::new(bytes);
+        Groups { room, map: Mutex::default(), routers: Routers::default(), timeline: Timeline::default() }
     }
 
     /// The group of a selection.
@@ -190,20 +159,16 @@ impl Groups {
             feed: feed.clone(),
             groups: Arc::downgrade(self),
             plans: RwLock::default(),
-            newest: ArcSwapOption::empty(),
-            cache: Mutex::default(),
+            kept: self.room.join(),
         });
         map.insert(key, Arc::downgrade(&group));
         group
-    }
-
-    fn len(&self) -> usize {
-        self.map.lock().len()
     }
 }
 
 impl Drop for Group {
     fn drop(&mut self) {
+        self.kept.leave();
         let Some(groups) = self.groups.upgrade() else { return };
         if let Some(route) = &self.route {
             self.seat.router.leave(route);

@@ -6,6 +6,7 @@ use prost::Message as _;
 
 use super::{
     Error,
+    acknowledge::KEPT,
     frames::{self, Kind, Message},
     outbox::Item,
 };
@@ -14,7 +15,7 @@ use crate::{
     model::{LineageId, Position},
     wire::{
         encode, pb,
-        token::{Handover, Token},
+        token::{Handover, Progress, Token},
     },
 };
 
@@ -51,6 +52,18 @@ impl Stamp {
     pub fn update(&mut self, change: impl FnOnce(&mut Token)) {
         change(&mut self.token);
         self.encoded = self.token.encode();
+    }
+
+    /// Positions say from now on that rows are owed behind this place. False: they still name an earlier place, because this one
+    /// takes more bytes than a checkpoint keeps; its key is a long text. Rows behind the earlier one may come again then.
+    pub fn owe(&mut self, progress: Progress) -> bool {
+        let token = Token { handover: self.token.handover.clone(), progress: Some(progress) };
+        let encoded = token.encode();
+        let kept = encoded.len() <= KEPT;
+        if kept {
+            (self.token, self.encoded) = (token, encoded);
+        }
+        kept
     }
 
     /// Everything up to here has been handed out: whether a transaction is in the rows is no longer a question.
@@ -149,5 +162,26 @@ impl Stamp {
         if let Some(position) = position {
             position.snapshot = self.encoded.clone();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn behind(key: &str) -> Progress {
+        Progress { id: 1, incremental: true, key: vec![key.to_owned()], ..Progress::default() }
+    }
+
+    #[test]
+    fn a_place_that_no_checkpoint_keeps_leaves_the_one_before() {
+        let mut stamp = Stamp::default();
+        assert!(stamp.owe(behind("a")));
+        let before = stamp.encoded();
+        assert!(!stamp.owe(behind(&"b".repeat(KEPT))));
+        assert_eq!(stamp.encoded(), before);
+        assert!(stamp.owe(behind("c")));
+        assert_eq!(Token::decode(&stamp.encoded()).ok().and_then(|token| token.progress), Some(behind("c")));
+        assert!(stamp.encoded().len() <= KEPT);
     }
 }

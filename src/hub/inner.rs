@@ -5,7 +5,10 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 
-use tokio::task::JoinHandle;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    task::JoinHandle,
+};
 
 use super::{
     Error, Limits, Principal, SubscriberInfo,
@@ -35,6 +38,8 @@ pub(super) struct Inner {
     pub governor: Governor,
     readers: Arc<Turns>,
     pub snapshots: OnceLock<Arc<dyn Snapshots>>,
+    /// How many more may be read.
+    snapshots_left: Arc<Semaphore>,
     streams: AtomicUsize,
     /// Named subscribers that are being made.
     creating: AtomicUsize,
@@ -74,6 +79,7 @@ impl Inner {
             source,
             checkpoints,
             groups: Arc::new(Groups::new(limits.projection_bytes)),
+            snapshots_left: Arc::new(Semaphore::new(limits.snapshots.min(Semaphore::MAX_PERMITS))),
             limits,
             drain,
             registry: Registry::default(),
@@ -99,6 +105,14 @@ impl Inner {
             }
             Err(_) => Err(Error::new(Reason::TooManyStreams, format!("{limit} streams are open, which is the limit"))),
         }
+    }
+
+    /// Room for one more snapshot.
+    pub fn snapshot_permit(&self) -> Result<Arc<OwnedSemaphorePermit>, Error> {
+        let limit = self.limits.snapshots;
+        let message = || format!("{limit} snapshots are being read, which is the limit (limits.snapshots)");
+        let permit = self.snapshots_left.clone().try_acquire_owned();
+        permit.map(Arc::new).map_err(|_| Error::new(Reason::TooManyStreams, message()))
     }
 
     /// Room for one more named subscriber, also where several come at once.

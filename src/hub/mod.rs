@@ -16,8 +16,10 @@ mod governor;
 mod group;
 mod handover;
 mod inner;
+mod kept;
 mod lag;
 mod open;
+mod orders;
 mod outbox;
 mod pace;
 mod projection;
@@ -72,6 +74,8 @@ pub struct Limits {
     pub catch_up_readers: usize,
     /// Readers that wait for a turn, before a stream that would begin on disk is refused.
     pub catch_up_waiting: usize,
+    /// Snapshots that are read at the same time, initial rows and backfills together.
+    pub snapshots: usize,
     /// Bytes of projections that all filtered streams together keep for those behind them.
     pub projection_bytes: usize,
 }

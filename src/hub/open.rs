@@ -8,7 +8,7 @@ use std::{
 use tokio::sync::watch;
 
 use super::{
-    Error, Principal, Retracted, Session, StartAt, Subscription, backfill,
+    Error, Principal, Retracted, Session, StartAt, Subscription, acknowledge, backfill,
     control::Shared,
     inner::{self, Inner},
     lag,
@@ -105,6 +105,7 @@ impl Inner {
             registered.checkpoint,
             request.credits,
         ));
+        shared.set_snapshot(snapshot.as_ref().map(|(snapshot, ..)| format!("{:016x}", snapshot.id)));
         if let Some(key) = &shared.key {
             self.registry.open(key, &shared)?;
         }
@@ -267,18 +268,17 @@ impl Inner {
         principal: &Principal,
     ) -> Result<Begun, Error> {
         let (paused, pause) = watch::channel(false);
-        let request = |mode, max_rows_per_second, resume| SnapshotRequest {
-            selection: selection.clone(),
-            mode,
-            max_rows_per_second,
-            resume,
-            pause,
+        let request = |mode, max_rows_per_second, resume| {
+            let permit = self.snapshot_permit()?;
+            let selection = selection.clone();
+            Ok::<_, Error>(SnapshotRequest { selection, mode, max_rows_per_second, resume, pause, permit })
         };
         match start {
             StartAt::Feed(start) => {
                 Ok(Begun { cursor: self.locate(start).await?, token: Token::default(), snapshot: None })
             }
             StartAt::Resume(resume) => {
+                acknowledge::check_size(&resume)?;
                 let invalid = |error: InvalidToken| Error::invalid("position.snapshot", error.to_string());
                 let mut token = Token::decode(&resume.snapshot).map_err(invalid)?;
                 let lost = token.handover.as_ref().is_some_and(|it| it.lineage != self.tail().lineage);
@@ -293,7 +293,7 @@ impl Inner {
                         let again = progress.at > cursor.after.lsn;
                         let progress = if again { progress.from_the_beginning() } else { progress };
                         token.progress = Some(progress.clone());
-                        let mut request = request(None, 0, Some(progress));
+                        let mut request = request(None, 0, Some(progress))?;
                         request.selection = only.clone().unwrap_or(request.selection);
                         let snapshot = self.snapshot(request).await?;
                         token.handover = token.handover.filter(|_| !lost);
@@ -301,12 +301,12 @@ impl Inner {
                     }
                     // What was read in one piece is read again in one piece, and so is what a failover may have taken back.
                     Some(progress) => {
-                        let request = request(None, progress.max_rows_per_second, Some(progress));
+                        let request = request(None, progress.max_rows_per_second, Some(progress))?;
                         self.begin_snapshot(request, paused).await
                     }
                     None if lost => {
                         let again = Progress { id: 1, ..Progress::default() };
-                        self.begin_snapshot(request(None, 0, Some(again)), paused).await
+                        self.begin_snapshot(request(None, 0, Some(again))?, paused).await
                     }
                     None => {
                         let cursor = self.locate_or_common(Start::After(resume.position), at_checkpoint).await?;
@@ -315,7 +315,7 @@ impl Inner {
                 }
             }
             StartAt::Snapshot { mode, max_rows_per_second } => {
-                self.begin_snapshot(request(mode, max_rows_per_second, None), paused).await
+                self.begin_snapshot(request(mode, max_rows_per_second, None)?, paused).await
             }
             StartAt::Checkpoint => Err(Error::checkpoint_missing("the subscriber has no checkpoint; give a start")),
         }
@@ -330,6 +330,12 @@ impl Inner {
         let snapshot = self.snapshot(request).await?;
         let cursor = self.locate(Start::After(snapshot.start)).await?;
         let token = Token { handover: Some(snapshot.handover.clone()), progress: Some(snapshot.progress.clone()) };
+        if token.encode().len() > acknowledge::KEPT {
+            let open = snapshot.handover.seen.running.len();
+            return Err(Error::snapshot_interrupted(&format!(
+                "{open} transactions were open when the snapshot was taken, more than a position can name; it succeeds when fewer are"
+            )));
+        }
         Ok(Begun { cursor, token, snapshot: Some((snapshot, None, paused)) })
     }
 
@@ -365,7 +371,6 @@ impl Inner {
         filter_hash: u64,
     ) -> Result<Registered, Error> {
         const FILTER_KEPT: usize = 2048;
-        const CHECKPOINT_KEPT: usize = 3800;
         let mut registered = Registered { session: 0, created: false, filter_changed: false, checkpoint: None };
         let change = |present: Option<&Checkpoint>| {
             let now = lag::now();
@@ -378,7 +383,7 @@ impl Inner {
                 next.filter_hash = filter_hash;
             }
             next.filter = request.filter_encoded.clone();
-            if next.filter.len() > FILTER_KEPT || next.filter.len() + next.snapshot.len() > CHECKPOINT_KEPT {
+            if next.filter.len() > FILTER_KEPT || next.filter.len() + next.snapshot.len() > acknowledge::KEPT {
                 next.filter.clear();
             }
             next.session = registered.session;

@@ -17,6 +17,7 @@ struct Entry {
     live: Option<Arc<Shared>>,
     trail: Trail,
     pass_over: Option<Position>,
+    owed: Option<String>,
 }
 
 /// What bounds an acknowledgement.
@@ -24,8 +25,17 @@ struct Entry {
 pub(super) struct Sent {
     pub trail: Trail,
     pub pass_over: Option<Position>,
+    /// Id of the snapshot whose rows the session owes, or owed when it ended.
+    pub owed: Option<String>,
     /// Which stream is open.
     pub live: Option<Arc<Shared>>,
+}
+
+impl Sent {
+    /// By a stream that is open.
+    pub fn of(live: &Arc<Shared>) -> Self {
+        Sent { trail: live.trail(), pass_over: live.pass_over(), owed: live.snapshot(), live: Some(live.clone()) }
+    }
 }
 
 impl Registry {
@@ -42,8 +52,8 @@ impl Registry {
                 live.end(Error::fenced(live.session));
             }
         }
-        let entry =
-            Entry { session: stream.session, live: Some(stream.clone()), trail: Trail::default(), pass_over: None };
+        let (session, live) = (stream.session, Some(stream.clone()));
+        let entry = Entry { session, live, trail: Trail::default(), pass_over: None, owed: None };
         entries.insert(key.clone(), entry);
         Ok(())
     }
@@ -56,12 +66,13 @@ impl Registry {
             entry.live = None;
             entry.trail = stream.trail();
             entry.pass_over = stream.pass_over();
+            entry.owed = stream.snapshot();
         }
     }
 
     /// A reset: the newest session has sent nothing but `position`.
     pub fn reset(&self, key: &SubscriberKey, session: u64, position: Position) {
-        let entry = Entry { session, live: None, trail: Trail::new(position), pass_over: None };
+        let entry = Entry { session, live: None, trail: Trail::new(position), pass_over: None, owed: None };
         if let Some(live) = self.0.lock().insert(key.clone(), entry).and_then(|old| old.live) {
             live.end(Error::fenced(live.session));
         }
@@ -79,8 +90,11 @@ impl Registry {
         let entries = self.0.lock();
         let entry = entries.get(key)?;
         Some(match &entry.live {
-            Some(live) => Sent { trail: live.trail(), pass_over: live.pass_over(), live: Some(live.clone()) },
-            None => Sent { trail: entry.trail.clone(), pass_over: entry.pass_over, live: None },
+            Some(live) => Sent::of(live),
+            None => {
+                let (trail, owed) = (entry.trail.clone(), entry.owed.clone());
+                Sent { trail, pass_over: entry.pass_over, owed, live: None }
+            }
         })
     }
 }

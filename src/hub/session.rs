@@ -252,7 +252,6 @@ impl Session {
             _permit: opening.permit,
         };
         if let Some(begin) = begin {
-            session.shared.set_snapshot(Some(begin.snapshot_id.clone()));
             session.say(pb::event::Kind::SnapshotBegin(begin));
         }
         session
@@ -482,6 +481,7 @@ impl Drop for Session {
         if let Some(reading) = &self.reading {
             reading.abort();
         }
+        self.shared.close_orders();
         if let Some(key) = &self.shared.key {
             self.hub.registry.close(key, &self.shared);
             self.hub.touch(key);

@@ -4,7 +4,10 @@ use std::{collections::HashMap, sync::Arc};
 
 use bytes::BytesMut;
 use prost::Message as _;
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::{OwnedSemaphorePermit, watch},
+    time::Instant,
+};
 
 use super::{
     Error, RowFormat, Session,
@@ -55,6 +58,7 @@ pub(super) struct Running {
     reached: Option<Option<Progress>>,
     /// Incremental: where the rows stood along the stream, oldest first.
     trail: Vec<Progress>,
+    _permit: Option<Arc<OwnedSemaphorePermit>>,
 }
 
 /// What a snapshot makes the session do.
@@ -117,7 +121,7 @@ impl Running {
         only: Option<Arc<Selection>>,
         paused: watch::Sender<bool>,
     ) -> (Self, pb::SnapshotBegin) {
-        let Snapshot { id, mode, tables, restarted, progress, run, rows, .. } = snapshot;
+        let Snapshot { id, mode, tables, restarted, progress, run, rows, permit, .. } = snapshot;
         let id = format!("{id:016x}");
         let tables = tables.into_iter().map(|(table, estimated_rows)| pb::SnapshotTable { table, estimated_rows });
         let begin = pb::SnapshotBegin {
@@ -149,6 +153,7 @@ impl Running {
             total: progress.rows,
             reached: None,
             trail: vec![progress],
+            _permit: permit,
         };
         (running, begin)
     }
@@ -163,7 +168,7 @@ impl Running {
     }
 
     /// A chunk was sent. Of a long way every second step is forgotten.
-    fn remember(&mut self, progress: &Progress) {
+    fn remember(&mut self, progress: Progress) {
         if self.trail.len() == TRAIL {
             let mut number = 0;
             self.trail.retain(|_| {
@@ -171,7 +176,7 @@ impl Running {
                 number % 2 == 1
             });
         }
-        self.trail.push(progress.clone());
+        self.trail.push(progress);
     }
 
     /// Goes back to where the rows stood at the crossing: what chunks behind it hold may never have happened, and what they
@@ -245,14 +250,18 @@ impl Session {
             return Ok(Turn::Again);
         }
         let Some(running) = &mut self.running else { return Ok(Turn::Pass) };
-        if let Some(mut progress) = running.reached.take() {
-            let ended = progress.is_none();
+        if let Some(progress) = running.reached.take() {
             let (id, total) = (running.id.clone(), running.total);
-            if let Some(progress) = &mut progress {
-                progress.at = self.passed.lsn;
-                running.remember(progress);
+            let ended = progress.is_none();
+            match progress {
+                Some(mut progress) => {
+                    progress.at = self.passed.lsn;
+                    if self.stamp.owe(progress.clone()) {
+                        running.remember(progress);
+                    }
+                }
+                None => self.stamp.update(|token| token.progress = None),
             }
-            self.stamp.update(|token| token.progress = progress);
             self.pace.at_once();
             if ended {
                 self.running = None;

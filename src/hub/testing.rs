@@ -239,8 +239,14 @@ impl Checkpoints for MemoryCheckpoints {
     }
 }
 
-pub(super) const LIMITS: Limits =
-    Limits { streams: 100, subscribers: 100, catch_up_readers: 2, catch_up_waiting: 100, projection_bytes: 64 << 20 };
+pub(super) const LIMITS: Limits = Limits {
+    streams: 100,
+    subscribers: 100,
+    catch_up_readers: 2,
+    catch_up_waiting: 100,
+    snapshots: 100,
+    projection_bytes: 64 << 20,
+};
 
 /// A hub in memory, and the writer of its feed.
 pub(super) struct World {

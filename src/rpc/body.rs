@@ -8,15 +8,16 @@
 //! everything else together, and the same bytes must serve everybody.
 
 use std::{
-    future::Future,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::Instant,
 };
 
 use bytes::{Bytes, BytesMut};
-use futures_util::{Stream, stream};
+use futures_util::{Stream, stream, task::AtomicWaker};
 use http_body::Frame;
+use parking_lot::Mutex;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::Status;
@@ -27,11 +28,9 @@ use crate::reason::{Classified, Reason};
 
 /// A stream of framed messages that ends with trailers. Dropping it closes the session.
 pub struct StreamBody {
-    messages: Option<Messages>,
-    /// The client's half of Consume: finishes with the violation that ends the stream, or with nothing.
-    requests: Option<Requests>,
-    /// Finishes when the token that opened the stream no longer allows it.
-    withdrawn: Option<Withdrawn>,
+    shared: Arc<Shared>,
+    /// Ends the session when the token that opened the stream no longer allows it, also while nobody takes anything.
+    _watch: Option<AbortOnDropHandle<()>>,
     /// On its connection.
     place: Option<OwnedSemaphorePermit>,
     /// What came behind messages that were joined, and is handed out next.
@@ -42,11 +41,40 @@ pub struct StreamBody {
 /// Messages of less than this are joined, to at most a frame of this size and the last of them.
 const SMALL: usize = 16 << 10;
 
-type Withdrawn = Pin<Box<dyn Future<Output = (Reason, &'static str)> + Send>>;
 type Messages = Pin<Box<dyn Stream<Item = Result<Bytes, End>> + Send>>;
 
 /// What reads the client's half of Consume.
 pub type Requests = AbortOnDropHandle<Option<request::Error>>;
+
+#[derive(Default)]
+struct Shared {
+    held: Mutex<Held>,
+    waker: AtomicWaker,
+}
+
+/// What goes when the token is withdrawn.
+#[derive(Default)]
+struct Held {
+    messages: Option<Messages>,
+    /// The client's half of Consume: finishes with the violation that ends the stream, or with nothing.
+    requests: Option<Requests>,
+    /// Why there are no messages any more, while that is not said.
+    withdrawn: Option<(Reason, &'static str)>,
+}
+
+impl Shared {
+    async fn watch(self: Arc<Self>, grant: Grant) {
+        let why = grant.withdrawn().await;
+        let mut held = self.held.lock();
+        if held.messages.is_none() {
+            return;
+        }
+        let left = std::mem::replace(&mut *held, Held { withdrawn: Some(why), ..Held::default() });
+        drop(held);
+        drop(left);
+        self.waker.wake();
+    }
+}
 
 /// How a stream ends otherwise than well.
 struct End {
@@ -81,12 +109,13 @@ impl StreamBody {
             let message = session.next().await?;
             Some((message.map_err(End::from), session))
         });
+        let held = Held { messages: Some(Box::pin(messages)), requests, withdrawn: None };
+        let shared = Arc::new(Shared { held: Mutex::new(held), waker: AtomicWaker::new() });
         StreamBody {
-            messages: Some(Box::pin(messages)),
-            requests,
+            _watch: grant.map(|grant| AbortOnDropHandle::new(tokio::spawn(shared.clone().watch(grant)))),
+            shared,
             place: None,
             behind: None,
-            withdrawn: grant.map(|grant| -> Withdrawn { Box::pin(grant.withdrawn()) }),
             log: Log { span, opened: Instant::now(), messages: 0, bytes: 0, ended: None },
         }
     }
@@ -119,17 +148,18 @@ impl http_body::Body for StreamBody {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let this = &mut *self;
-        let Some(messages) = &mut this.messages else { return Poll::Ready(None) };
         let _entered = this.log.span.enter();
-        let withdrawn = this.withdrawn.as_mut().map(|withdrawn| withdrawn.as_mut().poll(cx));
-        let first = match withdrawn {
-            Some(Poll::Ready((reason, why))) => {
-                this.withdrawn = None;
-                Some(Err(End { reason, status: Box::new(status::refuse(reason, why)) }))
-            }
-            _ => match this.behind.take() {
+        if this._watch.is_some() {
+            this.shared.waker.register(cx.waker());
+        }
+        let mut held = this.shared.held.lock();
+        let Held { messages, requests, withdrawn } = &mut *held;
+        let first = match (withdrawn.take(), messages.as_mut()) {
+            (Some((reason, why)), _) => Some(Err(End { reason, status: Box::new(status::refuse(reason, why)) })),
+            (None, None) => return Poll::Ready(None),
+            (None, Some(messages)) => match this.behind.take() {
                 Some(behind) => behind,
-                None => match next(messages, &mut this.requests, cx) {
+                None => match next(messages, requests, cx) {
                     Poll::Ready(next) => next,
                     Poll::Pending => return Poll::Pending,
                 },
@@ -140,8 +170,10 @@ impl http_body::Body for StreamBody {
                 let mut data = message;
                 let mut together = 1;
                 let mut joined = BytesMut::new();
-                while data.len() + joined.len() < SMALL {
-                    match next(messages, &mut this.requests, cx) {
+                while data.len() + joined.len() < SMALL
+                    && let Some(messages) = messages
+                {
+                    match next(messages, requests, cx) {
                         Poll::Pending => break,
                         Poll::Ready(Some(Ok(message))) if message.len() < SMALL => {
                             together += 1;
@@ -166,15 +198,16 @@ impl http_body::Body for StreamBody {
             None => End { reason: Reason::Internal, status: Box::new(Status::ok("")) },
         };
         // The session goes before the trailers: whoever sees the stream end finds its place free.
-        this.messages = None;
-        this.requests = None;
+        *held = Held::default();
+        drop(held);
         this.place = None;
         this.log.ended = Some(if end.status.code() == tonic::Code::Ok { "OK" } else { end.reason.as_str() });
         Poll::Ready(Some(Ok(Frame::trailers(status::trailers(&end.status)))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.messages.is_none()
+        let held = self.shared.held.lock();
+        held.messages.is_none() && held.withdrawn.is_none()
     }
 }
 

@@ -18,7 +18,10 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use tokio::{sync::mpsc, time::Instant};
+use tokio::{
+    sync::{OwnedSemaphorePermit, mpsc},
+    time::Instant,
+};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
@@ -80,6 +83,8 @@ struct Jobs {
     asked: Arc<Asked>,
     /// Its snapshot is what the readers read, and its locks are theirs. It goes with the last of them.
     _held: Option<Arc<Session>>,
+    /// So does the place of the snapshot: a client that stalls keeps it no longer than the transaction.
+    _permit: Arc<OwnedSemaphorePermit>,
 }
 
 /// When the stream last asked for rows.
@@ -129,10 +134,16 @@ pub(super) struct Consistent {
     _reservation: Reservation,
 }
 
+/// What a snapshot takes from others.
+pub(super) struct Held {
+    pub reservation: Reservation,
+    pub permit: Arc<OwnedSemaphorePermit>,
+}
+
 pub(super) async fn start(
     exporter: &Exporter,
     locked: Locked,
-    reservation: Reservation,
+    held: Held,
     rows_per_second: u32,
 ) -> Result<Consistent, SnapshotError> {
     let exported = table::export_snapshot(&locked.session.sql).await.map_err(refused)?;
@@ -174,7 +185,8 @@ pub(super) async fn start(
             }
         }
     }
-    let held = match readers.is_empty() {
+    let Held { reservation, permit } = held;
+    let session = match readers.is_empty() {
         true => {
             readers.push(Connection::Holder(locked.session));
             None
@@ -184,7 +196,8 @@ pub(super) async fn start(
     let (sender, messages) = mpsc::channel(AHEAD);
     let asked =
         Arc::new(Asked { last: Mutex::new(Instant::now()), idle: exporter.patience.idle, given_up: false.into() });
-    let jobs = Jobs { left: Arc::new(Mutex::new(jobs)), messages: sender, asked: asked.clone(), _held: held };
+    let left_jobs = Arc::new(Mutex::new(jobs));
+    let jobs = Jobs { left: left_jobs, messages: sender, asked: asked.clone(), _held: session, _permit: permit };
     let start = |connection| {
         let pacer = Pacer::new(rows_per_second);
         let reader = Reader { connection, jobs: jobs.clone(), cut: Cut::new(pacer.piece()), pacer };

@@ -262,18 +262,20 @@ impl Exporter {
             id = format!("{:016x}", progress.id), ?mode, tables = tables.len(), resumed, restarted,
             %seen, %until, %start, "snapshot begins"
         );
-        let rows: Box<dyn crate::feed::Rows> = match locked {
+        let (rows, permit): (Box<dyn crate::feed::Rows>, _) = match locked {
             Some(locked) => {
                 drop(marker);
-                Box::new(consistent::start(self, locked, reservation, progress.max_rows_per_second).await?)
+                let held = consistent::Held { reservation, permit: request.permit };
+                (Box::new(consistent::start(self, locked, held, progress.max_rows_per_second).await?), None)
             }
             None => {
                 let order = ahead::Order { exporter: self.clone(), selection: request.selection, pause: request.pause };
-                Box::new(incremental::start(order, Some((marker, start)), run, progress.clone(), reservation))
+                let rows = incremental::start(order, Some((marker, start)), run, progress.clone(), reservation);
+                (Box::new(rows), Some(request.permit))
             }
         };
         let handover = Handover { lineage, until, seen };
-        Ok(Snapshot { id: progress.id, mode, tables, restarted, start, handover, progress, run, rows })
+        Ok(Snapshot { id: progress.id, mode, tables, restarted, start, handover, progress, run, rows, permit })
     }
 }
 

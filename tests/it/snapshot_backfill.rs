@@ -61,14 +61,23 @@ async fn a_running_stream_takes_rows_of_some_tables() {
     let unknown = pb::BackfillRequest { filter: Some(filter("nothing = 1")), ..order(BackfillAction::Start) };
     let unknown = backfill(&stage, unknown).await.expect_err("no such column");
     assert!(unknown.code() == tonic::Code::InvalidArgument && unknown.message().contains("nothing"), "{unknown:?}");
-    let filter = filter("id <= 2000 AND name IN ('x', 'y', 'z')");
-    let options = pb::SnapshotOptions { max_rows_per_second: 2000, ..Default::default() };
-    let start = pb::BackfillRequest { filter: Some(filter), options: Some(options), ..order(BackfillAction::Start) };
-    let id = backfill(&stage, start.clone()).await.expect("a backfill");
-    stream
-        .until("the first rows", |log| log.kinds().filter(|kind| matches!(kind, Kind::Change(_))).count() > 100)
-        .await;
-    let twice = backfill(&stage, start.clone()).await.expect_err("one at a time");
+    let many: Vec<String> = (100_000..100_300).map(|id| id.to_string()).collect();
+    let long = pb::BackfillRequest {
+        filter: Some(filter(&format!("id IN ({})", many.join(", ")))),
+        ..order(BackfillAction::Start)
+    };
+    let long = backfill(&stage, long).await.expect_err("no checkpoint keeps it");
+    assert!(long.code() == tonic::Code::InvalidArgument && long.message().contains("keep 2048"), "{long:?}");
+    let filter = filter("id <= 2900 AND name IN ('x', 'y', 'z')");
+    let start = |max_rows_per_second| {
+        let options = pb::SnapshotOptions { max_rows_per_second, ..Default::default() };
+        pb::BackfillRequest { filter: Some(filter.clone()), options: Some(options), ..order(BackfillAction::Start) }
+    };
+    // Slow enough to be in the middle of it for longer than any call takes.
+    let id = backfill(&stage, start(200)).await.expect("a backfill");
+    let rows = |log: &StreamLog| log.kinds().filter(|kind| matches!(kind, Kind::Change(_))).count();
+    stream.until("the first rows", |log| rows(log) > 100).await;
+    let twice = backfill(&stage, start(200)).await.expect_err("one at a time");
     assert!(twice.message().contains(&id), "{twice:?}");
     assert_eq!(backfill(&stage, order(BackfillAction::Pause)).await.expect("paused"), id);
     stage.db.run("UPDATE items SET name = 'z' WHERE id = 8").await;
@@ -77,17 +86,105 @@ async fn a_running_stream_takes_rows_of_some_tables() {
     backfill(&stage, pb::BackfillRequest { snapshot_id: id.clone(), ..order(BackfillAction::Resume) })
         .await
         .expect("resumed");
+    // More than the chunks that were read when it was paused.
+    let paused = rows(&stream.log);
+    stream.until("more rows", |log| rows(log) > paused + 600).await;
+    assert_eq!(backfill(&stage, order(BackfillAction::Cancel)).await.expect("cancelled"), id);
+    let begins = |log: &StreamLog| {
+        log.kinds()
+            .filter_map(|kind| if let Kind::SnapshotBegin(it) = kind { Some(it.snapshot_id.clone()) } else { None })
+            .collect::<Vec<_>>()
+    };
+    let again = eventually(Duration::from_secs(30), || async {
+        backfill(&stage, start(0)).await.map_err(|status| format!("{status:?}"))
+    })
+    .await;
     stream.until("snapshot_end", ended).await;
+    assert_eq!(begins(&stream.log), [id, again]);
     let history = stream.close();
-    let parsed = held(&history, validators::formal(&history));
-    let mut found = ids(&parsed);
+    // Of a cancelled snapshot there is no end, so what is checked is the rows alone.
+    let id = |kind: &Kind| match kind {
+        Kind::Change(change) => match change.after_row.as_ref()?.values.first()?.kind.as_ref()? {
+            pb::value::Kind::Int(id) => Some(*id),
+            other => panic!("{other:?}"),
+        },
+        _ => None,
+    };
+    let mut found: Vec<i64> = history.last().kinds().filter_map(id).collect();
     found.sort_unstable();
     found.dedup();
-    assert_eq!(found, (1..=2000).collect::<Vec<_>>());
-    let nobody = pb::BackfillRequest { subscriber: "nobody".into(), ..start };
+    assert_eq!(found, (1..=2900).collect::<Vec<_>>());
+    let nobody = pb::BackfillRequest { subscriber: "nobody".into(), ..start(0) };
     assert_eq!(backfill(&stage, nobody).await.expect_err("unknown").code(), tonic::Code::NotFound);
     let closed = backfill(&stage, order(BackfillAction::Cancel)).await.expect_err("nothing runs");
     assert_eq!(closed.code(), tonic::Code::FailedPrecondition);
+}
+
+/// A stream that takes nothing holds what one backfill needs and not more, however often it is asked for; and no more snapshots
+/// are read than the hub's limit, of whichever kind.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stalled_stream_holds_one_backfill_and_the_hub_so_many_snapshots() {
+    let stage = stage()
+        .sql(ROWS)
+        .sql("CREATE TABLE wide (id int PRIMARY KEY, data text)")
+        .env("WALCAST_LIMITS_SNAPSHOTS", "1")
+        .start()
+        .await;
+    let mut stalled = stage.client().subscribe(&Request::named("sub").latest()).await;
+    let mut other = stage.client().subscribe(&Request::named("other").latest().tables(&["public.items"])).await;
+    stalled.until("opened", |log| log.opened().is_some()).await;
+    other.until("opened", |log| log.opened().is_some()).await;
+    // Orders are taken up between transactions, and this one is more than the client's windows hold.
+    stage.db.run("INSERT INTO wide SELECT n, repeat(md5(n::text), 300) FROM generate_series(1, 2500) n").await;
+    stalled.until("its first row", |log| log.kinds().any(|kind| matches!(kind, Kind::Change(_)))).await;
+    let of = |subscriber: &str, action, max_rows_per_second| {
+        let filter = pb::Filter { tables: vec!["public.items".into()], ..Default::default() };
+        let options = pb::SnapshotOptions { max_rows_per_second, ..Default::default() };
+        let (filter, options) = (Some(filter), Some(options));
+        pb::BackfillRequest { subscriber: subscriber.into(), filter, options, ..order(action) }
+    };
+    let start = |subscriber: &str, speed| of(subscriber, BackfillAction::Start, speed);
+    let plain = |action| order(action);
+    let (one, two) = tokio::join!(backfill(&stage, start("sub", 0)), backfill(&stage, start("sub", 0)));
+    let (first, second) = match (one, two) {
+        (Ok(id), Err(refused)) | (Err(refused), Ok(id)) => (id, refused),
+        both => panic!("one of two: {both:?}"),
+    };
+    assert_eq!(second.code(), tonic::Code::FailedPrecondition, "{second:?}");
+    let third = backfill(&stage, start("sub", 0)).await.expect_err("one waits");
+    assert!(third.code() == tonic::Code::FailedPrecondition && third.message().contains(&first), "{third:?}");
+    let beyond = backfill(&stage, start("other", 0)).await.expect_err("beyond the limit");
+    assert_eq!(beyond.code(), tonic::Code::ResourceExhausted, "{beyond:?}");
+    assert!(beyond.message().contains("limits.snapshots"), "{beyond:?}");
+    assert_eq!(backfill(&stage, plain(BackfillAction::Pause)).await.expect("paused before it runs"), first);
+    assert_eq!(backfill(&stage, plain(BackfillAction::Cancel)).await.expect("cancelled before it runs"), first);
+    backfill(&stage, plain(BackfillAction::Resume)).await.expect_err("there is none");
+
+    backfill(&stage, start("other", 500)).await.expect("there is room again");
+    let beyond = backfill(&stage, start("sub", 0)).await.expect_err("beyond the limit");
+    assert_eq!(beyond.code(), tonic::Code::ResourceExhausted, "{beyond:?}");
+    let mut initial = stage.client().subscribe(&Request::new().snapshot(SnapshotMode::Consistent)).await;
+    let failure = initial.fails_with("TOO_MANY_STREAMS").await;
+    assert!(failure.retry.is_some(), "{failure:?}");
+    backfill(&stage, pb::BackfillRequest { subscriber: "other".into(), ..order(BackfillAction::Cancel) })
+        .await
+        .expect("cancelled");
+    let last = eventually(Duration::from_secs(30), || async {
+        backfill(&stage, start("sub", 0)).await.map_err(|status| format!("{status:?}"))
+    });
+    let last = tokio::select! {
+        last = last => last,
+        () = async { while other.pull().await {} } => panic!("the other stream ended"),
+    };
+    for action in [BackfillAction::Pause, BackfillAction::Resume, BackfillAction::Pause, BackfillAction::Resume] {
+        assert_eq!(backfill(&stage, order(action)).await.expect("it waits"), last);
+    }
+    stalled.until("snapshot_end", ended).await;
+    let begins: Vec<_> = stalled.log.kinds().filter(|kind| matches!(kind, Kind::SnapshotBegin(_))).collect();
+    assert!(matches!(begins[..], [Kind::SnapshotBegin(begin)] if begin.snapshot_id == last), "{begins:?}");
+    let history = stalled.close();
+    let parsed = held(&history, validators::formal(&history));
+    assert_eq!(ids(&parsed).len(), 3000);
 }
 
 /// A cancelled backfill has no end; the stream goes on, and another may begin.
@@ -177,7 +274,10 @@ async fn a_backfill_goes_on_after_a_restart_of_the_hub() {
 /// A named subscriber that acknowledges goes on inside its snapshot; a consistent one is told that it starts over.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_checkpoint_inside_a_snapshot_is_gone_on_from() {
-    let stage = stage().sql(ROWS).start().await;
+    // Its keys are longer than what a checkpoint keeps, and it comes first.
+    let long = "CREATE TABLE long (name text PRIMARY KEY);
+        INSERT INTO long SELECT repeat('x', 5000) || n FROM generate_series(1, 600) n";
+    let stage = stage().sql(long).sql(ROWS).start().await;
     for (name, mode) in [("one", SnapshotMode::Incremental), ("two", SnapshotMode::Consistent)] {
         let mut request = Request::named(name);
         let options = pb::SnapshotOptions { mode: mode as i32, max_rows_per_second: 1500 };
@@ -203,13 +303,14 @@ async fn a_checkpoint_inside_a_snapshot_is_gone_on_from() {
         });
         let begin = begin.expect("snapshot_begin");
         assert_eq!((begin.mode(), begin.restarted), (mode, mode == SnapshotMode::Consistent));
+        let tables = ["public.items", "public.long", "public.other"].map(str::to_owned);
         let mut replica = Replica::default();
         replica.incremental = mode == SnapshotMode::Incremental;
         if mode == SnapshotMode::Incremental {
             held(&first, replica.apply(&held(&first, validators::formal(&first))));
         }
         held(&second, replica.apply(&held(&second, validators::formal(&second))));
-        held(&second, replica.equals_source(&stage.db, &["public.items".into(), "public.other".into()]).await);
+        held(&second, replica.equals_source(&stage.db, &tables).await);
     }
 }
 

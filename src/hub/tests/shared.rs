@@ -52,6 +52,73 @@ fn a_block_is_projected_once_for_everybody() {
     }
 }
 
+/// Each group alone keeps little; all of them together what they may, with room for whoever comes later.
+#[test]
+fn all_groups_together_keep_no_more_than_the_limit() {
+    const LIMIT: usize = 256 << 10;
+    const GROUPS: usize = 100;
+    let mut world = World::new();
+    let orders = world.relation(1, "shop.orders", &["id", "note"]);
+    let note = "x".repeat(20_000);
+    for id in 0..4 {
+        world.begin("");
+        world.insert(&orders, &[&id.to_string(), &note]);
+        world.insert(&orders, &["none", "none"]);
+        world.commit();
+        world.seal();
+    }
+    let groups = Arc::new(Groups::new(LIMIT));
+    let feed: Arc<dyn Feed> = world.feed.clone();
+    let joined: Vec<_> = (0..GROUPS)
+        .map(|number| {
+            let filter = filter(&format!("id <> 'none' AND id <> 'none {number}'"));
+            let selection = Selection::compile(Some(&filter), None).expect("a good filter");
+            groups.join(&feed, selection, RowFormat::Compact)
+        })
+        .collect();
+    for number in [0, 1, 2, 3, 1] {
+        let block = block(&world, number);
+        thread::scope(|scope| {
+            for part in joined.chunks(GROUPS / 4) {
+                let (block, groups) = (&block, &groups);
+                scope.spawn(move || {
+                    for group in part {
+                        let projection = group.projection(block).expect("a projection");
+                        assert!(projection.body.counted == 1 && projection.footprint() > 20_000);
+                        assert!(groups.room.bytes() <= LIMIT + 4 * 30_000, "what is being kept now comes on top");
+                    }
+                });
+            }
+        });
+        assert!(groups.room.bytes() <= LIMIT, "{} bytes", groups.room.bytes());
+        let kept: usize = joined.iter().map(|group| group.kept()).sum();
+        assert!((LIMIT / 30_000..=LIMIT / 20_000).contains(&kept), "{kept} projections");
+    }
+    let last = &joined[GROUPS - 1];
+    let projection = || last.projection(&block(&world, 3)).expect("a projection");
+    assert!(Arc::ptr_eq(&projection(), &projection()), "it is kept for whoever comes next");
+    drop(joined);
+    assert_eq!(groups.room.bytes(), 0);
+}
+
+/// However little is allowed, the last projection is there for whoever comes next.
+#[test]
+fn one_projection_is_always_kept() {
+    let mut world = World::new();
+    let orders = world.relation(1, "shop.orders", &["id"]);
+    for id in 0..3 {
+        world.single(&orders, &[&id.to_string()]);
+    }
+    let groups = Arc::new(Groups::new(1));
+    let feed: Arc<dyn Feed> = world.feed.clone();
+    let group = groups.join(&feed, Selection::compile(None, None).expect("a good filter"), RowFormat::Struct);
+    for number in [2, 0, 1, 1] {
+        let projection = || group.projection(&block(&world, number)).expect("a projection");
+        assert!(Arc::ptr_eq(&projection(), &projection()));
+        assert_eq!(group.kept(), 1);
+    }
+}
+
 fn filter(predicate: &str) -> Filter {
     Filter { predicate: predicate.to_owned(), ..tables(&["shop.*"]) }
 }

@@ -1,14 +1,21 @@
-use std::{collections::VecDeque, pin::Pin, sync::atomic::Ordering, task::Context, time::Duration};
+use std::{
+    collections::VecDeque,
+    fs,
+    pin::Pin,
+    sync::{Arc, atomic::Ordering},
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use futures_util::task::noop_waker;
 use http_body::Body;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Streaming, codec::CompressionEncoding};
 use tonic_types::StatusExt;
 
 use super::{
-    super::{Options, backend::Session, body::StreamBody, observe},
+    super::{Options, backend::Session, body::StreamBody, observe, tokens::Tokens},
     fake::{FakeError, Script, frame, lsn_of, position, start},
     typed, within,
 };
@@ -293,4 +300,41 @@ fn every_method_has_a_label() {
         }
     }
     assert_eq!(methods, 10);
+}
+
+/// A session that has more than anybody takes, and tells when it is dropped.
+struct Endless(#[expect(dead_code, reason = "dropped")] oneshot::Sender<()>);
+
+impl Session for Endless {
+    type Error = FakeError;
+    type Control = super::fake::FakeControl;
+
+    async fn next(&mut self) -> Option<Result<Frame, FakeError>> {
+        Some(Ok(frame(1, 50_000)))
+    }
+
+    fn control(&self) -> Self::Control {
+        unreachable!("Subscribe has no other direction")
+    }
+}
+
+#[tokio::test]
+async fn a_stalled_stream_lets_go_of_its_session_when_its_token_is_withdrawn() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("tokens");
+    fs::write(&path, "aaaaaaaaaaaaaaaaaaaaaaaa a *").unwrap();
+    let tokens = Arc::new(Tokens::load(path.clone()).unwrap());
+    let grant = tokens.grant("aaaaaaaaaaaaaaaaaaaaaaaa");
+    let (held, dropped) = oneshot::channel();
+    let mut body = StreamBody::new(Endless(held), None, grant, tracing::Span::none());
+    let waker = noop_waker();
+    let mut context = Context::from_waker(&waker);
+    assert!(matches!(Pin::new(&mut body).poll_frame(&mut context), Poll::Ready(Some(Ok(frame))) if frame.is_data()));
+    fs::write(&path, "bbbbbbbbbbbbbbbbbbbbbbbb b *").unwrap();
+    assert!(tokens.reload().unwrap());
+    within(dropped).await.expect_err("nothing was sent, and it is gone");
+    assert!(!body.is_end_stream(), "its end is still to be told");
+    let Poll::Ready(Some(Ok(end))) = Pin::new(&mut body).poll_frame(&mut context) else { panic!("no end") };
+    assert_eq!(end.into_trailers().unwrap()["grpc-status"], "16");
+    assert!(body.is_end_stream());
 }
