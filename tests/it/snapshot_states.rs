@@ -43,7 +43,7 @@ pub async fn a_slot_waits(stage: &Stage) {
 }
 
 /// Sessions of the hub that have a transaction open.
-async fn open_transactions(stage: &Stage) -> i64 {
+pub async fn open_transactions(stage: &Stage) -> i64 {
     let open = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'walcast' AND xact_start IS NOT NULL
                 AND backend_type = 'client backend'";
     stage.db.number(open).await
@@ -102,10 +102,10 @@ async fn what_stays_open_keeps_nobody_from_reading_rows() {
 }
 
 /// The source's process that feeds the hub, stopped.
-struct Behind(rustix::process::Pid);
+pub struct Behind(rustix::process::Pid);
 
 impl Behind {
-    async fn of(db: &Db) -> Behind {
+    pub async fn of(db: &Db) -> Behind {
         let pid = db.number("SELECT active_pid FROM pg_replication_slots WHERE slot_name = 'walcast'").await;
         let pid = rustix::process::Pid::from_raw(pid as i32).expect("a pid");
         rustix::process::kill_process(pid, rustix::process::Signal::STOP).expect("stopped");
