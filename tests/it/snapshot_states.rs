@@ -232,14 +232,17 @@ async fn an_incremental_snapshot_holds_no_transaction_open() {
                           FROM pg_stat_activity WHERE application_name = 'walcast' AND backend_type = 'client backend'
                           AND xact_start IS NOT NULL";
             let (mut seen, mut longest) = (std::collections::HashSet::new(), 0);
+            let (mut looked, mut stall) = (std::time::Instant::now(), Duration::ZERO);
             loop {
+                stall = stall.max(looked.elapsed());
+                looked = std::time::Instant::now();
                 for row in db.rows(oldest).await {
                     let age: i64 = row[1].as_deref().and_then(|age| age.parse().ok()).unwrap_or_default();
                     longest = longest.max(age);
                     seen.extend(row[0].clone());
                 }
                 if db.number("SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT ''that is all'''").await > 0 {
-                    return (seen.len(), longest);
+                    return (seen.len(), longest, stall.as_millis() as i64);
                 }
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
@@ -248,11 +251,11 @@ async fn an_incremental_snapshot_holds_no_transaction_open() {
     stream.until("snapshot_end", ended).await;
     let took = began.elapsed().as_millis() as i64;
     stage.db.text("SELECT 'that is all'").await;
-    let (transactions, longest) = watched.await.expect("watched");
-    println!("{transactions} transactions were seen in {took} ms, the longest {longest} ms old");
+    let (transactions, longest, stall) = watched.await.expect("watched");
+    println!("{transactions} transactions were seen in {took} ms, the longest {longest} ms old; a look took {stall} ms");
     assert!(took > 3000 && transactions > 5, "{transactions} transactions in {took} ms");
-    // It aims at 200 ms and gives up at 700; the rest is for a machine that does something else.
-    assert!(longest < took / 2, "one of {longest} ms in {took} ms");
+    // It aims at 200 ms and gives up at 700. On a machine that does something else the looks take longer too.
+    assert!(longest < 1000 + 4 * stall, "one of {longest} ms, with {stall} ms for a look");
 
     // A client that stops reading does not hold one open either.
     let stalled = stage.client().subscribe(&slowly(SnapshotMode::Incremental, 0)).await;
