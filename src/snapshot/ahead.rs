@@ -156,13 +156,7 @@ fn rows_of(batch: &Batch) -> impl Iterator<Item = &[u8]> {
 
 impl Ahead {
     /// Begins with the rows of these keys, and behind `progress`.
-    pub fn start(
-        order: Order,
-        session: Shared,
-        asked: Vec<Vec<String>>,
-        progress: Progress,
-        pace: Pace,
-    ) -> Self {
+    pub fn start(order: Order, session: Shared, asked: Vec<Vec<String>>, progress: Progress, pace: Pace) -> Self {
         let (sender, reads) = mpsc::channel(1);
         let reader = Reader {
             order,

@@ -99,7 +99,9 @@ impl Touched<'_> {
         let begins = moved.begins(floor);
         let mut arrived = begins.lineage == floor.lineage;
         let mut cursor = self.feed.locate(Start::After(begins)).await.map_err(|error| match error {
-            feed::Error::Diverged { .. } if !arrived => super::away("the stream has not crossed to where chunks are read"),
+            feed::Error::Diverged { .. } if !arrived => {
+                super::away("the stream has not crossed to where chunks are read")
+            }
             error => unreadable(error),
         })?;
         let mut places: HashMap<RelationId, Option<Vec<usize>>> = HashMap::new();

@@ -252,7 +252,9 @@ async fn an_incremental_snapshot_holds_no_transaction_open() {
     let took = began.elapsed().as_millis() as i64;
     stage.db.text("SELECT 'that is all'").await;
     let (transactions, longest, stall) = watched.await.expect("watched");
-    println!("{transactions} transactions were seen in {took} ms, the longest {longest} ms old; a look took {stall} ms");
+    println!(
+        "{transactions} transactions were seen in {took} ms, the longest {longest} ms old; a look took {stall} ms"
+    );
     assert!(took > 3000 && transactions > 5, "{transactions} transactions in {took} ms");
     // It aims at 200 ms and gives up at 700. On a machine that does something else the looks take longer too.
     assert!(longest < 1000 + 4 * stall, "one of {longest} ms, with {stall} ms for a look");
