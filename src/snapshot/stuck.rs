@@ -50,7 +50,8 @@ impl Exporter {
             return Ok(tail);
         }
         let mut needed = tail;
-        if waiting.iter().any(|commit| commit.xid.is_some()) {
+        // Which may take as long as it is behind, and leaves those that hide.
+        if waiting.iter().any(|commit| commit.xid.is_some() && !commit.hidden) {
             let until = server::wal_positions(sql).await.map_err(refused)?.flush;
             self.journaled(until).await?;
             let journaled = self.journaled_xids(until).await?;

@@ -3,7 +3,15 @@
 
 use std::time::Duration;
 
-use walcast::wire::pb::SnapshotMode;
+use walcast::{
+    lsn::Lsn,
+    postgres::{
+        conninfo::ConnectOptions,
+        replication::{Replication, ReplicationStream},
+        sql::Sql,
+    },
+    wire::pb::SnapshotMode,
+};
 
 use crate::{
     harness::{
@@ -15,7 +23,6 @@ use crate::{
         validators,
     },
     snapshot_breaks::{ended, ids, makes, release, slowly, stuck, stuck_in_front_of_the_journal},
-    snapshot_states::Behind,
 };
 
 /// A stage whose hub is not started yet and sees nobody.
@@ -32,6 +39,17 @@ async fn blind(settle: &str) -> Stage {
     stage.hub.env("WALCAST_RETAIN_BYTES", "3MiB");
     stage.hub.env("WALCAST_LIMITS_SNAPSHOT_SETTLE", settle);
     stage
+}
+
+/// Somebody else streams from the hub's slot, and confirms nothing.
+async fn slot_taken(stage: &Stage) -> ReplicationStream {
+    let options = ConnectOptions::parse(Some(&stage.cluster.dsn()), &|_| None).expect("options");
+    let sql = Sql::connect(&options).await.expect("a session");
+    eventually(Duration::from_secs(20), || async {
+        let session = Replication::connect(&options, sql.server()).await.map_err(|error| error.to_string())?;
+        session.start("walcast", Lsn::ZERO, "walcast").await.map_err(|error| error.to_string())
+    })
+    .await
 }
 
 /// Waits until so many temporary slots are there.
@@ -77,7 +95,7 @@ async fn journal_moves_on(stage: &Stage) {
 fn rows_of(stage: &Stage, mode: SnapshotMode) -> tokio::task::JoinHandle<History> {
     let client = stage.client();
     tokio::spawn(async move {
-        let mut stream = client.subscribe(&slowly(mode, 0).tables(&["public.items"])).await;
+        let mut stream = client.subscribe(&slowly(mode, 0).tables(&["public.item*"])).await;
         stream.until("snapshot_end", ended).await;
         stream.close()
     })
@@ -87,10 +105,10 @@ fn rows_of(stage: &Stage, mode: SnapshotMode) -> tokio::task::JoinHandle<History
 /// The temporary slot tells.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_temporary_slot_waits_for_commits_that_the_hub_cannot_see() {
-    let mut stage = blind("60s").await;
+    let mut stage = blind("30s").await;
     let stuck = stuck_in_front_of_the_journal(&mut stage, "INSERT INTO items VALUES (2, 'stuck')").await;
-    let taken = Behind::of(&stage.db).await;
     stage.hub.kill9();
+    let taken = slot_taken(&stage).await;
     stage.hub.start().await;
 
     // Who asks and goes leaves nothing on the server, although what was waited for goes on.

@@ -102,10 +102,10 @@ async fn what_stays_open_keeps_nobody_from_reading_rows() {
 }
 
 /// The source's process that feeds the hub, stopped.
-pub struct Behind(rustix::process::Pid);
+struct Behind(rustix::process::Pid);
 
 impl Behind {
-    pub async fn of(db: &Db) -> Behind {
+    async fn of(db: &Db) -> Behind {
         let pid = db.number("SELECT active_pid FROM pg_replication_slots WHERE slot_name = 'walcast'").await;
         let pid = rustix::process::Pid::from_raw(pid as i32).expect("a pid");
         rustix::process::kill_process(pid, rustix::process::Signal::STOP).expect("stopped");
