@@ -538,6 +538,22 @@ mod tests {
         assert_eq!(literal(Value::Null), None);
     }
 
+    /// Chunks get smaller, and the row that is left has all the time it takes.
+    #[test]
+    fn what_takes_too_long_comes_in_the_end() {
+        let (mut pace, mut attempts) = (Pace::default(), 0);
+        while pace.patience < Duration::from_secs(20) {
+            pace = pace.cut_off(pace.limit, false);
+            attempts += 1;
+        }
+        assert_eq!((pace.limit, attempts), (1, 10 + 5));
+        pace = pace.cut_off(1, true);
+        assert!(pace.patience > Duration::from_secs(10), "the next one may be like it");
+        (0..10).for_each(|_| pace.in_time());
+        assert_eq!(pace.patience, LONGEST_CHUNK);
+        assert_eq!(Pace::default().cut_off(600, true).limit, 300);
+    }
+
     #[test]
     fn a_limit_of_speed_makes_chunks_small() {
         assert_eq!([most(0), most(1), most(20_000), most(u32::MAX)], [MAX_LIMIT, LEAST_LIMIT, 500, MAX_LIMIT]);
