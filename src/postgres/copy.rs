@@ -16,9 +16,14 @@ use super::{
 };
 use crate::model::Datum;
 
-/// Beside those that decide the text form of values.
+/// Beside those that decide the text form of values. Nobody but the server ends the transaction of a client whose host has gone, and
+/// by itself it notices after [two hours](https://man7.org/linux/man-pages/man7/tcp.7.html). Not `tcp_user_timeout`: that ends
+/// sessions whose client only waits with reading. Where a server cannot watch its connections while a query runs, it refuses
+/// [`client_connection_check_interval`](https://www.postgresql.org/docs/current/runtime-config-connection.html).
 pub(super) const SETTINGS: &str =
-    "SET row_security = off; SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0;
+    "DO $$ BEGIN SET client_connection_check_interval = '5s'; EXCEPTION WHEN OTHERS THEN NULL; END $$;
+     SET tcp_keepalives_idle = 30; SET tcp_keepalives_interval = 10; SET tcp_keepalives_count = 3;
+     SET row_security = off; SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0;
      SET lock_timeout = '5s'; SET synchronize_seqscans = off; SET standard_conforming_strings = on; SET jit = off;";
 
 /// Connects, and pins every setting that decides the text form of values, as the replication connection does. Row

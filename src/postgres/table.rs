@@ -102,6 +102,16 @@ impl Table {
         format!("{} ORDER BY {}", self.select(None, &conditions), self.key_list())
     }
 
+    /// The rows with these keys, in no order.
+    pub fn select_keys(&self, keys: &[Vec<String>]) -> String {
+        let tuple = |key: &Vec<String>| {
+            let values: Vec<String> = key.iter().map(|value| literal(value)).collect();
+            format!("({})", values.join(", "))
+        };
+        let keys: Vec<String> = keys.iter().map(tuple).collect();
+        self.select(None, &[format!("({}) IN ({})", self.key_list(), keys.join(", "))])
+    }
+
     fn key_list(&self) -> String {
         let key: Vec<String> = self.key.iter().map(|column| identifier(column)).collect();
         key.join(", ")

@@ -14,6 +14,7 @@ use crate::{
     feed::{Batch, SnapshotError},
     model::{Relation, Value, Visibility},
     postgres::{
+        self,
         copier::{Copied, Copier},
         server,
         table::{self, Table},
@@ -22,14 +23,15 @@ use crate::{
     selection::Selection,
     wire::{
         block::MESSAGE_PREFIX,
-        rows::{ChangeView, split_first},
+        rows::{ChangeView, RowView, split_first},
         token::Progress,
     },
 };
 
 /// How long a chunk's transaction should be open.
 const CHUNK_TIME: Duration = Duration::from_millis(200);
-/// When a chunk ends where it is, whatever it has.
+/// When a chunk ends where it is, whatever it has. If that is nothing, the next one has fewer rows; a single row has twice
+/// the time whenever it takes longer, since it has to come.
 const LONGEST_CHUNK: Duration = Duration::from_millis(700);
 /// Bytes of encoded rows at which the next chunk is made smaller; at twice as many the chunk ends where it is.
 const CHUNK_BYTES: usize = 4 << 20;
@@ -52,6 +54,38 @@ pub(super) struct Order {
     pub pause: watch::Receiver<bool>,
 }
 
+/// How large chunks are, as it was found to be good.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pace {
+    /// Rows.
+    limit: usize,
+    /// When a chunk ends where it is.
+    patience: Duration,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Pace { limit: FIRST_LIMIT, patience: LONGEST_CHUNK }
+    }
+}
+
+impl Pace {
+    /// A chunk of so many rows was cut off. `advanced`: not in front of the first one.
+    fn cut_off(mut self, rows: usize, advanced: bool) -> Pace {
+        self.limit = (rows / 2).max(1);
+        match (advanced, rows) {
+            (true, _) => self.in_time(),
+            (false, 0..=1) => self.patience = self.patience.saturating_mul(2),
+            (false, _) => {}
+        }
+        self
+    }
+
+    fn in_time(&mut self) {
+        self.patience = (self.patience / 2).max(LONGEST_CHUNK);
+    }
+}
+
 /// The session that reads what tables are like, and writes marks.
 pub(super) type Shared = Arc<Mutex<Session>>;
 
@@ -67,6 +101,10 @@ pub(super) struct Read {
     pub relation: Arc<Relation>,
     /// The key's columns.
     pub key: Vec<String>,
+    /// These are rows that were asked for by their keys.
+    pub asked: bool,
+    /// Nothing of what was to be read is missing.
+    pub whole: bool,
     pub batches: Vec<Batch>,
     /// The table has no row behind them.
     pub ends: bool,
@@ -74,8 +112,8 @@ pub(super) struct Read {
     pub last: bool,
     /// What is done when these rows are.
     pub progress: Progress,
-    /// How many rows the next chunk should have.
-    pub limit: usize,
+    /// Of the next chunk.
+    pub pace: Pace,
 }
 
 impl Read {
@@ -92,15 +130,19 @@ impl Read {
 
     /// The key of an encoded row as literals that PostgreSQL reads as the same values.
     pub fn key_of(&self, row: &[u8]) -> Result<Vec<String>, SnapshotError> {
-        let malformed = || SnapshotError::new(Reason::Internal, "a row without its key");
-        let row = ChangeView::parse(row).ok().and_then(|view| view.after).ok_or_else(malformed)?;
-        let mut key = Vec::new();
-        for place in self.places() {
-            let value = row.get(place).ok_or_else(malformed)?;
-            key.push(literal(value).ok_or_else(unresumable)?);
-        }
-        Ok(key)
+        let row = ChangeView::parse(row).ok().and_then(|view| view.after).ok_or_else(keyless)?;
+        literals(&row, &self.places())
     }
+}
+
+/// The values of a row at these places as literals that PostgreSQL reads as the same values.
+pub(super) fn literals(row: &RowView<'_>, places: &[usize]) -> Result<Vec<String>, SnapshotError> {
+    let value = |place: &usize| literal(row.get(*place).ok_or_else(keyless)?).ok_or_else(unresumable);
+    places.iter().map(value).collect()
+}
+
+fn keyless() -> SnapshotError {
+    SnapshotError::new(Reason::Internal, "a row without its key")
 }
 
 fn rows_of(batch: &Batch) -> impl Iterator<Item = &[u8]> {
@@ -113,8 +155,8 @@ fn rows_of(batch: &Batch) -> impl Iterator<Item = &[u8]> {
 }
 
 impl Ahead {
-    /// Begins behind `progress`, with chunks of `limit` rows or a few if that is 0.
-    pub fn start(order: Order, session: Shared, progress: Progress, limit: usize) -> Self {
+    /// Begins with the rows of these keys, and behind `progress`.
+    pub fn start(order: Order, session: Shared, asked: Vec<Vec<String>>, progress: Progress, pace: Pace) -> Self {
         let (sender, reads) = mpsc::channel(1);
         let reader = Reader {
             order,
@@ -122,9 +164,10 @@ impl Ahead {
             copier: None,
             tables: None,
             described: None,
-            limit: if limit == 0 { FIRST_LIMIT } else { limit },
+            pace,
             most: most(progress.max_rows_per_second),
             pacer: Pacer::new(progress.max_rows_per_second),
+            asked,
             progress,
         };
         Ahead { reads, _reader: AbortOnDropHandle::new(tokio::spawn(reader.run(sender))) }
@@ -161,9 +204,11 @@ struct Reader {
     /// What is selected, until a table ends.
     tables: Option<Vec<Table>>,
     described: Option<Described>,
-    limit: usize,
+    pace: Pace,
     most: usize,
     pacer: Pacer,
+    /// Keys of rows that are read first, if the table is still the one that `progress` is in.
+    asked: Vec<Vec<String>>,
     progress: Progress,
 }
 
@@ -196,6 +241,7 @@ impl Reader {
         // Every table from here on may have been dropped meanwhile.
         let Some(table) = behind.min_by_key(|table| table.relation.oid) else { return Ok(None) };
         if table.relation.oid != self.progress.oid {
+            self.asked.clear();
             self.progress.key.clear();
             self.progress.table_rows = 0;
             self.progress.oid = table.relation.oid;
@@ -274,22 +320,20 @@ impl Reader {
         let mut copier = self.copier().await?;
         let mut progress = self.progress.clone();
         if table.key != progress.key_columns {
+            self.asked.clear();
             progress.key.clear();
             progress.key_columns = table.key.clone();
         }
         let relation = self.order.exporter.numbered(&table.relation);
-        let limit = self.limit.min(self.most);
+        let asked = !self.asked.is_empty();
+        let limit = self.pace.limit.min(self.most);
         let piece = self.pacer.piece().unwrap_or(limit);
-        let mut statements = format!(
-            "{} SELECT pg_catalog.pg_current_snapshot(); {};",
+        let statements = format!(
+            "{} SET LOCAL statement_timeout = {}; SELECT pg_catalog.pg_current_snapshot(); {};",
             table::begin_locked_statements(&[table.quoted()]),
+            self.pace.patience.as_millis(),
             table::execute_likeness(LIKENESS, &self.order.exporter.publication, table.relation.oid)
         );
-        if table.filtered() {
-            // The time of a chunk is that of the rows that are looked at, however few of them come.
-            statements.push_str(&table.select_boundary(&progress.key, limit.min(piece)));
-        }
-        let began = Instant::now();
         let mut answers = copier.run(&statements).await.map_err(refused)?.into_iter();
         let mut answer = || answers.next().and_then(|row| row.into_iter().next().flatten()).unwrap_or_default();
         let seen = server::parse_snapshot(&String::from_utf8_lossy(&answer())).map_err(refused)?;
@@ -298,13 +342,50 @@ impl Reader {
             self.copier = Some(copier);
             return Ok(None);
         }
-        let mut boundary = answers.next().map(texts).transpose()?;
+        // Locks have been waited for without a snapshot.
+        let began = Instant::now();
+        let until = began + self.pace.patience;
         let key = table.key.clone();
-        let mut read = Read { seen, relation, key, batches: Vec::new(), ends: false, last: false, progress, limit: 0 };
-        let mut left = limit;
-        let mut bytes = 0;
-        let whole = loop {
+        let mut read = Read {
+            seen,
+            relation,
+            key,
+            asked,
+            whole: true,
+            batches: Vec::new(),
+            ends: false,
+            last: false,
+            progress,
+            pace: self.pace,
+        };
+        if asked {
+            let keys = std::mem::take(&mut self.asked);
+            let query = table.select_keys(&keys);
+            copier.send(&format!("COPY ({query}) TO STDOUT; COMMIT")).await.map_err(refused)?;
+            let Copy { batches, rows, whole } = copy(&mut copier, &read.relation, until, 0).await?;
+            self.pacer.count(rows);
+            if whole {
+                self.copier = Some(copier);
+                self.pace.in_time();
+            } else {
+                self.pace = Pace { limit, ..self.pace.cut_off(keys.len(), rows > 0) };
+            }
+            (read.batches, read.whole, read.pace) = (batches, whole, self.pace);
+            return Ok(Some(read));
+        }
+        let (mut left, mut bytes, mut done) = (limit, 0, 0);
+        read.whole = loop {
             let asked = left.min(piece);
+            let mut boundary = None;
+            if table.filtered() {
+                // The time of a chunk is that of the rows that are looked at, however few of them come.
+                let boundary_at = table.select_boundary(&read.progress.key, asked);
+                let Some(rows) = in_time(until, copier.run(&boundary_at)).await? else {
+                    self.pace = self.pace.cut_off(done + asked, done > 0);
+                    break false;
+                };
+                boundary = rows.into_iter().next().map(texts).transpose()?;
+            }
             left -= asked;
             let query = match table.filtered() {
                 true => table.select_between(&read.progress.key, boundary.as_deref().unwrap_or_default()),
@@ -312,47 +393,65 @@ impl Reader {
             };
             let commit = if left == 0 { "; COMMIT" } else { "" };
             copier.send(&format!("COPY ({query}) TO STDOUT{commit}")).await.map_err(refused)?;
-            let Copy { batches, rows, whole } = copy(&mut copier, &read.relation, began, bytes).await?;
+            let Copy { batches, rows, whole } = copy(&mut copier, &read.relation, until, bytes).await?;
             bytes += batches.iter().map(|batch| batch.message.len()).sum::<usize>();
             self.pacer.count(rows);
             read.batches.extend(batches);
             if !whole {
-                self.limit = ((limit - left - asked + rows) / 2).max(1);
+                let looked_at = if table.filtered() || rows == 0 { asked } else { rows };
+                self.pace = self.pace.cut_off(done + looked_at, done + rows > 0);
             }
-            match boundary.take().filter(|_| whole) {
+            match boundary.filter(|_| whole) {
                 Some(boundary) => read.progress.key = boundary,
                 None => {
                     read.ends = whole && (table.filtered() || rows < asked);
-                    if let Some(last) = read.batches.last().and_then(|batch| rows_of(batch).last()) {
+                    let last = read.batches.last().and_then(|batch| rows_of(batch).last());
+                    if let Some(last) = last.filter(|_| rows > 0) {
                         read.progress.key = read.key_of(last)?;
                     }
                 }
             }
-            let over = left == 0 || read.ends || bytes >= CHUNK_BYTES || began.elapsed() >= CHUNK_TIME / 2;
+            done += asked;
+            let slow = began.elapsed() >= CHUNK_TIME / 2 || !self.pacer.is_ready_by(began + CHUNK_TIME);
+            let over = left == 0 || read.ends || bytes >= CHUNK_BYTES || slow;
             if !whole || over {
                 break whole;
             }
             self.pacer.ready().await;
-            if table.filtered() {
-                let rows = copier.run(&table.select_boundary(&read.progress.key, left.min(piece))).await;
-                boundary = rows.map_err(refused)?.into_iter().next().map(texts).transpose()?;
-            }
         };
-        if whole {
+        if read.whole {
             if left > 0 {
                 copier.run("COMMIT").await.map_err(refused)?;
             }
             self.copier = Some(copier);
+            self.pace.in_time();
             let took = began.elapsed();
             if took > CHUNK_TIME || bytes > CHUNK_BYTES {
-                self.limit = (limit / 2).max(1);
+                self.pace.limit = (limit / 2).max(1);
             } else if took < CHUNK_TIME / 2 && bytes < CHUNK_BYTES / 2 {
-                self.limit = (limit * 2).min(MAX_LIMIT);
+                self.pace.limit = (limit * 2).min(MAX_LIMIT);
             }
         }
-        read.limit = self.limit;
+        read.pace = self.pace;
         Ok(Some(read))
     }
+}
+
+/// `None`: it has taken longer, and the session can only be dropped.
+async fn in_time<T>(
+    until: Instant,
+    what: impl Future<Output = postgres::Result<T>>,
+) -> Result<Option<T>, SnapshotError> {
+    match tokio::time::timeout_at(until, what).await {
+        Err(_) => Ok(None),
+        Ok(Err(error)) if is_timeout(&error) => Ok(None),
+        Ok(done) => done.map(Some).map_err(refused),
+    }
+}
+
+/// The server has given up by itself.
+fn is_timeout(error: &postgres::Error) -> bool {
+    error.sqlstate() == Some("57014")
 }
 
 /// Rows of one statement.
@@ -363,28 +462,34 @@ struct Copy {
     whole: bool,
 }
 
-/// Takes what a COPY gives, for a chunk that `began` then and has so many bytes already, up to what a chunk may have.
+/// Takes what a COPY gives, for a chunk that has so many bytes already, up to what a chunk may have.
 async fn copy(
     copier: &mut Copier,
     relation: &Arc<Relation>,
-    began: Instant,
+    until: Instant,
     mut bytes: usize,
 ) -> Result<Copy, SnapshotError> {
     let mut encoder = Encoder::new(relation.clone());
     let mut copy = Copy { batches: Vec::new(), rows: 0, whole: false };
     while !copy.whole {
-        match copier.copied().map_err(refused)? {
-            Some(Copied::Row(line)) => {
+        match copier.copied() {
+            Ok(Some(Copied::Row(line))) => {
                 copy.rows += 1;
                 let Some(batch) = encoder.add(line)? else { continue };
                 bytes += batch.message.len();
                 copy.batches.push(batch);
-                if bytes >= 2 * CHUNK_BYTES || began.elapsed() >= LONGEST_CHUNK {
+                if bytes >= 2 * CHUNK_BYTES || Instant::now() >= until {
                     break;
                 }
             }
-            Some(Copied::End) => copy.whole = true,
-            None => copier.fill().await.map_err(refused)?,
+            Ok(Some(Copied::End)) => copy.whole = true,
+            Ok(None) => {
+                if in_time(until, copier.fill()).await?.is_none() {
+                    break;
+                }
+            }
+            Err(error) if is_timeout(&error) => break,
+            Err(error) => return Err(refused(error)),
         }
     }
     copy.batches.extend(encoder.take());
@@ -431,6 +536,22 @@ mod tests {
         assert_eq!(read(Value::Int(i64::MIN)), "-9223372036854775808");
         assert_eq!(read(Value::Bool(true)), "true");
         assert_eq!(literal(Value::Null), None);
+    }
+
+    /// Chunks get smaller, and the row that is left has all the time it takes.
+    #[test]
+    fn what_takes_too_long_comes_in_the_end() {
+        let (mut pace, mut attempts) = (Pace::default(), 0);
+        while pace.patience < Duration::from_secs(20) {
+            pace = pace.cut_off(pace.limit, false);
+            attempts += 1;
+        }
+        assert_eq!((pace.limit, attempts), (1, 10 + 5));
+        pace = pace.cut_off(1, true);
+        assert!(pace.patience > Duration::from_secs(10), "the next one may be like it");
+        (0..10).for_each(|_| pace.in_time());
+        assert_eq!(pace.patience, LONGEST_CHUNK);
+        assert_eq!(Pace::default().cut_off(600, true).limit, 300);
     }
 
     #[test]

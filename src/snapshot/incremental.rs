@@ -38,16 +38,18 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     Session,
-    ahead::{Ahead, Order, Read, Shared},
+    ahead::{Ahead, Order, Pace, Read, Shared},
     away,
     encoder::Builder,
-    interrupted, refused, scan,
+    interrupted,
+    moved::Moved,
+    refused, scan,
     touched::{Seen, Touched},
 };
 use crate::{
     failpoint,
     feed::{Batch, BoxFuture, Chunk, MARK_PREFIX, Piece, Reservation, Rows, SnapshotError},
-    model::Position,
+    model::{Position, Visibility},
     postgres::table,
     reason::Reason,
     wire::{rows::ChangeView, token::Progress},
@@ -84,9 +86,11 @@ pub(super) fn start(
         session: marker.map(shared),
         needed,
         ahead: None,
-        limit: 0,
+        pace: Pace::default(),
         mark: 0,
         seen: Seen::default(),
+        moved: None,
+        last: Visibility::default(),
         progress,
         reservation,
         waits: false,
@@ -122,11 +126,15 @@ struct Placer {
     needed: Option<Position>,
     /// `None`: begins anew behind `progress`.
     ahead: Option<Ahead>,
-    /// What the reader had found to be a good number of rows.
-    limit: usize,
+    /// What the reader had found to be good.
+    pace: Pace,
     /// Number of the last mark.
     mark: u64,
     seen: Seen,
+    /// Of the table that the rows have come to; `None`: not known yet.
+    moved: Option<Moved>,
+    /// What the last chunk's snapshot saw.
+    last: Visibility,
     /// Up to and including the last chunk.
     progress: Progress,
     reservation: Reservation,
@@ -189,7 +197,17 @@ impl Placer {
                 self.session.insert(shared(session)).clone()
             }
         };
-        let start = || Ahead::start(self.order.clone(), session.clone(), self.progress.clone(), self.limit);
+        let moved = match &mut self.moved {
+            Some(moved) => moved,
+            None => {
+                let known = Moved::resumed(&*self.order.exporter.feed, &self.progress).await?;
+                self.moved.insert(known.unwrap_or_else(|| from_the_beginning(&mut self.progress)))
+            }
+        };
+        let start = || {
+            let (asked, progress) = (moved.ask(&self.last), self.progress.clone());
+            Ahead::start(self.order.clone(), session.clone(), asked, progress, self.pace)
+        };
         let read = self.ahead.get_or_insert_with(start).next().await?;
         let floor = match &read {
             Some(read) => Some(self.seen.before(&*self.order.exporter.feed, &read.seen).await?),
@@ -205,7 +223,7 @@ impl Placer {
             let (mark, progress) = (self.mark, self.progress.clone());
             return Ok(Chunk { mark, relation: None, batches: Vec::new(), ended: Vec::new(), progress, last: true });
         };
-        self.limit = read.limit;
+        self.pace = read.pace;
         self.place(read, floor, &content).await
     }
 
@@ -214,30 +232,51 @@ impl Placer {
         let by_key = || by_key(&read);
         let (oid, rows) = (read.relation.oid, OnceLock::new());
         let feed = &*self.order.exporter.feed;
-        let touched = Touched { feed, oid, key: &read.key, find: &by_key, rows };
-        let marked = touched.up_to(floor, &mut self.seen, &read.seen, content);
+        let mut moved = match self.moved.take() {
+            Some(moved) if moved.is_of(oid, &read.key) => moved,
+            _ => Moved::of(oid, &read.key),
+        };
+        let touched = Touched { feed, oid, key: &read.key, find: &by_key, rows, asked: read.asked };
+        let marked = touched.up_to(floor, &mut self.seen, &read.seen, content, &mut moved);
         let marked = scan::while_it_grows(feed.marks(), MARK_LAG, marked).await;
+        let moved = self.moved.insert(moved);
         let left = marked.ok_or_else(|| away("a mark of the snapshot has not arrived"))??;
         if let Some(floor) = self.seen.floor() {
             self.reservation = feed.reserve(floor);
         }
+        if read.asked {
+            let came = if read.whole { None } else { Some(by_key()?) };
+            moved.answered(came.as_ref());
+        }
+        self.last = read.seen.clone();
         let mut progress = read.progress.clone();
         let (mut ended, mut last) = (Vec::new(), read.last);
-        if let Some(again) = left.again {
+        let ends = read.ends && left.again.is_none();
+        if moved.is_too_much() {
+            (self.ahead, last, self.waits) = (None, false, true);
+            progress.oid = oid;
+            *moved = from_the_beginning(&mut progress);
+        } else if left.again.is_some() || ends && !moved.is_empty() {
+            if ends {
+                moved.is_sent();
+            }
             // What was read behind is read again too.
-            self.ahead = None;
-            last = false;
-            self.waits = again == 0;
-            match again.checked_sub(1).and_then(|last| read.rows().nth(last)) {
+            (self.ahead, last) = (None, false);
+            let kept = left.again.unwrap_or_else(|| read.rows().count());
+            self.waits = kept == 0 && !moved.is_due(&read.seen);
+            match kept.checked_sub(1).and_then(|last| read.rows().nth(last)) {
                 Some(row) => {
-                    progress.oid = read.relation.oid;
+                    progress.oid = oid;
                     progress.key = read.key_of(row)?;
                 }
                 None => progress = self.progress.clone(),
             }
         } else if read.ends {
             ended.push(read.relation.clone());
+        } else if !read.asked && moved.is_due(&read.seen) {
+            self.ahead = None;
         }
+        progress.owed_after = moved.owed_after();
         let batches = match (left.rows, left.again) {
             (None, None) => read.batches,
             (rows, again) => kept(&read, rows, again.unwrap_or(usize::MAX)),
@@ -246,6 +285,12 @@ impl Placer {
         self.progress = progress.clone();
         Ok(Chunk { mark: self.mark, relation, batches, ended, progress, last })
     }
+}
+
+/// The table is read from its beginning.
+fn from_the_beginning(progress: &mut Progress) -> Moved {
+    progress.key.clear();
+    Moved::of(progress.oid, &progress.key_columns)
 }
 
 /// Where each row is, by its key as changes have it.

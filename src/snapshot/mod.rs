@@ -15,6 +15,7 @@ mod barrier;
 mod consistent;
 mod encoder;
 mod incremental;
+mod moved;
 mod pacer;
 mod pages;
 mod scan;
@@ -142,11 +143,15 @@ impl Exporter {
         Ok(selected)
     }
 
-    /// Tables that are locked, the snapshot that is taken then, and everything that follows from it.
-    async fn lock(&self, selection: &Selection) -> Result<Locked, SnapshotError> {
-        let session = self.session().await?;
+    /// Tables that are locked, the snapshot that is taken then, and everything that follows from it. `wanted`: the tables as they
+    /// were just now.
+    async fn lock(
+        &self,
+        session: Session,
+        mut wanted: Vec<Table>,
+        selection: &Selection,
+    ) -> Result<Locked, SnapshotError> {
         let sql = &session.sql;
-        let mut wanted = self.selected(sql, selection).await?;
         for _ in 0..ATTEMPTS {
             readable(&wanted, sql).await?;
             let names: Vec<String> = wanted.iter().map(Table::quoted).collect();
@@ -197,6 +202,16 @@ impl Exporter {
         matches!(reached, Ok(Ok(_)))
     }
 
+    /// A session that has written a mark. A commit is seen before it is flushed, if its session does not wait for that. Flushed, it is
+    /// lost with the server only, which is a failover for the stream.
+    async fn marked(&self, lineage: LineageId) -> Result<Session, SnapshotError> {
+        failpoint::hit("snapshot_seen");
+        let marker = self.connected().await?;
+        table::emit_mark(&marker.sql, MARK_PREFIX, "begin").await.map_err(refused)?;
+        self.follows(lineage).await?;
+        Ok(marker)
+    }
+
     /// The number of this relation version: the journal's, if it has seen it.
     fn numbered(&self, relation: &Relation) -> Arc<Relation> {
         match self.feed.relations().into_iter().rev().find(|known| known.same_version(relation)) {
@@ -209,39 +224,45 @@ impl Exporter {
     }
 
     async fn run(&self, request: SnapshotRequest) -> Result<Snapshot, SnapshotError> {
-        let locked = self.lock(&request.selection).await?;
-        let keyless = locked.tables.iter().find(|table| table.key.is_empty());
+        let session = self.session().await?;
+        let Session { lineage, needed, .. } = session;
+        // Whatever takes long is done before a transaction is open. What this snapshot sees, a later one sees too, so rows that come of
+        // that one can begin at the same place.
+        self.follows(lineage).await?;
+        let (seen, until) = table::snapshot(&session.sql).await.map_err(refused)?;
+        let start = scan::before(&*self.feed, &seen, until).await?;
+        let reservation = self.feed.reserve(start);
+        let found = self.selected(&session.sql, &request.selection).await?;
         let resumed = request.resume.as_ref().is_some_and(|progress| progress.incremental);
         let mode = match request.mode {
             _ if resumed => SnapshotMode::Incremental,
             Some(mode) => mode,
-            None => default_mode(&locked.tables),
+            None => default_mode(&found),
         };
-        if let (SnapshotMode::Incremental, Some(table)) = (mode, keyless) {
-            return Err(no_key(table));
-        }
-        let mut tables: Vec<&Table> = locked.tables.iter().collect();
-        if mode == SnapshotMode::Incremental {
-            tables.sort_unstable_by_key(|table| table.relation.oid);
-        }
-        let tables: Vec<_> =
-            tables.iter().map(|table| (table.relation.qualified_name(), table.estimated_rows)).collect();
-        let (seen, until) = (locked.seen.clone(), locked.until);
-        let Session { lineage, needed, .. } = locked.session;
-        // Chunks have snapshots of their own: nothing is held open for them meanwhile.
-        let locked = (mode == SnapshotMode::Consistent).then_some(locked);
-        failpoint::hit("snapshot_seen");
-        let marker = self.connected().await?;
-        // A commit is seen before it is flushed, if its session does not wait for that. Flushed, it is lost with the server only,
-        // which is a failover for the stream.
-        table::emit_mark(&marker.sql, MARK_PREFIX, "begin").await.map_err(refused)?;
-        self.follows(lineage).await?;
-        let start = scan::before(&*self.feed, &seen, until).await?;
-        let reservation = self.feed.reserve(start);
-        if self.feed.window().is_behind(needed) {
+        let begun = match mode {
+            SnapshotMode::Consistent => {
+                let locked = self.lock(session, found, &request.selection).await?;
+                let marked = tokio::time::timeout(self.patience.idle, self.marked(lineage)).await;
+                let late = |_| interrupted("a consistent snapshot could not begin within limits.snapshot_idle");
+                (locked.seen.clone(), locked.until, listed(&locked.tables), marked.map_err(late)??, Some(locked))
+            }
+            // Chunks have snapshots and locks of their own.
+            SnapshotMode::Incremental => {
+                readable(&found, &session.sql).await?;
+                if let Some(table) = found.iter().find(|table| table.key.is_empty()) {
+                    return Err(no_key(table));
+                }
+                let mut tables: Vec<Table> = found;
+                tables.sort_unstable_by_key(|table| table.relation.oid);
+                (seen, until, listed(&tables), self.marked(lineage).await?, None)
+            }
+        };
+        let (seen, until, tables, marker, locked) = begun;
+        if self.feed.window().is_behind(needed) || self.feed.window().is_behind(start) {
             return Err(interrupted("the journal has left behind what the rows may lack while the snapshot began"));
         }
-        if start.lineage != lineage || marker.lineage != lineage {
+        let tail = self.feed.marks().borrow().tail;
+        if [start.lineage, marker.lineage, tail.lineage] != [lineage; 3] {
             return Err(interrupted("the source has failed over while the snapshot began"));
         }
         let mut progress = request.resume.clone().unwrap_or_default();
@@ -295,6 +316,11 @@ impl Snapshots for Exporter {
             Some(SnapshotError::new(Reason::SnapshotImpossible, message).with("table", table))
         })
     }
+}
+
+/// Names and estimated rows.
+fn listed(tables: &[Table]) -> Vec<(String, i64)> {
+    tables.iter().map(|table| (table.relation.qualified_name(), table.estimated_rows)).collect()
 }
 
 /// Which mode it is if nobody says.

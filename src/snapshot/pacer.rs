@@ -42,6 +42,11 @@ impl Pacer {
         }
     }
 
+    /// Whether those before are due by then.
+    pub fn is_ready_by(&self, then: Instant) -> bool {
+        self.rows_per_second == 0 || self.due <= then
+    }
+
     /// Waits until those before are due. Cancel-safe.
     pub async fn ready(&self) {
         if self.rows_per_second > 0 {

@@ -1,17 +1,21 @@
-//! Which rows of a chunk were touched by transactions that the chunk's snapshot does not see.
+//! Which rows of a chunk were touched by transactions that the chunk's snapshot does not see, and which keys have moved meanwhile.
 
 use std::{collections::HashMap, sync::OnceLock};
 
-use super::scan::{self, index, unreadable};
+use super::{
+    ahead::literals,
+    moved::{Move, Moved},
+    scan::{self, index, unreadable},
+};
 use crate::{
-    feed::{Feed, MARK_PREFIX, SnapshotError, Start},
+    feed::{self, Feed, MARK_PREFIX, SnapshotError, Start},
     lsn::Lsn,
     model::{Position, RelationId, ReplicaIdentity, Value, Visibility},
     reason::Reason,
     wire::{
         block::{Block, Entry, EntryKind, Index, Span, SpanEnd},
         pb,
-        rows::ChangeView,
+        rows::{ChangeView, RowView},
     },
 };
 
@@ -57,12 +61,15 @@ pub(super) struct Touched<'a> {
     pub find: &'a (dyn Fn() -> Result<HashMap<Vec<u8>, usize>, SnapshotError> + Sync),
     /// By encoded key values, the rows that are left.
     pub rows: OnceLock<HashMap<Vec<u8>, usize>>,
+    /// They were asked for by their keys: what is not in it is no reason to read a chunk again, it is asked for again.
+    pub asked: bool,
 }
 
 /// What a transaction has done to the chunk so far.
 #[derive(Default)]
 struct Done {
     keys: Vec<Vec<u8>>,
+    moves: Vec<Move>,
     all: bool,
     /// The first row of which only a part is in the changes.
     partly: Option<usize>,
@@ -78,23 +85,34 @@ pub(super) struct Left {
 }
 
 impl Touched<'_> {
-    /// Reads the journal from `floor` up to the mark with this content, and takes out what was touched; what is left.
+    /// Reads the journal from `floor` up to the mark with this content, and takes out what was touched; what is left. What has
+    /// moved goes into `moved`, for which it may have to begin in front of `floor`.
     pub async fn up_to(
         mut self,
         floor: Position,
         known: &mut Seen,
         seen: &Visibility,
         mark: &str,
+        moved: &mut Moved,
     ) -> Result<Left, SnapshotError> {
         let mut again: Option<usize> = None;
-        let mut cursor = self.feed.locate(Start::After(floor)).await.map_err(unreadable)?;
+        let begins = moved.begins(floor);
+        let mut arrived = begins.lineage == floor.lineage;
+        let mut cursor = self.feed.locate(Start::After(begins)).await.map_err(|error| match error {
+            feed::Error::Diverged { .. } if !arrived => {
+                super::away("the stream has not crossed to where chunks are read")
+            }
+            error => unreadable(error),
+        })?;
         let mut places: HashMap<RelationId, Option<Vec<usize>>> = HashMap::new();
         let mut open: Option<Done> = None;
         let mut unseen = Vec::new();
-        let mut before = floor;
+        let mut before = begins;
         loop {
             let block = scan::next(self.feed, &mut cursor).await?;
-            if block.after.lineage != floor.lineage && block.up_to.lineage != floor.lineage {
+            let elsewhere = block.after.lineage != floor.lineage && block.up_to.lineage != floor.lineage;
+            arrived |= !elsewhere;
+            if arrived && elsewhere {
                 *known = Seen::default();
                 return Err(super::interrupted("the source has failed over while a chunk was read"));
             }
@@ -104,30 +122,39 @@ impl Touched<'_> {
                     before = position;
                     if is_mark(&block, span, mark) {
                         *known = Seen { unseen, up_to: Some(position) };
+                        moved.looked(begins, position);
                         return Ok(Left { rows: self.rows.into_inner(), again });
                     }
                     continue;
                 }
                 let xid = scan::xid(&block, span)?.unwrap_or_default();
-                if !seen.sees(xid) {
+                let ending = span.ending.position();
+                // What an id is on another lineage, the snapshot does not know; it was in front of the floor.
+                let sees = ending.unwrap_or(block.up_to).lineage != floor.lineage || seen.sees(xid);
+                if !sees {
                     if unseen.len() < REMEMBERED && unseen.last().is_none_or(|(last, _)| *last != xid) {
                         unseen.push((xid, before));
                     } else if unseen.len() == REMEMBERED {
                         // Never seen: keeps the search from beginning behind it.
                         unseen.push((u64::MAX, before));
                     }
+                }
+                if sees && !moved.is_news(ending) {
+                    open = None;
+                } else {
                     let mut done = open.take().unwrap_or_default();
-                    self.collect(&block, index, span, &mut places, &mut done)?;
+                    self.collect(&block, index, span, sees, &mut places, &mut done)?;
                     match span.ending {
                         SpanEnd::Open => open = Some(done),
                         SpanEnd::Commit { .. } => {
                             again = again.into_iter().chain(done.partly).min();
+                            moved.add(std::mem::take(&mut done.moves), xid, sees);
                             self.take_out(done);
                         }
                         SpanEnd::Discard | SpanEnd::Message { .. } => {}
                     }
                 }
-                before = span.ending.position().unwrap_or(before);
+                before = ending.unwrap_or(before);
             }
         }
     }
@@ -152,11 +179,13 @@ impl Touched<'_> {
         }
     }
 
+    /// `sees`: what it does is in the rows, and only moves count.
     fn collect(
         &self,
         block: &Block,
         index: &Index,
         span: &Span,
+        sees: bool,
         places: &mut HashMap<RelationId, Option<Vec<usize>>>,
         done: &mut Done,
     ) -> Result<(), SnapshotError> {
@@ -168,21 +197,36 @@ impl Touched<'_> {
                 payload.get(entry.offset as usize..(entry.offset + entry.len) as usize).ok_or_else(malformed)?;
             match entry.kind {
                 EntryKind::Message | EntryKind::Read => {}
+                EntryKind::Truncate | EntryKind::Insert | EntryKind::Delete if sees => {}
                 EntryKind::Truncate => done.all |= self.truncates(framed).ok_or_else(malformed)?,
                 EntryKind::Insert | EntryKind::Update | EntryKind::Delete => {
                     let places = places.entry(entry.relation).or_insert_with(|| self.places(entry));
                     let Some(places) = places else { continue };
                     let view = ChangeView::parse(framed).map_err(|_| malformed())?;
+                    let moved = || entry.kind == EntryKind::Update && !self.carried(entry);
+                    let kept = |row: &RowView<'_>| row.iter().any(|value| value == Value::Unchanged);
+                    if sees && view.before.is_none() && !(view.after.as_ref().is_some_and(kept) && moved()) {
+                        continue;
+                    }
                     let old = view.before.and_then(|row| row.key(places));
                     let new = view.after.and_then(|row| row.key(places));
-                    let moved = || entry.kind == EntryKind::Update && !self.carried(entry);
-                    if old.is_none() && (new.is_none() || moved()) {
+                    if old.is_none() && (new.is_none() && !sees || new.is_some() && moved()) {
                         return Err(super::interrupted("a change does not tell its key"));
                     }
-                    if view.after.is_some_and(|row| row.iter().any(|value| value == Value::Unchanged)) {
-                        let rows = self.rows()?;
-                        let touched = old.iter().chain(&new).filter_map(|key| rows.get(key)).min().copied();
-                        done.partly = done.partly.into_iter().chain(touched).min();
+                    if let Some(row) = view.after.filter(kept)
+                        && let Some(new) = &new
+                    {
+                        let old = old.as_ref().unwrap_or(new);
+                        let touched = if sees { None } else { self.rows()?.get(new).copied() };
+                        if old != new || touched.is_some() && self.asked {
+                            let literals = literals(&row, places)?;
+                            done.moves.push(Move { old: old.clone(), new: new.clone(), literals });
+                        } else {
+                            done.partly = done.partly.into_iter().chain(touched).min();
+                        }
+                    }
+                    if sees {
+                        continue;
                     }
                     let rows = self.rows()?;
                     done.keys.extend(old.into_iter().chain(new).filter(|key| rows.contains_key(key)));

@@ -60,6 +60,9 @@ pub struct Progress {
     pub predicate: String,
     /// Incremental: the mark of the last chunk in these rows. On a stream that stands before it they hold what came later.
     pub at: Lsn,
+    /// Incremental: behind this place there are changes for which rows of the current table are read again; 0: behind `at` at
+    /// the earliest.
+    pub owed_after: Lsn,
 }
 
 impl Progress {
@@ -128,6 +131,8 @@ struct RawProgress {
     oid: u32,
     #[prost(string, repeated, tag = "12")]
     key_columns: Vec<String>,
+    #[prost(uint64, tag = "13")]
+    owed_after: u64,
 }
 
 impl Token {
@@ -161,6 +166,7 @@ impl Token {
             at: progress.at.0,
             oid: progress.oid,
             key_columns: progress.key_columns,
+            owed_after: progress.owed_after.0,
         });
         Raw { version: VERSION, handover, progress }.encode_to_vec().into()
     }
@@ -193,6 +199,7 @@ impl Token {
             at: Lsn(raw.at),
             oid: raw.oid,
             key_columns: raw.key_columns,
+            owed_after: Lsn(raw.owed_after),
         });
         Ok(Token { handover, progress })
     }
@@ -222,6 +229,7 @@ mod tests {
             tables: vec!["public.t".into()],
             predicate: "id > 5".into(),
             at: Lsn(99),
+            owed_after: Lsn(98),
         };
         for token in [
             Token::default(),

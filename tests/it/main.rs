@@ -38,6 +38,7 @@ mod security;
 mod snapshot;
 mod snapshot_backfill;
 mod snapshot_breaks;
+mod snapshot_moves;
 mod snapshot_slot;
 mod snapshot_states;
 mod snapshot_tables;

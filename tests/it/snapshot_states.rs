@@ -215,6 +215,40 @@ async fn what_a_hub_that_is_behind_has_sent_is_taken_back_by_a_failover() {
     }
 }
 
+/// How many transactions a session of the hub had open while rows came, and the oldest age of one. It aims at 200 ms and gives up
+/// at 700; on a machine that does something else the looks take longer too.
+async fn watched(stage: &Stage, stream: &mut Stream) -> usize {
+    let watched = tokio::spawn({
+        let db = stage.cluster.connect().await;
+        async move {
+            let oldest = "SELECT backend_start::text || xact_start::text, (extract(epoch FROM clock_timestamp() - xact_start) * 1000)::int8
+                          FROM pg_stat_activity WHERE application_name = 'walcast' AND backend_type = 'client backend'
+                          AND xact_start IS NOT NULL";
+            let (mut seen, mut longest) = (std::collections::HashSet::new(), 0);
+            let (mut looked, mut stall) = (std::time::Instant::now(), Duration::ZERO);
+            loop {
+                stall = stall.max(looked.elapsed());
+                looked = std::time::Instant::now();
+                for row in db.rows(oldest).await {
+                    let age: i64 = row[1].as_deref().and_then(|age| age.parse().ok()).unwrap_or_default();
+                    longest = longest.max(age);
+                    seen.extend(row[0].clone());
+                }
+                if db.number("SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT ''that is all'''").await > 0 {
+                    return (seen.len(), longest, stall.as_millis() as i64);
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }
+    });
+    stream.until("snapshot_end", ended).await;
+    stage.db.text("SELECT 'that is all'").await;
+    let (transactions, longest, stall) = watched.await.expect("watched");
+    println!("{transactions} transactions were seen, the longest {longest} ms old; a look took {stall} ms");
+    assert!(longest < 1000 + 4 * stall, "one of {longest} ms, with {stall} ms for a look");
+    transactions
+}
+
 /// No chunk's transaction lasts, however long the whole takes and whatever the client does.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_incremental_snapshot_holds_no_transaction_open() {
@@ -225,34 +259,9 @@ async fn an_incremental_snapshot_holds_no_transaction_open() {
         .await;
     let began = std::time::Instant::now();
     let mut stream = stage.client().subscribe(&slowly(SnapshotMode::Incremental, 3000)).await;
-    let watched = tokio::spawn({
-        let db = stage.cluster.connect().await;
-        async move {
-            let oldest = "SELECT backend_start::text || xact_start::text, (extract(epoch FROM clock_timestamp() - xact_start) * 1000)::int8
-                          FROM pg_stat_activity WHERE application_name = 'walcast' AND backend_type = 'client backend'
-                          AND xact_start IS NOT NULL";
-            let (mut seen, mut longest) = (std::collections::HashSet::new(), 0);
-            loop {
-                for row in db.rows(oldest).await {
-                    let age: i64 = row[1].as_deref().and_then(|age| age.parse().ok()).unwrap_or_default();
-                    longest = longest.max(age);
-                    seen.extend(row[0].clone());
-                }
-                if db.number("SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT ''that is all'''").await > 0 {
-                    return (seen.len(), longest);
-                }
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        }
-    });
-    stream.until("snapshot_end", ended).await;
+    let transactions = watched(&stage, &mut stream).await;
     let took = began.elapsed().as_millis() as i64;
-    stage.db.text("SELECT 'that is all'").await;
-    let (transactions, longest) = watched.await.expect("watched");
-    println!("{transactions} transactions were seen in {took} ms, the longest {longest} ms old");
     assert!(took > 3000 && transactions > 5, "{transactions} transactions in {took} ms");
-    // It aims at 200 ms and gives up at 700; the rest is for a machine that does something else.
-    assert!(longest < took / 2, "one of {longest} ms in {took} ms");
 
     // A client that stops reading does not hold one open either.
     let stalled = stage.client().subscribe(&slowly(SnapshotMode::Incremental, 0)).await;
@@ -267,6 +276,22 @@ async fn an_incremental_snapshot_holds_no_transaction_open() {
     };
     eventually(Duration::from_secs(20), || none_for(10)).await;
     drop(stalled);
+}
+
+/// Rows that take long where those in front of them did not, and of which none comes for a while: they are the expense of a row filter.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_chunk_of_rows_that_take_long_is_given_up() {
+    let stage = stage()
+        .sql("CREATE TABLE items (id int PRIMARY KEY, cost int NOT NULL DEFAULT 0)")
+        .publication("CREATE PUBLICATION walcast FOR TABLE items WHERE (length(repeat('x', cost)) >= 0)")
+        .sql("INSERT INTO items SELECT generate_series(1, 3000)")
+        .sql("INSERT INTO items SELECT n, 100000000 FROM generate_series(3001, 3060) n")
+        .start()
+        .await;
+    let mut stream = stage.client().subscribe(&slowly(SnapshotMode::Incremental, 0)).await;
+    watched(&stage, &mut stream).await;
+    let history = stream.close();
+    assert_eq!(ids(&held(&history, validators::formal(&history))), (1..=3060).collect::<Vec<_>>());
 }
 
 /// A connection that copies rows goes to the address at which the marks are written. Another server may answer there by then.

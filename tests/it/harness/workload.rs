@@ -388,7 +388,7 @@ impl Client {
     fn statement(&mut self) -> String {
         let random = &mut self.random;
         let (id, other, word) = (random.u32(..60), random.u32(..60), random.u32(..));
-        match random.u32(..22) {
+        match random.u32(..24) {
             0..4 => format!(
                 "INSERT INTO load.accounts VALUES ({id}, 'owner {word}', {}.{}, {}, NULL) \
                  ON CONFLICT (id) DO UPDATE SET balance = excluded.balance, note = 'again {word}'",
@@ -440,6 +440,14 @@ impl Client {
             ),
             19 => format!("UPDATE {EVOLVING} SET revision = revision + 1 WHERE id = {}", id % 5 + 1),
             20 => format!("SELECT pg_logical_emit_message({}, 'load.{}', 'm{word}')", random.bool(), id % 3),
+            21 => format!(
+                "UPDATE load.documents SET id = {id} - 100 WHERE id = {id} \
+                 AND NOT EXISTS (SELECT FROM load.documents WHERE id = {id} - 100)"
+            ),
+            22 => format!(
+                "UPDATE load.documents SET id = id + 100 WHERE id = {id} - 100 \
+                 AND NOT EXISTS (SELECT FROM load.documents WHERE id = {id})"
+            ),
             _ if id < 6 => "TRUNCATE load.scratch".into(),
             _ => format!(
                 "INSERT INTO load.scratch VALUES ({id} + 1000, 's') ON CONFLICT (id) DO UPDATE SET data = 'u{word}'"
