@@ -115,6 +115,8 @@ where
             (Err(error @ (Error::Server { .. } | Error::Authentication { .. })), Some(first)) if first.is("28000") => {
                 return Err(error);
             }
+            // It went away between the two, or before.
+            (Err(error), Some(Error::Tls { .. })) if error.retryable() => return Err(error),
             (Err(_), Some(first)) => return Err(first),
             (outcome, _) => return outcome,
         }
@@ -151,7 +153,8 @@ async fn open(options: &ConnectOptions, server: &Server, encryption: Encryption)
         return Ok(Stream::Tcp(tcp));
     }
     let failed = |problem: String| Error::Tls { server: server.to_string(), problem };
-    if !options.tls.direct && !server_offers_tls(&mut tcp).await.map_err(|error| failed(error.to_string()))? {
+    let ended = |error: io::Error| if went_away(&error) { unreachable(error) } else { failed(with_causes(&error)) };
+    if !options.tls.direct && !server_offers_tls(&mut tcp).await.map_err(ended)? {
         return match encryption {
             Encryption::Offered => Ok(Stream::Tcp(tcp)),
             _ => Err(failed("the server does not support it".into())),
@@ -162,8 +165,19 @@ async fn open(options: &ConnectOptions, server: &Server, encryption: Encryption)
         Host::Unix(_) => return Err(failed("not over a Unix-domain socket".into())),
     };
     let connector = TlsConnector::from(Arc::new(tls::client_config(&options.tls)?));
-    let stream = connector.connect(name, tcp).await.map_err(|error| failed(with_causes(&error)))?;
+    let stream = connector.connect(name, tcp).await;
+    let stream = stream.map_err(|error| match encryption {
+        // There is another way to try.
+        Encryption::Offered => failed(with_causes(&error)),
+        _ => ended(error),
+    })?;
     Ok(Stream::Tls(Box::new(stream)))
+}
+
+/// A server that ends says nothing of TLS; one that has an objection does so in words.
+fn went_away(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof)
 }
 
 /// Sends SSLRequest. Exactly one byte is read: anything behind it would have been injected before the handshake

@@ -313,13 +313,17 @@ pub struct WaitingCommit {
     pub hidden: bool,
 }
 
-/// Commits that wait for a synchronous standby at this time.
-pub async fn waiting_commits(sql: &Sql) -> Result<Vec<WaitingCommit>> {
+/// Commits that wait for a synchronous standby at this time. Sessions of which that cannot be told are among them where synchronous
+/// replication is on, or `was`: when it is turned off, sessions hear of it before those that wait are let go, by the
+/// [checkpointer](https://github.com/postgres/postgres/blob/master/src/backend/replication/syncrep.c), which may be busy.
+pub async fn waiting_commits(sql: &Sql, was: bool) -> Result<Vec<WaitingCommit>> {
     let statement = "SELECT a.pid, a.backend_xid::text, a.query = '<insufficient privilege>'
                      FROM pg_catalog.pg_stat_activity a
-                     WHERE pg_catalog.current_setting('synchronous_standby_names') <> '' AND a.pid <> pg_catalog.pg_backend_pid()
-                       AND (a.wait_event = 'SyncRep' OR a.query = '<insufficient privilege>')";
-    let rows = sql.query(statement, &[]).await?;
+                     WHERE a.pid <> pg_catalog.pg_backend_pid()
+                       AND (a.wait_event = 'SyncRep'
+                            OR a.query = '<insufficient privilege>'
+                               AND ($1 OR pg_catalog.current_setting('synchronous_standby_names') <> ''))";
+    let rows = sql.query(statement, &[(&was, Type::BOOL)]).await?;
     let commit = |row: &tokio_postgres::Row| {
         let xid = get::<Option<&str>>(row, 1)?.and_then(|xid| xid.parse().ok());
         Ok(WaitingCommit { pid: get(row, 0)?, xid, hidden: get::<Option<bool>>(row, 2)?.unwrap_or(false) })

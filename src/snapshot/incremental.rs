@@ -41,10 +41,11 @@ use super::{
     ahead::{Ahead, Order, Read, Shared},
     away,
     encoder::Builder,
-    refused, scan,
+    interrupted, refused, scan,
     touched::{Seen, Touched},
 };
 use crate::{
+    failpoint,
     feed::{Batch, BoxFuture, Chunk, MARK_PREFIX, Piece, Reservation, Rows, SnapshotError},
     model::Position,
     postgres::table,
@@ -67,18 +68,21 @@ pub(super) struct Incremental {
     order: Order,
 }
 
+/// `marker`: with a position at and in front of which all snapshots see everything.
 pub(super) fn start(
     order: Order,
-    marker: Option<Session>,
+    marker: Option<(Session, Position)>,
     run: u64,
     progress: Progress,
     reservation: Reservation,
 ) -> Incremental {
     let (sender, pieces) = mpsc::channel(1);
+    let (marker, needed) = marker.unzip();
     let placer = Placer {
         order: order.clone(),
         run,
         session: marker.map(shared),
+        needed,
         ahead: None,
         limit: 0,
         mark: 0,
@@ -114,6 +118,8 @@ struct Placer {
     run: u64,
     /// Writes marks, and tells the reader what tables are like.
     session: Option<Shared>,
+    /// What the journal must have when the first chunk looks for what it does not see: everything behind this.
+    needed: Option<Position>,
     /// `None`: begins anew behind `progress`.
     ahead: Option<Ahead>,
     /// What the reader had found to be a good number of rows.
@@ -166,7 +172,7 @@ impl Placer {
             if ends {
                 return;
             }
-            if retry {
+            if retry && !failpoint::planted("snapshot_hurries") {
                 tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
                 pause = (pause * 2).min(LONGEST_PAUSE);
             }
@@ -177,7 +183,11 @@ impl Placer {
     async fn chunk(&mut self) -> Result<Chunk, SnapshotError> {
         let session = match &self.session {
             Some(session) => session.clone(),
-            None => self.session.insert(shared(self.order.exporter.session().await?)).clone(),
+            None => {
+                let session = self.order.exporter.session().await?;
+                self.needed = Some(session.needed);
+                self.session.insert(shared(session)).clone()
+            }
         };
         let start = || Ahead::start(self.order.clone(), session.clone(), self.progress.clone(), self.limit);
         let read = self.ahead.get_or_insert_with(start).next().await?;
@@ -185,6 +195,9 @@ impl Placer {
             Some(read) => Some(self.seen.before(&*self.order.exporter.feed, &read.seen).await?),
             None => None,
         };
+        if self.needed.take().is_some_and(|needed| self.order.exporter.feed.window().is_behind(needed)) {
+            return Err(interrupted("the journal has left behind what a chunk may not see"));
+        }
         self.mark += 1;
         let content = content(self.run, self.mark);
         table::emit_mark(&session.lock().await.sql, MARK_PREFIX, &content).await.map_err(refused)?;

@@ -4,12 +4,14 @@
 //! transaction is in the rows is decided by [`Visibility`](crate::model::Visibility), and exactly those that are not are
 //! delivered. A rule by LSN alone cannot be exact, since commits become visible in another order than their records are
 //! written ([ProcArrayEndTransaction](https://github.com/postgres/postgres/blob/master/src/backend/access/transam/README)).
-//! A temporary slot could give such an LSN, but waits for every transaction that is open at the time.
+//! A temporary slot could give such an LSN, but waits for every transaction that is open at the time; where that very wait is what is
+//! needed, one is made and dropped (`barrier`).
 //!
 //! - [`consistent`]: one exported snapshot, several connections, COPY by ranges of pages.
 //! - [`incremental`]: chunks by key, each with a snapshot of its own, between marks in the journal.
 
 mod ahead;
+mod barrier;
 mod consistent;
 mod encoder;
 mod incremental;
@@ -78,9 +80,16 @@ impl Exporter {
         Exporter { connect, publication: publication.to_owned(), feed, patience }
     }
 
+    /// A session on the primary whose changes are in the journal, whose snapshots miss nothing that the journal does not have.
+    async fn session(&self) -> Result<Session, SnapshotError> {
+        let mut session = self.connected().await?;
+        session.needed = self.settled(&session).await?;
+        Ok(session)
+    }
+
     /// A session on the primary whose changes are in the journal. After a failover the old one may still answer, and be the
     /// first in the list.
-    async fn session(&self) -> Result<Session, SnapshotError> {
+    async fn connected(&self) -> Result<Session, SnapshotError> {
         let mut failed = away("the connection string names no server");
         for host in &self.connect.hosts {
             match self.session_at(&self.connect.only(host)).await {
@@ -94,7 +103,7 @@ impl Exporter {
     async fn session_at(&self, connect: &ConnectOptions) -> Result<Session, SnapshotError> {
         let lineage = self.feed.lineage().ok_or_else(|| away("the hub has never been connected to its source"))?;
         let sql = copy::connect(connect).await.map_err(refused)?;
-        let mut session = Session { sql, lineage: lineage.id(), place: Vec::new() };
+        let mut session = Session { sql, lineage: lineage.id(), place: Vec::new(), needed: Position::default() };
         let sql = &session.sql;
         if server::in_recovery(sql).await.map_err(refused)? {
             return Err(away("the server is a standby, whose snapshots do not list what runs on the primary"));
@@ -107,7 +116,6 @@ impl Exporter {
             let journal = lineage.timeline;
             return Err(away(&format!("the server is on timeline {timeline}, and the journal on timeline {journal}")));
         }
-        self.settled(sql).await?;
         session.place = format!("{timeline:08X} {}", system_identifier as i64).into_bytes();
         Ok(session)
     }
@@ -218,17 +226,21 @@ impl Exporter {
         }
         let tables: Vec<_> =
             tables.iter().map(|table| (table.relation.qualified_name(), table.estimated_rows)).collect();
-        let (seen, until, lineage) = (locked.seen.clone(), locked.until, locked.session.lineage);
+        let (seen, until) = (locked.seen.clone(), locked.until);
+        let Session { lineage, needed, .. } = locked.session;
         // Chunks have snapshots of their own: nothing is held open for them meanwhile.
         let locked = (mode == SnapshotMode::Consistent).then_some(locked);
         failpoint::hit("snapshot_seen");
-        let marker = self.session().await?;
+        let marker = self.connected().await?;
         // A commit is seen before it is flushed, if its session does not wait for that. Flushed, it is lost with the server only,
         // which is a failover for the stream.
         table::emit_mark(&marker.sql, MARK_PREFIX, "begin").await.map_err(refused)?;
         self.follows(lineage).await?;
         let start = scan::before(&*self.feed, &seen, until).await?;
         let reservation = self.feed.reserve(start);
+        if self.feed.window().is_behind(needed) {
+            return Err(interrupted("the journal has left behind what the rows may lack while the snapshot began"));
+        }
         if start.lineage != lineage || marker.lineage != lineage {
             return Err(interrupted("the source has failed over while the snapshot began"));
         }
@@ -258,7 +270,7 @@ impl Exporter {
             }
             None => {
                 let order = ahead::Order { exporter: self.clone(), selection: request.selection, pause: request.pause };
-                let rows = incremental::start(order, Some(marker), run, progress.clone(), reservation);
+                let rows = incremental::start(order, Some((marker, start)), run, progress.clone(), reservation);
                 (Box::new(rows), Some(request.permit))
             }
         };
@@ -275,7 +287,7 @@ impl Snapshots for Exporter {
     fn refusal<'a>(&'a self, table: &'a str) -> BoxFuture<'a, Option<SnapshotError>> {
         Box::pin(async move {
             let (schema, name) = table.split_once('.')?;
-            let kind = table::kind(&self.session().await.ok()?.sql, schema, name).await.ok()??;
+            let kind = table::kind(&self.connected().await.ok()?.sql, schema, name).await.ok()??;
             if matches!(kind.as_str(), "table" | "partitioned table") {
                 return None;
             }
@@ -300,6 +312,8 @@ struct Session {
     lineage: LineageId,
     /// What [`table::PLACE`] gave.
     place: Vec<u8>,
+    /// What the journal must have for its snapshots to miss nothing: everything behind this ([`Exporter::settled`]).
+    needed: Position,
 }
 
 impl Drop for Session {

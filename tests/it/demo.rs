@@ -63,7 +63,7 @@ fn the_failover_demo_ends_with_nothing_missing() {
 
 #[test]
 fn the_failover_demo_leaves_nothing_behind_when_it_is_interrupted() {
-    for (signal, moment) in [(Signal::INT, "kill -9 for the primary"), (Signal::KILL, "The shop goes on")] {
+    let interrupted = |signal, moment: &str| {
         let (mut demo, out, temporary) = start();
         eventually_blocking(Duration::from_secs(60), || {
             let told = fs::read_to_string(&out).expect("output");
@@ -73,5 +73,9 @@ fn the_failover_demo_leaves_nothing_behind_when_it_is_interrupted() {
         let status = demo.wait().expect("an end");
         assert_eq!(status.success(), signal == Signal::INT, "{status}");
         eventually_blocking(Duration::from_secs(30), || is_clean(&temporary));
-    }
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| interrupted(Signal::INT, "kill -9 for the primary"));
+        scope.spawn(|| interrupted(Signal::KILL, "The shop goes on"));
+    });
 }

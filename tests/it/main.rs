@@ -37,6 +37,7 @@ mod security;
 mod snapshot;
 mod snapshot_backfill;
 mod snapshot_breaks;
+mod snapshot_slot;
 mod snapshot_states;
 mod snapshot_tables;
 mod storage;

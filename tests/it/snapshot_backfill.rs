@@ -16,6 +16,7 @@ use crate::harness::{
     stage::held,
     validators::{self, Replica},
 };
+use crate::snapshot_states::open_transactions;
 
 pub async fn backfill(stage: &Stage, request: pb::BackfillRequest) -> Result<String, tonic::Status> {
     let url = format!("http://127.0.0.1:{}", stage.hub.grpc_port());
@@ -104,7 +105,7 @@ async fn a_running_stream_takes_rows_of_some_tables() {
     // Of a cancelled snapshot there is no end, so what is checked is the rows alone.
     let id = |kind: &Kind| match kind {
         Kind::Change(change) => match change.after_row.as_ref()?.values.first()?.kind.as_ref()? {
-            pb::value::Kind::Int(id) => Some(*id),
+            pb::value::Kind::IntValue(id) => Some(*id),
             other => panic!("{other:?}"),
         },
         _ => None,
@@ -399,17 +400,32 @@ async fn the_command_tells_a_terminal_how_it_goes() {
     assert!(text.contains("3,000 rows of 1 table in "), "{text}");
     assert_eq!(std::fs::read_to_string(stage.hub.dir().join("items.csv")).expect("items.csv").lines().count(), 3001);
 
-    let mut slow = Command::new(env!("CARGO_BIN_EXE_walcast"));
-    slow.args(["snapshot", "public.items", "--to", "slow.csv", "--max-rows-per-second", "100", "--hub", &url]);
-    let slow = slow.current_dir(stage.hub.dir()).stderr(std::process::Stdio::piped()).spawn().expect("walcast");
-    let part = stage.hub.dir().join("slow.csv.part");
-    eventually(Duration::from_secs(30), || async { if part.exists() { Ok(()) } else { Err("no file yet") } }).await;
-    let pid = rustix::process::Pid::from_raw(slow.id() as i32).expect("a pid");
-    rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("interrupted");
-    let output = slow.wait_with_output().expect("walcast");
-    assert_eq!(output.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("interrupted: slow.csv was not written"), "{output:?}");
-    assert!(!part.exists() && !stage.hub.dir().join("slow.csv").exists());
+    // Interrupted, it ends at once with 1, leaves what was there before, and nothing on the server.
+    let sessions = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'walcast'";
+    let before = stage.db.number(sessions).await;
+    for to in ["slow.csv", "items.csv"] {
+        let mut slow = Command::new(env!("CARGO_BIN_EXE_walcast"));
+        slow.args(["snapshot", "public.items", "--to", to, "--max-rows-per-second", "100", "--hub", &url]);
+        let slow = slow.current_dir(stage.hub.dir()).stderr(std::process::Stdio::piped()).spawn().expect("walcast");
+        let part = stage.hub.dir().join(format!("{to}.part"));
+        eventually(Duration::from_secs(30), || async { if part.exists() { Ok(()) } else { Err("no file yet") } }).await;
+        assert!(open_transactions(&stage).await > 0, "the rows are of one moment");
+        let pid = rustix::process::Pid::from_raw(slow.id() as i32).expect("a pid");
+        rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("interrupted");
+        let output = slow.wait_with_output().expect("walcast");
+        assert_eq!(output.status.code(), Some(1));
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(told.contains(&format!("interrupted: {to} was not written")), "{told}");
+        assert!(!part.exists() && !stage.hub.dir().join("slow.csv").exists());
+        eventually(Duration::from_secs(10), || async {
+            match (open_transactions(&stage).await, stage.db.number(sessions).await) {
+                (0, left) if left <= before => Ok(()),
+                (open, left) => Err(format!("{open} transactions and {left} sessions, of {before} before")),
+            }
+        })
+        .await;
+    }
+    assert_eq!(std::fs::read_to_string(stage.hub.dir().join("items.csv")).expect("items.csv").lines().count(), 3001);
 }
 
 const KINDS: &str = "CREATE TABLE kinds (

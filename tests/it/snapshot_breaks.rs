@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 use walcast::wire::pb::{self, SnapshotMode, event::Kind};
 
 use crate::harness::{
-    Db, Stage,
+    Db, Shutdown, Stage,
     client::{Request, Stream},
     eventually,
     history::{History, StreamLog},
@@ -95,6 +95,62 @@ async fn an_incremental_snapshot_goes_on_after_a_failover() {
     held(&kept(&history), validators::formal(&kept(&history)));
     assert_eq!(history.last().kinds().filter(|kind| matches!(kind, Kind::SnapshotBegin(_))).count(), 1, "one snapshot");
     makes(&kept(&history), &db, &["public.items"], true).await;
+}
+
+/// Whoever cannot reach the source tries again as often as it takes: the hub does so without its pauses here.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_outage_of_any_length_is_outlasted() {
+    let mut stage = stage().sql(ITEMS).env("WALCAST_FAILPOINTS", "snapshot_hurries=plant").start().await;
+    let mut stream = stage.client().subscribe(&slowly(SnapshotMode::Incremental, 5000)).await;
+    stream.until("the first chunk", |log| rows(log) > 0).await;
+    stage.cluster.stop(Shutdown::Fast);
+    eventually(Duration::from_secs(30), || async {
+        match stage.hub.log().matches("a chunk is read again").count() {
+            attempts if attempts > 60 => Ok(()),
+            attempts => Err(format!("{attempts} attempts")),
+        }
+    })
+    .await;
+    stage.cluster.resume();
+    stage.reconnect().await;
+    stage.db.run("UPDATE items SET name = 'new' WHERE id % 1000 = 7; DELETE FROM items WHERE id % 1000 = 8").await;
+    stage.streaming().await;
+    stream.until("snapshot_end", ended).await;
+    stream.reaches(stage.goal().await).await;
+    let history = stream.close();
+    held(&history, validators::formal(&history));
+    makes(&history, &stage.db, &["public.items"], true).await;
+}
+
+/// Where the source is there and a chunk fails again and again, the stream ends, and goes on there when the cause is gone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_chunk_that_keeps_failing_ends_the_stream_and_is_gone_on_from() {
+    let stage = stage()
+        .sql("CREATE TABLE items (id int PRIMARY KEY, unit text)")
+        .sql("INSERT INTO items SELECT n, CASE n WHEN 15000 THEN 'unknown' ELSE 'day' END FROM generate_series(1, 20000) n")
+        .publication("CREATE PUBLICATION walcast FOR TABLE items WHERE (date_trunc(unit, timestamp '2026-01-01') IS NOT NULL)")
+        .env("WALCAST_FAILPOINTS", "snapshot_hurries=plant")
+        .start()
+        .await;
+    let mut stream = stage.client().subscribe(&slowly(SnapshotMode::Incremental, 0)).await;
+    let failure = stream.fails_with("SNAPSHOT_INTERRUPTED").await;
+    assert!(failure.message.contains("unknown"), "{failure:?}");
+    let position = stream.log.position().expect("a position");
+    let first = stream.close();
+    stage.db.run("ALTER PUBLICATION walcast SET TABLE items").await;
+    stage.db.run("UPDATE items SET unit = 'hour' WHERE id = 15000 OR id % 1000 = 7").await;
+    let mut stream = stage.client().subscribe(&Request::new().after(&position)).await;
+    stream.until("snapshot_end", ended).await;
+    stream.reaches(stage.goal().await).await;
+    let second = stream.close();
+    let of = |history| ids(&held(history, Parsed::of(history)));
+    let (read, rest) = (of(&first), of(&second));
+    assert!(read.first() == Some(&1) && rest.first() > Some(&1), "it starts over");
+    let mut replica = Replica::default();
+    replica.incremental = true;
+    held(&first, replica.apply(&held(&first, Parsed::of(&first))));
+    held(&second, replica.apply(&held(&second, Parsed::of(&second))));
+    held(&second, replica.equals_source(&stage.db, &["public.items".into()]).await);
 }
 
 /// The rows hold what the new primary never received.
@@ -193,14 +249,14 @@ pub async fn waits(db: &Db, condition: &str) {
 }
 
 /// A commit that waits for a standby that does not exist.
-struct Stuck {
+pub struct Stuck {
     task: JoinHandle<()>,
     /// Commits again and again until one waits: a reload does not hold at once.
     probe: JoinHandle<()>,
     stop: CancellationToken,
 }
 
-async fn stuck(stage: &Stage, statement: &str) -> Stuck {
+pub async fn stuck(stage: &Stage, statement: &str) -> Stuck {
     stage.db.run("ALTER SYSTEM SET synchronous_standby_names = 'nobody'").await;
     stage.db.run("SELECT pg_reload_conf()").await;
     let (probing, stop) = (stage.cluster.connect().await, CancellationToken::new());
@@ -217,12 +273,31 @@ async fn stuck(stage: &Stage, statement: &str) -> Stuck {
     Stuck { task, probe, stop }
 }
 
-async fn release(stage: &Stage, stuck: Stuck) {
+pub async fn release(stage: &Stage, stuck: Stuck) {
     stuck.stop.cancel();
     stage.db.run("ALTER SYSTEM RESET synchronous_standby_names").await;
     stage.db.run("SELECT pg_reload_conf()").await;
     stuck.task.await.expect("released");
     stuck.probe.await.expect("released");
+}
+
+/// Starts the hub such that the statement's commit record lies in front of what its new journal begins with.
+pub async fn stuck_in_front_of_the_journal(stage: &mut Stage, statement: &str) -> Stuck {
+    let (one, two) = (stage.cluster.connect().await, stage.cluster.connect().await);
+    one.run("BEGIN; SELECT pg_current_xact_id()").await;
+    stage.hub.spawn();
+    waits(&stage.db, "backend_type = 'walsender' AND wait_event = 'transactionid'").await;
+    // The slot's consistent point now waits for this one, and no transaction that begins behind it is in the stream before.
+    two.run("BEGIN; SELECT pg_current_xact_id()").await;
+    one.run("ROLLBACK").await;
+    let xid = two.text("SELECT pg_current_xact_id()::xid::text").await.expect("an xid");
+    let lock = format!("pid IN (SELECT pid FROM pg_locks WHERE NOT granted AND transactionid::text = '{xid}')");
+    waits(&stage.db, &lock).await;
+    let stuck = stuck(stage, statement).await;
+    two.run("ROLLBACK").await;
+    stage.hub.ready().await;
+    stage.streaming().await;
+    stuck
 }
 
 /// A commit record that lies in front of the slot's beginning, of a transaction that nobody sees yet, would be neither in
@@ -235,21 +310,7 @@ async fn a_commit_that_nobody_sees_yet_is_not_lost() {
         .env("WALCAST_LIMITS_SNAPSHOT_SETTLE", "2s")
         .prepare()
         .await;
-    let (one, two) = (stage.cluster.connect().await, stage.cluster.connect().await);
-    one.run("BEGIN; SELECT pg_current_xact_id()").await;
-    stage.hub.spawn();
-    let waiting = "backend_type = 'walsender' AND wait_event = 'transactionid'";
-    waits(&stage.db, waiting).await;
-    // The slot's consistent point now waits for this one, and no transaction that begins behind it is in the stream before.
-    two.run("BEGIN; SELECT pg_current_xact_id()").await;
-    one.run("ROLLBACK").await;
-    let xid = two.text("SELECT pg_current_xact_id()::xid::text").await.expect("an xid");
-    let lock = format!("pid IN (SELECT pid FROM pg_locks WHERE NOT granted AND transactionid::text = '{xid}')");
-    waits(&stage.db, &lock).await;
-    let two_is_stuck = stuck(&stage, "INSERT INTO items VALUES (2, 'stuck')").await;
-    two.run("ROLLBACK").await;
-    stage.hub.ready().await;
-    stage.streaming().await;
+    let two_is_stuck = stuck_in_front_of_the_journal(&mut stage, "INSERT INTO items VALUES (2, 'stuck')").await;
     let client = stage.client();
     let refused = client.subscribe(&slowly(SnapshotMode::Consistent, 0)).await.fails_with("SOURCE_UNAVAILABLE").await;
     a_slot_waits(&stage).await;

@@ -43,7 +43,7 @@ pub async fn a_slot_waits(stage: &Stage) {
 }
 
 /// Sessions of the hub that have a transaction open.
-async fn open_transactions(stage: &Stage) -> i64 {
+pub async fn open_transactions(stage: &Stage) -> i64 {
     let open = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'walcast' AND xact_start IS NOT NULL
                 AND backend_type = 'client backend'";
     stage.db.number(open).await

@@ -10,6 +10,7 @@ use crate::{
         error::{Error, Phase, Result},
         server::Identity,
         slot::BACKEND,
+        table::PLACE,
     },
 };
 
@@ -58,6 +59,12 @@ impl Replication {
         let rows = self.rows(&format!("{BACKEND} pg_catalog.pg_backend_pid()")).await?;
         let first = rows.into_iter().next().and_then(|row| row.into_iter().next().flatten());
         first.ok_or_else(|| Error::Protocol("the server does not know the session's process".into()))
+    }
+
+    /// The timeline and the system identifier of a primary ([`PLACE`]); `None` on a standby.
+    pub async fn place(&mut self) -> Result<Option<String>> {
+        let rows = self.rows(PLACE).await?;
+        Ok(rows.into_iter().next().and_then(|row| row.into_iter().next().flatten()))
     }
 
     /// Creates a logical pgoutput slot without exporting a snapshot. The server first waits for every transaction that
@@ -118,7 +125,7 @@ impl Replication {
         self.channel.flush().await
     }
 
-    async fn rows(&mut self, command: &str) -> Result<Rows> {
+    pub(super) async fn rows(&mut self, command: &str) -> Result<Rows> {
         self.query(command).await?;
         let mut rows = Rows::new();
         let mut failure = None;

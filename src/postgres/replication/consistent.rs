@@ -66,7 +66,7 @@ impl ReplicationStream {
 }
 
 /// By the function that reports, which is never translated; the details of what is not consistent yet count transactions.
-fn read(notice: &Notice) -> Option<Consistency> {
+pub(super) fn read(notice: &Notice) -> Option<Consistency> {
     let restored = match notice.routine.as_str() {
         "SnapBuildRestore" => true,
         "SnapBuildFindSnapshot" => false,

@@ -19,6 +19,7 @@ mod consistent;
 pub(super) mod frame;
 mod pace;
 pub(super) mod startup;
+mod temporary;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -37,7 +38,7 @@ use super::{
 use crate::lsn::Lsn;
 
 pub(super) use self::startup::PINNED;
-pub use self::{command::CreatedSlot, consistent::Consistency, frame::Frame};
+pub use self::{command::CreatedSlot, consistent::Consistency, frame::Frame, temporary::Outlived};
 
 /// Between the epochs of Unix and PostgreSQL (2000-01-01).
 const EPOCH: Duration = Duration::from_secs(946_684_800);

@@ -3,6 +3,7 @@
 use std::fs;
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::cluster::{Cluster, parse};
 use crate::{
@@ -234,4 +235,28 @@ async fn a_port_without_a_listener_is_unreachable() {
     let options = ConnectOptions::parse(Some(&format!("host=127.0.0.1 port={port} user=u")), &|_| None).unwrap();
     let error = Sql::connect(&options).await.err().unwrap();
     assert!(matches!(error, Error::Unreachable { .. }) && error.retryable(), "{error}");
+}
+
+/// A server that ends while it is asked for TLS will be back, whatever `sslmode` says.
+#[tokio::test]
+async fn a_server_that_goes_away_while_it_is_asked_for_encryption() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    // Every second one gets as far as the handshake.
+    let server = tokio::spawn(async move {
+        for number in 0.. {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = [0; 8];
+            stream.read_exact(&mut request).await.unwrap();
+            if number % 2 == 1 {
+                stream.write_all(b"S").await.unwrap();
+            }
+        }
+    });
+    for mode in ["prefer", "prefer", "require", "require"] {
+        let dsn = format!("host=127.0.0.1 port={port} user=u sslmode={mode}");
+        let Err(error) = Sql::connect(&parse(&dsn)).await else { panic!("there is no server") };
+        assert!(error.retryable() && error.reason() == Reason::SourceUnavailable, "{mode}: {error}");
+    }
+    server.abort();
 }
