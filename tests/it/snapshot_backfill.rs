@@ -105,7 +105,7 @@ async fn a_running_stream_takes_rows_of_some_tables() {
     // Of a cancelled snapshot there is no end, so what is checked is the rows alone.
     let id = |kind: &Kind| match kind {
         Kind::Change(change) => match change.after_row.as_ref()?.values.first()?.kind.as_ref()? {
-            pb::value::Kind::Int(id) => Some(*id),
+            pb::value::Kind::IntValue(id) => Some(*id),
             other => panic!("{other:?}"),
         },
         _ => None,

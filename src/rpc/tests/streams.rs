@@ -140,7 +140,7 @@ fn the_body_hands_on_the_very_bytes_of_the_hub() {
     let mut body = StreamBody::new(Ready([frame.clone()].into()), None, None, tracing::Span::none());
     let waker = noop_waker();
     let mut poll = || match Pin::new(&mut body).poll_frame(&mut Context::from_waker(&waker)) {
-        std::task::Poll::Ready(Some(Ok(frame))) => frame,
+        Poll::Ready(Some(Ok(frame))) => frame,
         other => panic!("{other:?}"),
     };
     let data = poll().into_data().unwrap();
@@ -157,7 +157,7 @@ fn small_messages_that_are_ready_are_joined_and_a_large_one_is_not_copied() {
     let mut body = StreamBody::new(Ready(ready), None, None, tracing::Span::none());
     let waker = noop_waker();
     let mut poll = || match Pin::new(&mut body).poll_frame(&mut Context::from_waker(&waker)) {
-        std::task::Poll::Ready(Some(Ok(frame))) => frame,
+        Poll::Ready(Some(Ok(frame))) => frame,
         other => panic!("{other:?}"),
     };
     assert_eq!(poll().into_data().unwrap(), small.concat());
