@@ -166,7 +166,7 @@ fn old_rows_of_partitions_have_what_their_own_identity_says() {
     };
     let row = || insert_row(ROOT, &["x", "y"]);
     let full = described(ROOT, b'f', &["A", "B"]);
-    assert_eq!(told(&[full.clone()]), ["1 Full A B", "1 Full A B"]);
+    assert_eq!(told(std::slice::from_ref(&full)), ["1 Full A B", "1 Full A B"]);
     assert_eq!(told(&[full.clone(), described(2, b'd', &["b", "A"]), row()]), ["1 Full A B", "1 Default A b"]);
     let other = [full.clone(), described(3, b'f', &["A", "B"]), row()];
     assert_eq!(told(&other), ["1 Full A B", "1 Default A b"], "the first one is as it was");
