@@ -26,7 +26,7 @@ use std::{
 
 pub use self::apply::Sink;
 use self::carry::SoFar;
-pub use self::horizon::{Marker, newest_valid};
+pub use self::horizon::{Marker, holds, newest_valid};
 use crate::{
     failpoint,
     feed::{self, Feed},
