@@ -7,7 +7,7 @@
 //! LSN. It serves a snapshot once everything below that id has ended.
 
 use crate::{
-    feed::History,
+    feed::{History, LineageStart},
     journal::Horizon,
     lsn::Lsn,
     model::{LineageId, Position},
@@ -48,13 +48,19 @@ impl Marker {
     }
 }
 
+/// Whether a horizon means the same on the newest lineage. One that was taken past the switch does not, since the
+/// promoted server hands out the ids anew that it sees; nor does one of another system, whose ids and LSNs say nothing of this
+/// one (after pg_upgrade they would, but nothing tells that from a restored dump).
+pub fn holds(horizon: &Horizon, history: &History) -> bool {
+    let of = |start: &LineageStart| start.lineage.system_identifier;
+    let taken_on = history.rank(horizon.lineage).map(|rank| of(&history.starts()[rank]));
+    taken_on == history.newest().map(of) && history.check(Position::new(horizon.lineage, horizon.high)).is_ok()
+}
+
 /// The newest horizon that means the same on the newest lineage and that the journal covers up to `cut`.
 pub fn newest_valid<'h>(horizons: &'h [Horizon], history: &History, cut: Position) -> Option<&'h Horizon> {
-    let holds = |horizon: &&Horizon| {
-        let high = Position::new(horizon.lineage, horizon.high);
-        horizon.high <= cut.lsn && history.check(high).is_ok()
-    };
-    horizons.iter().filter(holds).max_by_key(|horizon| (history.rank(horizon.lineage), horizon.high))
+    let valid = |horizon: &&Horizon| horizon.high <= cut.lsn && holds(horizon, history);
+    horizons.iter().filter(valid).max_by_key(|horizon| (history.rank(horizon.lineage), horizon.high))
 }
 
 #[cfg(test)]
@@ -90,5 +96,16 @@ mod tests {
         let both = [of(0, 496), of(1, 520)];
         assert_eq!(high(newest_valid(&both, &history, at(1, 600))), Some(520));
         assert_eq!(high(newest_valid(&both[1..], &before, at(0, 600))), None, "an unknown lineage");
+        let hold = |history| horizons.each_ref().map(|horizon| holds(horizon, history));
+        assert_eq!((hold(&before), hold(&history)), ([true; 3], [true, true, false]));
+
+        let mut rebased = before.clone();
+        let other = Lineage { system_identifier: 2, ..lineage(1, 600) };
+        rebased.push(rebased.start(other, left, 2, Some((Lsn(700), "another system".into()))));
+        let here = Position::new(rebased.starts()[1].id, Lsn(800));
+        assert!(rebased.check(Position::new(lineages[0].id, Lsn(496))).is_ok(), "to a client nothing was taken back");
+        assert_eq!(high(newest_valid(&horizons, &rebased, here)), None, "another system's ids");
+        let own = [Horizon { lineage: here.lineage, ..of(0, 720) }];
+        assert_eq!(high(newest_valid(&own, &rebased, here)), Some(720));
     }
 }

@@ -26,7 +26,7 @@ use std::{
 
 pub use self::apply::Sink;
 use self::carry::SoFar;
-pub use self::horizon::{Marker, newest_valid};
+pub use self::horizon::{Marker, holds, newest_valid};
 use crate::{
     failpoint,
     feed::{self, Feed},
@@ -44,6 +44,7 @@ use crate::{
         sql::Sql,
     },
     reason::{Classified, Reason},
+    shutdown::Drain,
 };
 
 /// Why the log tables cannot fill the gap.
@@ -75,6 +76,12 @@ pub enum Error<E: Classified> {
         /// What does not fit.
         detail: String,
     },
+    /// The log stopped to have everything after the slot was dropped. The next attempt meets the slot as it is then.
+    #[error("the log tables do not cover the gap any more: {}", list(.0))]
+    NoLonger(Vec<Unprotected>),
+    /// The server was to be left while something was waited for.
+    #[error("another server has gone on meanwhile")]
+    Left,
     /// Writing to the journal failed.
     #[error(transparent)]
     Sink(E),
@@ -90,14 +97,17 @@ impl<E: Classified> Classified for Error<E> {
             Error::Postgres(error) => error.reason(),
             Error::Feed(error) => error.reason(),
             Error::Sink(error) => error.reason(),
-            Error::NotInstalled | Error::NoHorizon | Error::Uncovered(_) | Error::Expired(_) => Reason::SlotLost,
+            Error::NotInstalled | Error::NoHorizon | Error::Uncovered(_) | Error::Expired(_) | Error::NoLonger(_) => {
+                Reason::SlotLost
+            }
+            Error::Left => Reason::SourceStalePrimary,
             Error::Row { .. } => Reason::DecodeError,
         }
     }
 }
 
 impl<E: Classified> Error<E> {
-    /// Whether the log tables cannot help, now or later, as opposed to a failure that may pass.
+    /// Whether the log tables cannot help, now or later, and the slot is as it was, as opposed to a failure that may pass.
     pub fn is_final(&self) -> bool {
         matches!(self, Error::NotInstalled | Error::NoHorizon | Error::Uncovered(_) | Error::Expired(_))
     }
@@ -125,6 +135,8 @@ pub struct Recovery<'a> {
     pub gate: &'a [String],
     /// Hears what the recovery waits for, every two seconds while it does.
     pub blocked: &'a (dyn Fn(&[String]) + Send + Sync),
+    /// Ends every wait with [`Error::Left`]: the server is stale, and what it waits for may never come.
+    pub leave: &'a Drain,
 }
 
 /// How a recovery went.
@@ -170,9 +182,23 @@ impl Recovery<'_> {
         };
         slot::drop(self.sql, self.slot).await?;
         failpoint::hit("recovery_slot_dropped");
+        match self.remake(horizon, &mut so_far, replication, sink).await {
+            Err(Error::Uncovered(found)) => Err(Error::NoLonger(found)),
+            done => done,
+        }
+    }
+
+    /// Makes the slot anew and replays what came before.
+    async fn remake<S: Sink>(
+        &self,
+        horizon: &Horizon,
+        so_far: &mut SoFar,
+        replication: &mut Replication,
+        sink: &mut S,
+    ) -> Result<Done, Error<S::Error>> {
         let mut making = Making::new(self.sql).await?;
         let created = loop {
-            let created = self.create_slot(horizon, &mut so_far, replication, sink).await?;
+            let created = self.create_slot(horizon, so_far, replication, sink).await?;
             if making.may_keep(self.slot).await? {
                 break created;
             }
@@ -186,11 +212,12 @@ impl Recovery<'_> {
         } else {
             Reader::open(self.connect, &snapshot).await?
         };
-        unfinished::wait(self.sql, &reader.snapshot().await?).await?;
+        let exported = reader.snapshot().await?;
+        self.unless_left(unfinished::wait(self.sql, &exported, self.blocked)).await?;
         self.still_covered(horizon).await?;
-        self.let_pass(point).await?;
+        self.unless_left(self.let_pass(point)).await?;
         sink.begin_replay().await.map_err(Error::Sink)?;
-        let carried = self.carry(&reader, &mut so_far, point, Provenance::LogReplay, sink).await?;
+        let carried = self.carry(&reader, so_far, point, Provenance::LogReplay, sink).await?;
         failpoint::hit("recovery_replayed");
         sink.recovered(so_far.cut, self.slot).await.map_err(Error::Sink)?;
         reader.close().await?;
@@ -216,6 +243,7 @@ impl Recovery<'_> {
         loop {
             tokio::select! {
                 created = &mut creating => return Ok(created?),
+                () = self.leave.wait() => return Err(Error::Left),
                 () = tokio::time::sleep(pause) => {
                     let blockers = blockers::read(self.sql, self.slot).await?;
                     (self.blocked)(&blockers.iter().map(ToString::to_string).collect::<Vec<_>>());
@@ -224,6 +252,16 @@ impl Recovery<'_> {
                     pause = (begun.elapsed() * 2).clamp(BLOCKED_AFTER, LONGEST_PAUSE);
                 }
             }
+        }
+    }
+
+    async fn unless_left<E: Classified>(
+        &self,
+        waiting: impl Future<Output = Result<(), postgres::Error>>,
+    ) -> Result<(), Error<E>> {
+        tokio::select! {
+            waited = waiting => Ok(waited?),
+            () = self.leave.wait() => Err(Error::Left),
         }
     }
 

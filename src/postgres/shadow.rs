@@ -4,7 +4,7 @@
 //! The slot is moved on behind what the journal has acknowledged, never past it, so that after a promotion it has what the
 //! journal lacks.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use super::{
     catalog::Making,
@@ -21,33 +21,39 @@ const HELP: Duration = Duration::from_millis(200);
 /// Of slots, in bytes (NAMEDATALEN - 1).
 const LONGEST_NAME: usize = 63;
 
-/// Makes the slot on a standby, or moves it on to `confirmed`; one that the server has invalidated is made anew the next
-/// time. A server that is no standby is left alone, and so is a slot that somebody uses. To be called with a time limit: a
-/// creation waits for the transactions that are open on the primary.
-pub async fn keep(options: &ConnectOptions, spec: &HostSpec, name: &str, confirmed: Lsn, primary: &Sql) -> Result<()> {
+async fn connect(options: &ConnectOptions, spec: &HostSpec) -> Result<Sql> {
     let mut one = options.clone();
     one.hosts = vec![spec.clone()];
     one.target_session_attrs = TargetSessionAttrs::Any;
-    let sql = Sql::connect(&one).await?;
+    Sql::connect(&one).await
+}
+
+/// Moves the slot on a standby on to `confirmed`; whether there is none, and it is to be made. One that the server has
+/// invalidated is dropped. A server that is no standby is left alone, and so is a slot that somebody uses.
+pub async fn keep(options: &ConnectOptions, spec: &HostSpec, name: &str, confirmed: Lsn) -> Result<bool> {
+    let sql = connect(options, spec).await?;
     if !server::in_recovery(&sql).await? {
-        return Ok(());
+        return Ok(false);
     }
     match slot::state(&sql, name).await? {
-        Some(slot) if slot.active_pid.is_some() => Ok(()),
-        Some(slot) if slot.is_lost() => slot::drop(&sql, name).await.map(drop),
+        Some(slot) if slot.active_pid.is_some() => Ok(false),
+        Some(slot) if slot.is_lost() => slot::drop(&sql, name).await,
         Some(slot) if slot.confirmed_flush < Some(confirmed) => {
             let to = confirmed.to_string();
             let statement = "SELECT pg_catalog.pg_replication_slot_advance($1, $2::text::pg_lsn)::text";
-            sql.query(statement, &[text(&name), text(&to.as_str())]).await.map(drop)
+            sql.query(statement, &[text(&name), text(&to.as_str())]).await.map(|_| false)
         }
-        Some(_) => Ok(()),
-        None => make(&sql, name, primary).await,
+        Some(_) => Ok(false),
+        None => Ok(true),
     }
 }
 
 /// The slot gets its name only when it is known that nothing was overlooked while it was made: a temporary one is made,
-/// examined and copied. When this ends early, or the hub does, the server drops that one by itself.
-async fn make(sql: &Sql, name: &str, primary: &Sql) -> Result<()> {
+/// examined and copied. Takes as long as the transactions that are open on the primary do. When this ends early, or the hub
+/// does, the server drops that one by itself.
+pub async fn make(options: ConnectOptions, spec: HostSpec, name: String, primary: Arc<Sql>) -> Result<()> {
+    let sql = &connect(&options, &spec).await?;
+    let (name, primary) = (name.as_str(), &*primary);
     let temporary = format!("{}_making", name.get(..LONGEST_NAME - 7).unwrap_or(name));
     while slot::state(sql, &temporary).await?.is_some() {
         // Somebody who has gone has begun; it ends when it is made.

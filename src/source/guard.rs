@@ -6,7 +6,8 @@ use tokio::time::Instant;
 
 use super::{Error, Options, SourceState};
 use crate::{
-    failover::Marker,
+    failover::{self, Marker},
+    feed::Feed as _,
     ingest::Desk,
     journal::Journal,
     model::Position,
@@ -57,6 +58,9 @@ impl Guard {
 
     pub async fn look(&mut self, sql: &Sql, options: &Options, state: &SourceState) -> Result<(), Error> {
         if !logtables::installed(sql).await? {
+            // Nothing is promised any more: not by an alarm either, be it of an earlier connection.
+            state.alarm(Reason::FailoverNotProtected, &[]);
+            self.alarmed = false;
             return Ok(());
         }
         let tail = *self.journal.complete().borrow();
@@ -69,7 +73,8 @@ impl Guard {
         if Instant::now() >= self.due {
             self.due = Instant::now() + INTERVAL;
             self.audit(sql, options, state).await?;
-            if let Some(horizon) = self.desk.recorded() {
+            let recorded = self.desk.recorded().filter(|horizon| failover::holds(horizon, &self.journal.history()));
+            if let Some(horizon) = recorded {
                 let emptied = logtables::prune(sql, &horizon.snapshot).await;
                 match emptied {
                     Ok(0) => {}

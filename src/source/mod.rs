@@ -19,7 +19,7 @@ mod state;
 mod undecodable;
 mod watch;
 
-use std::{path::PathBuf, time::Duration};
+use std::{path::PathBuf, pin::pin, time::Duration};
 
 pub use course::REBASE;
 pub use state::SourceState;
@@ -164,7 +164,6 @@ pub async fn run(
         }
         if let Error::Untrusted(why) = &error {
             tracing::warn!(reason = reason.as_str(), slot = options.slot, "the slot {why}");
-            carried.untrusted = Some(why.clone());
             continue;
         }
         if let Error::Ingest(ingest::Error::Resent { .. }) = &error {
@@ -205,10 +204,25 @@ struct Carried {
     skipped: bool,
     /// A message that cannot be decoded.
     stuck: Option<Lsn>,
-    /// Why the slot's stream would leave something out, found out by beginning it.
-    untrusted: Option<String>,
+    /// A slot whose stream would leave something out, found out by beginning it.
+    untrusted: Option<Untrusted>,
     /// How often the server could not decode the slot.
     failures: undecodable::Failures,
+}
+
+/// A slot whose stream would leave something out.
+struct Untrusted {
+    /// Where: a slot of the same name on another server is another one.
+    at: reach::At,
+    why: String,
+}
+
+/// Waits for something that the server may never do, unless another one has gone on meanwhile.
+async fn unless_left<T>(leave: &Drain, waiting: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    tokio::select! {
+        waited = waiting => waited,
+        () = leave.wait() => Err(refused(Reason::SourceStalePrimary, "another server has gone on meanwhile")),
+    }
 }
 
 /// One connection, from the first packet to its end.
@@ -230,10 +244,18 @@ async fn stream_once(
     state.update(|status| {
         status.system_identifier = reached.identity.system_identifier;
         status.timeline = reached.identity.timeline;
+        status.confirmed_flush = Lsn::ZERO; // what another server's slot has says nothing of this history
     });
     let sql = reached.sql.clone();
+    let at = reach::reached_at(&sql, &reached.identity);
+    // Preparing may wait for ever on a server that has been overtaken meanwhile. It is told to stop waiting, and ends by
+    // itself: what it writes must not be cut short.
+    let leave = Drain::new();
+    let mut overtaken = None;
+    let around = standbys::Around { sql: &sql, at: &at, options, state, journal };
+    let mut around = pin!(around.look());
     let opened = async {
-        let prepared = prepare::prepare(options, journal, ingest, carried, &mut reached, state).await?;
+        let prepared = prepare::prepare(options, journal, ingest, carried, &mut reached, state, &leave).await?;
         carried.skipped = false;
         state.reached(sql.clone());
         if let Some(keeper) = &keeper {
@@ -243,16 +265,31 @@ async fn stream_once(
             let stream = reached.replication.start(&options.slot, prepared.start, &options.publication).await?;
             prepared.examined(stream, &sql, &options.slot).await
         };
-        let stream = stream.await.inspect_err(|error| carried.failures.note(error))?;
+        let stream = unless_left(&leave, stream).await.inspect_err(|error| carried.failures.note(error))?;
         Ok((stream, prepared))
     };
-    let opened = tokio::select! {
-        () = drain.wait() => return Ok(()), // a new slot may wait for others for ever
-        opened = opened => opened,
+    let opened = {
+        let mut opened = pin!(opened);
+        loop {
+            tokio::select! {
+                () = drain.wait() => return Ok(()), // a new slot may wait for others for ever
+                opened = &mut opened => break opened,
+                error = &mut around, if overtaken.is_none() => {
+                    leave.start();
+                    overtaken = Some(error);
+                }
+            }
+        }
     };
-    let (mut stream, prepared) = match opened {
-        Ok(opened) => opened,
-        Err(error) => return Err(prepare::explain(options, &sql, error).await),
+    let (mut stream, prepared) = match (opened, overtaken) {
+        (_, Some(error)) => return Err(error),
+        (Ok(opened), None) => opened,
+        (Err(error), None) => {
+            if let Error::Untrusted(why) = &error {
+                carried.untrusted = Some(Untrusted { at: at.clone(), why: why.clone() });
+            }
+            return Err(prepare::explain(options, &sql, error).await);
+        }
     };
     tracing::info!(slot = options.slot, start = %prepared.start, "streaming");
     let proven = async {
@@ -278,7 +315,7 @@ async fn stream_once(
     let ended = tokio::select! {
         ended = ingest.run(&mut stream, prepared.status_interval, state.nudged(), drain) => ended.map_err(Error::from),
         error = watched.run(guard) => Err(error),
-        error = watched.look_around() => Err(error),
+        error = &mut around => Err(error),
         error = gate => Err(error),
         error = proven => Err(error),
     };

@@ -36,16 +36,23 @@ pub(super) async fn note(options: &Options, replication: &mut Replication, befor
 /// The slot is made, and nothing was overlooked.
 pub(super) fn examined(options: &Options) {
     let noted = fs::read_to_string(file(options)).unwrap_or_default();
-    if let Err(error) = write(options, noted.lines().next().unwrap_or_default()) {
+    let mut lines = noted.lines();
+    let who = lines.next().unwrap_or_default();
+    if lines.next().is_none() {
+        return;
+    }
+    if let Err(error) = write(options, who) {
         tracing::warn!(%error, "it cannot be noted that the slot is made");
     }
 }
 
 fn write(options: &Options, noted: &str) -> io::Result<()> {
     let path = file(options);
-    let mut file = fs::File::create(&path)?;
+    let new = path.with_extension("new");
+    let mut file = fs::File::create(&new)?;
     file.write_all(noted.as_bytes())?;
     file.sync_all()?;
+    fs::rename(&new, &path)?;
     path.parent().map_or(Ok(()), |directory| fs::File::open(directory)?.sync_all())
 }
 
@@ -60,11 +67,9 @@ pub(super) async fn is_unexamined(options: &Options, sql: &Sql, found: Option<&S
 /// Ends the walsender that an earlier hub, or an earlier connection of this one, left waiting; the slot as it is then.
 pub(super) async fn end(options: &Options, sql: &Sql, found: Option<SlotState>) -> Result<Option<SlotState>, Error> {
     let Some(pid) = found.as_ref().and_then(|slot| slot.active_pid) else { return Ok(found) };
-    let noted = match fs::read_to_string(file(options)) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(found),
-        noted => noted.unwrap_or_default(),
-    };
-    if slot::backend(sql, pid).await?.as_deref() != noted.lines().next() {
+    let noted = fs::read_to_string(file(options)).unwrap_or_default();
+    let Some(who) = noted.lines().next().filter(|who| !who.is_empty()) else { return Ok(found) };
+    if slot::backend(sql, pid).await?.as_deref() != Some(who) {
         return Ok(found);
     }
     tracing::warn!(pid, slot = options.slot, "ending the server process that an earlier attempt left with the slot");

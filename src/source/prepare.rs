@@ -4,10 +4,10 @@
 use std::time::Duration;
 
 use super::{
-    Carried, Error, Options, SourceState,
+    Carried, Error, Options, SourceState, Untrusted,
     course::{self, Step},
     orphan,
-    reach::Reached,
+    reach::{Reached, reached_at},
     refused,
     slots::{self, Broken, Decision, Mending},
 };
@@ -27,6 +27,7 @@ use crate::{
         sql::Sql,
     },
     reason::{Classified, Reason},
+    shutdown::Drain,
 };
 
 /// Status updates come at least this often, and three times per wal_sender_timeout.
@@ -84,6 +85,7 @@ pub(super) async fn prepare(
     carried: &mut Carried,
     reached: &mut Reached,
     state: &SourceState,
+    leave: &Drain,
 ) -> Result<Prepared, Error> {
     let Reached { sql, replication, identity, step, timeline_begins } = reached;
     // A hub that was killed while it founded its journal has segments and no lineage.
@@ -145,9 +147,13 @@ pub(super) async fn prepare(
             used => used,
         };
     }
+    if let Decision::Stream(_) = decision {
+        orphan::examined(options); // whoever has streamed from it had examined it
+    }
     let came_along = found.clone().filter(|slot| decoding::came_along(slot, *timeline_begins));
+    let untrusted = carried.untrusted.take().filter(|found| found.at == reached_at(sql, identity));
     if let Decision::Stream(_) | Decision::Broken(Broken::Ahead(_)) = decision
-        && let Some(why) = carried.untrusted.take()
+        && let Some(Untrusted { why, .. }) = untrusted
     {
         decision = Decision::Broken(Broken::Untrusted(why));
     }
@@ -177,11 +183,12 @@ pub(super) async fn prepare(
             let lineage = lineage.ok_or_else(|| refused(Reason::SlotLost, "the journal has no lineage"))?;
             let rebase = rebase.is_some();
             let publication = &publication;
-            let mending = Mending { options, journal, ingest, sql, replication, state, publication, lineage, rebase };
+            let mending =
+                Mending { options, journal, ingest, sql, replication, state, publication, lineage, rebase, leave };
             slots::mend(mending, &broken).await?
         }
         (Decision::Create, Step::Begin(lineage)) => {
-            let consistent_point = slots::create(options, sql, replication).await?;
+            let consistent_point = slots::create(options, sql, replication, leave).await?;
             ingest.found(lineage.clone(), consistent_point).await?;
             carried.fresh = false;
             consistent_point

@@ -84,6 +84,28 @@ pub(super) async fn reach(options: &Options, journal: &Journal) -> Result<Reache
     }
 }
 
+/// A server, and the history that it was on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct At {
+    server: HostSpec,
+    system_identifier: u64,
+    timeline: u32,
+}
+
+pub(super) fn reached_at(sql: &Sql, identity: &Identity) -> At {
+    let Identity { system_identifier, timeline, .. } = *identity;
+    At { server: sql.server().spec.clone(), system_identifier, timeline }
+}
+
+impl At {
+    /// Whether another server's history is this one's and went on where this one's ended.
+    pub fn is_overtaken_by(&self, step: &Step, other: &Identity) -> bool {
+        matches!(step, Step::Follow(_) | Step::Begin(_))
+            && other.system_identifier == self.system_identifier
+            && other.timeline > self.timeline
+    }
+}
+
 impl Reached {
     fn is_ahead_of(&self, other: &Reached) -> bool {
         is_ahead((&self.step, &self.identity), (&other.step, &other.identity))
@@ -133,7 +155,27 @@ pub(super) async fn one(options: &Options, connect: &ConnectOptions, journal: &J
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Lineage;
+    use crate::{model::Lineage, postgres::conninfo::Host};
+
+    #[test]
+    fn a_server_is_overtaken_by_its_own_history_alone() {
+        let at = At {
+            server: HostSpec { host: Host::Tcp("one".into()), addr: None, port: 5432 },
+            system_identifier: 7,
+            timeline: 2,
+        };
+        let overtaken = |step: fn(Lineage) -> Step, system_identifier, timeline| {
+            let history = String::new();
+            let lineage = Lineage { system_identifier, timeline, history, epoch: 0, switch_lsn: Lsn::ZERO };
+            let identity = Identity { system_identifier, timeline, xlogpos: Lsn::ZERO, dbname: None };
+            at.is_overtaken_by(&step(lineage), &identity)
+        };
+        assert!(overtaken(Step::Follow, 7, 3));
+        assert!(overtaken(Step::Begin, 7, 3), "before the journal has begun");
+        assert!(!overtaken(Step::Follow, 7, 2), "promoted apart");
+        assert!(!overtaken(|_| Step::Stay, 7, 1), "the one that was left, before the journal follows");
+        assert!(!overtaken(Step::Follow, 8, 3), "the system that was left, before the journal is rebased");
+    }
 
     #[test]
     fn of_two_primaries_one_is_followed() {

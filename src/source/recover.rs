@@ -28,7 +28,7 @@ impl From<failover::Error<ingest::Error>> for Error {
 pub(super) enum Recovered {
     /// The journal has everything up to here, and the new slot goes on.
     To(Lsn),
-    /// The log tables cannot help, and nothing was changed.
+    /// The log tables cannot help, and nothing was changed: what is said of the slot still holds.
     Not(String),
 }
 
@@ -57,6 +57,7 @@ pub(super) async fn from_log_tables(mending: &mut Mending<'_>, broken: &Broken) 
         failover_slot: options.failover_slot,
         gate: &options.gate,
         blocked: &blocked,
+        leave: mending.leave,
     };
     match recovery.check::<ingest::Error>().await {
         Ok(_) => {}

@@ -4,7 +4,7 @@
 use super::{
     Error, OnSlotLost, Options, SourceState, orphan,
     recover::{self, Recovered},
-    refused,
+    refused, unless_left,
 };
 use crate::{
     ingest::{self, Ingest, restart_lsn},
@@ -20,6 +20,7 @@ use crate::{
         sql::Sql,
     },
     reason::Reason,
+    shutdown::Drain,
 };
 
 /// What a slot comes to.
@@ -121,6 +122,8 @@ pub(super) struct Mending<'a> {
     pub lineage: Lineage,
     /// The gap was announced: the journal goes on at another system.
     pub rebase: bool,
+    /// The server is to be left: nothing is waited for any more.
+    pub leave: &'a Drain,
 }
 
 /// A slot that does not have what the journal lacks. The journal has already followed the server's history, so that it ends
@@ -149,7 +152,7 @@ pub(super) async fn mend(mut mending: Mending<'_>, broken: &Broken) -> Result<Ls
 
 /// States the gap. Under the policy to continue, makes a slot that has everything behind it.
 async fn skip(mending: Mending<'_>, broken: &Broken, unrecovered: &str) -> Result<Lsn, Error> {
-    let Mending { options, ingest, sql, replication, state, lineage, rebase, .. } = mending;
+    let Mending { options, ingest, sql, replication, state, lineage, rebase, leave, .. } = mending;
     let from = restart_lsn(ingest.complete());
     // What an operator may repair is not dropped on the strength of an error message.
     let kept = matches!(broken, Broken::Undecodable { .. });
@@ -179,7 +182,7 @@ async fn skip(mending: Mending<'_>, broken: &Broken, unrecovered: &str) -> Resul
             if let Broken::Invalidated(_) | Broken::Untrusted(_) | Broken::Polled = broken {
                 slot::drop(sql, &options.slot).await?;
             }
-            create(options, sql, replication).await?
+            create(options, sql, replication, leave).await?
         }
     };
     crate::failpoint::hit("slot_remade");
@@ -194,11 +197,17 @@ async fn skip(mending: Mending<'_>, broken: &Broken, unrecovered: &str) -> Resul
 }
 
 /// Makes the slot; its consistent point.
-pub(super) async fn create(options: &Options, sql: &Sql, replication: &mut Replication) -> Result<Lsn, Error> {
+pub(super) async fn create(
+    options: &Options,
+    sql: &Sql,
+    replication: &mut Replication,
+    leave: &Drain,
+) -> Result<Lsn, Error> {
     let mut making = Making::new(sql).await?;
     orphan::note(options, replication, Some(making.before())).await?;
     loop {
-        let point = replication.create_slot(&options.slot, options.failover_slot).await?.consistent_point;
+        let creating = async { Ok(replication.create_slot(&options.slot, options.failover_slot).await?) };
+        let point = unless_left(leave, creating).await?.consistent_point;
         if making.may_keep(&options.slot).await? {
             orphan::examined(options);
             let failover = options.failover_slot && sql.version() >= 170_000;

@@ -92,6 +92,18 @@ async fn invalidate(pair: &Pair) {
     standby.run("SELECT pg_reload_conf()").await;
 }
 
+/// Waits until the slot's decoding begins where the standby, which is cut off, has nothing.
+async fn moved_on(pair: &Pair) {
+    let db = pair.db().await;
+    let had = pair.standby.connect().await.lsn("pg_last_wal_receive_lsn()").await;
+    eventually(Duration::from_secs(60), || async {
+        db.run("SELECT pg_logical_emit_message(false, '', ''), pg_log_standby_snapshot()").await;
+        let begins = db.lsn("(SELECT restart_lsn FROM pg_replication_slots WHERE slot_name = 'walcast')").await;
+        if begins > had { Ok(()) } else { Err(format!("{begins}, the standby has {had}")) }
+    })
+    .await;
+}
+
 async fn readiness_is_shown(major: u32) {
     let mut pair = Pair::prepare(major, Slots::Synced, "CREATE TABLE t (id int PRIMARY KEY)", &[]).await;
     no_longer_synchronized(&pair.standby).await;
@@ -131,16 +143,24 @@ async fn readiness_is_shown(major: u32) {
     db.run("ALTER SYSTEM SET synchronized_standby_slots = 'standby'; SELECT pg_reload_conf()").await;
     let told = doctor(&pair);
     assert!(told.contains("synchronized_standby_slots = standby: nothing is shown"), "{told}");
+    db.run("ALTER SYSTEM RESET synchronized_standby_slots; SELECT pg_reload_conf()").await;
+    pair.cut_off().await;
+    moved_on(&pair).await;
     pair.standby.kill9();
+    db.run("ALTER SYSTEM SET synchronized_standby_slots = 'standby'; SELECT pg_reload_conf()").await;
     look_again(&pair).await;
     shown(&pair, Some("")).await;
     let told = doctor(&pair);
     assert!(told.contains("which no standby uses now"), "{told}");
+    // The old primary withholds what decoding begins with: the stream is never consistent. It is left all the same.
+    pair.standby.resume();
+    pair.standby.promote().await;
+    pair::streaming(&pair.standby).await;
 
     // A slot from before FAILOVER was asked for becomes one.
     db.run("ALTER SYSTEM RESET synchronized_standby_slots; SELECT pg_reload_conf()").await;
     pair.hub.terminate();
-    db.run("SELECT pg_drop_replication_slot('walcast')").await;
+    eventually(Duration::from_secs(60), || db.batch_execute("SELECT pg_drop_replication_slot('walcast')")).await;
     db.run("SELECT pg_create_logical_replication_slot('walcast', 'pgoutput')").await;
     let mut other = Hub::new(&pair.primary.dsn());
     other.start().await;

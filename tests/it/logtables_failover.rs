@@ -141,6 +141,7 @@ async fn every_step_after_a_promotion_survives_kill_9() {
     let places = [
         "before_lineage",
         "after_lineage",
+        "slot_unexamined",
         "recovery_slot_created",
         "recovery_mid_replay",
         "recovery_before_recovered",
@@ -181,6 +182,40 @@ async fn two_promotions_in_a_row() {
     check(&pair, &pair.collect(Request::new().earliest()).await).await;
 }
 
+/// The newest horizon lies behind the switch. What it sees has never happened on the new primary, where other transactions
+/// have these ids: their rows stay in the log until the journal has a horizon of the new history.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ids_that_are_handed_out_again_are_not_pruned() {
+    let tables = "CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE other (id int PRIMARY KEY)";
+    let mut pair = Pair::start(versions::default_major(), Slots::Copied, tables, &[]).await;
+    install(&pair);
+    horizon(&pair).await;
+    pair.cut_off().await;
+    let db = pair.db().await;
+    for id in 0..40 {
+        db.run(&format!("INSERT INTO t VALUES ({id})")).await;
+    }
+    let dead: i64 = db.number("SELECT pg_current_xact_id()::text::int8").await;
+    drop(db);
+    recorded(&pair).await;
+    pair.hub.pause(true);
+    pair.fail_over().await;
+    let db = pair.db().await;
+    db.run("INSERT INTO t VALUES (100); INSERT INTO t VALUES (101)").await;
+    assert!(db.number("SELECT max(xid::text::int8) FROM walcast.log").await < dead, "ids are handed out again");
+    // The leaf with these rows is not written any more, and an alarm shows that the hub has looked at the log tables.
+    db.run("UPDATE walcast.settings SET leaf_bytes = 1; SELECT walcast.prune('1:1:')").await;
+    db.run("ALTER TABLE other DISABLE TRIGGER ALL").await;
+    pair.hub.pause(false);
+    status_says(&pair, |status| {
+        let alarms = status.source.as_ref().map(|source| source.alarms.clone()).unwrap_or_default();
+        alarms.iter().any(|alarm| alarm.starts_with("FAILOVER_NOT_PROTECTED: public.other"))
+    })
+    .await;
+    pair.hub.terminate();
+    assert_eq!(db.number("SELECT count(*) FROM walcast.log WHERE new_row IN ('(100)', '(101)')").await, 2);
+}
+
 /// Behind the gate a recovery waits, too, and says for whom: what it would show is lost with the primary.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_recovery_waits_for_the_gate() {
@@ -215,6 +250,41 @@ async fn a_recovery_waits_for_the_gate() {
     let history = live.close();
     let seen = check(&pair, &history).await;
     assert_eq!((seen.replayed, seen.retracted), (2, 0));
+}
+
+/// The recovery waits for a transaction that nobody ends, and meanwhile the standby is promoted. The old primary lives on and
+/// would keep the hub waiting for ever; the hub looks at the other servers all the same, and leaves it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_recovery_that_waits_ends_when_another_server_has_gone_on() {
+    let mut pair = Pair::start(versions::default_major(), Slots::Lost, workload::SCHEMA, &[]).await;
+    install(&pair);
+    let write = async |pair: &Pair, n: i64| {
+        pair.db().await.run(&format!("INSERT INTO load.ledger (client, n) VALUES (-1, {n})")).await;
+    };
+    write(&pair, 1).await;
+    horizon(&pair).await;
+    pair.hub.terminate();
+    let db = pair.db().await;
+    db.run("SELECT pg_drop_replication_slot('walcast')").await;
+    db.run("BEGIN; INSERT INTO load.ledger (client, n) VALUES (-1, 2); PREPARE TRANSACTION 'in doubt'").await;
+    write(&pair, 3).await;
+    pair.hub.spawn();
+    status_says(&pair, |status| {
+        let source = status.source.clone().unwrap_or_default();
+        let waits = source.alarms.iter().any(|alarm| alarm.starts_with("RECOVERY_BLOCKED: transaction "));
+        waits && matches!(&source.standbys[..], [standby] if standby.detail == "the slot is not there")
+    })
+    .await;
+    pair.caught_up().await;
+    pair.standby.promote().await;
+    std::mem::swap(&mut pair.primary, &mut pair.standby);
+    pair.db().await.run("COMMIT PREPARED 'in doubt'").await;
+    write(&pair, 4).await;
+    recoveries(&pair, 1).await;
+    assert!(pair.hub.log().contains("has gone on on timeline 2"), "{}", pair.hub.log_tail(20));
+    write(&pair, 5).await;
+    pair::streaming(&pair.primary).await;
+    check(&pair, &pair.collect(Request::new().earliest()).await).await;
 }
 
 /// The new primary dies while the hub replays its log, and a third server takes over from further back: what was begun

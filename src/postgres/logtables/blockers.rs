@@ -42,21 +42,31 @@ impl fmt::Display for Blocker {
 
 /// Whom this slot's creation waits for now.
 pub async fn read(sql: &Sql, slot: &str) -> Result<Vec<Blocker>> {
-    let rows = sql
-        .query(
-            "SELECT w.transactionid::text, h.pid, p.gid,
-                    coalesce(extract(epoch FROM clock_timestamp() - coalesce(p.prepared, a.xact_start)), 0)::float8,
-                    a.wait_event::text
-             FROM pg_catalog.pg_replication_slots s
-             JOIN pg_catalog.pg_locks w ON w.pid = s.active_pid AND w.locktype = 'transactionid' AND NOT w.granted
-             LEFT JOIN pg_catalog.pg_locks h ON h.locktype = 'transactionid' AND h.granted
-                                            AND h.transactionid = w.transactionid
-             LEFT JOIN pg_catalog.pg_prepared_xacts p ON p.transaction = w.transactionid
-             LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = h.pid
-             WHERE s.slot_name = $1",
-            &[text(&slot)],
-        )
-        .await?;
+    let awaited = "SELECT l.transactionid FROM pg_catalog.pg_replication_slots s
+                   JOIN pg_catalog.pg_locks l ON l.pid = s.active_pid AND l.locktype = 'transactionid' AND NOT l.granted
+                   WHERE s.slot_name = $1";
+    select(sql, awaited, slot).await
+}
+
+/// Who these transactions are, by 64-bit id.
+pub async fn of(sql: &Sql, xids: &[u64]) -> Result<Vec<Blocker>> {
+    let xids: Vec<String> = xids.iter().map(|xid| (*xid as u32).to_string()).collect();
+    let awaited = "SELECT x.id::xid FROM pg_catalog.regexp_split_to_table($1, ',') x(id)";
+    select(sql, awaited, &xids.join(",")).await
+}
+
+async fn select(sql: &Sql, awaited: &str, by: &str) -> Result<Vec<Blocker>> {
+    let statement = format!(
+        "SELECT w.transactionid::text, h.pid, p.gid,
+                coalesce(extract(epoch FROM clock_timestamp() - coalesce(p.prepared, a.xact_start)), 0)::float8,
+                a.wait_event::text
+         FROM ({awaited}) w(transactionid)
+         LEFT JOIN pg_catalog.pg_locks h ON h.locktype = 'transactionid' AND h.granted
+                                        AND h.transactionid = w.transactionid
+         LEFT JOIN pg_catalog.pg_prepared_xacts p ON p.transaction = w.transactionid
+         LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = h.pid"
+    );
+    let rows = sql.query(&statement, &[text(&by)]).await?;
     let blocker = |row| {
         Ok(Blocker {
             xid: get(row, 0)?,

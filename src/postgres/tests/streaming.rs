@@ -1,12 +1,13 @@
 //! The stream of changes.
 
-use std::time::Duration;
+use std::{collections::HashSet, time::Duration};
 
 use super::cluster::{Cluster, PATIENCE};
 use crate::{
     lsn::Lsn,
     postgres::{
         Error, Phase, Result,
+        logtables::blockers,
         replication::{Frame, Replication, ReplicationStream},
         server, slot,
         sql::Sql,
@@ -325,7 +326,7 @@ async fn the_servers_end_is_seen() {
 
 #[tokio::test]
 async fn positions_and_transaction_ids() {
-    let (_cluster, sql, consistent) = started("").await;
+    let (cluster, sql, consistent) = started("").await;
     let before = server::wal_positions(&sql).await.unwrap();
     assert!(before.insert >= consistent && before.insert >= before.flush);
     let next = server::current_xid8(&sql).await.unwrap();
@@ -336,4 +337,13 @@ async fn positions_and_transaction_ids() {
     assert_eq!(server::widen(xid.parse().unwrap(), next), next, "xmax is the next to be given out on an idle server");
     assert!(server::wal_positions(&sql).await.unwrap().insert > before.insert);
     assert_eq!(server::server_version_num(&sql).await.unwrap(), sql.version());
+
+    let open = cluster.sql().await;
+    open.batch("BEGIN").await.unwrap();
+    let row = open.one("SELECT pg_current_xact_id()::text::int8, pg_backend_pid()", &[]).await.unwrap();
+    let (running, pid): (i64, i32) = (row.get(0), row.get(1));
+    let epoch = 7_u64 << 32; // ids of locks have 32 bits
+    let found = blockers::of(&sql, &[epoch + running.unsigned_abs(), epoch + 3]).await.unwrap();
+    let who: HashSet<_> = found.into_iter().map(|found| (found.xid, found.pid)).collect();
+    assert_eq!(who, [(running.to_string(), Some(pid)), ("3".to_owned(), None)].into(), "the other one has ended");
 }
