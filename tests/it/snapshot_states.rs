@@ -285,7 +285,7 @@ async fn a_chunk_of_rows_that_take_long_is_given_up() {
         .sql("CREATE TABLE items (id int PRIMARY KEY, cost int NOT NULL DEFAULT 0)")
         .publication("CREATE PUBLICATION walcast FOR TABLE items WHERE (length(repeat('x', cost)) >= 0)")
         .sql("INSERT INTO items SELECT generate_series(1, 3000)")
-        .sql("INSERT INTO items SELECT n, 100000000 FROM generate_series(3001, 3060) n")
+        .sql("INSERT INTO items SELECT n, 4000000 FROM generate_series(3001, 3060) n")
         .start()
         .await;
     let mut stream = stage.client().subscribe(&slowly(SnapshotMode::Incremental, 0)).await;
