@@ -77,9 +77,7 @@ impl Around<'_> {
                 standbys.push(StandbyStatus { server: spec.to_string(), ready, detail });
             }
             self.state.update(|status| status.standbys = standbys);
-            // Not before the making of a slot can have begun: a standby of 16 that has heard of an open transaction waits for it
-            // before it begins to look for a consistent point.
-            let helps = waiting && confirmed.is_some() && self.options.failover_slot && self.sql.version() >= 160_000;
+            let helps = waiting && self.options.failover_slot && self.sql.version() >= 160_000;
             if helps && let Err(error) = standby::log_snapshot(self.sql).await {
                 tracing::debug!(%error, "pg_log_standby_snapshot");
             }

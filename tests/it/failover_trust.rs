@@ -220,10 +220,25 @@ async fn ddl_while_it_is_made(major: u32) {
         })
         .await;
     };
-    let first = open(&pair, "").await;
+    // What a standby has heard of before it begins is waited for first. So `first` is opened once it has begun.
+    let before = open(&pair, "").await;
+    pair.db().await.run("SELECT pg_logical_emit_message(true, '', '')").await;
+    pair.hub.pause(true);
     pair.standby.resume();
+    pair.caught_up().await;
+    pair.hub.pause(false);
     let again = "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = 'walcast'";
     pair.db().await.run(again).await; // the hub looks at its standbys when it begins to stream
+    let standby = pair.standby.connect().await;
+    let begun =
+        "SELECT count(*) FROM pg_replication_slots WHERE slot_name = 'walcast_making' AND catalog_xmin IS NOT NULL";
+    eventually(PATIENCE, || async {
+        let found = standby.number(begun).await;
+        if found == 1 { Ok(()) } else { Err(pair.hub.log_tail(3)) }
+    })
+    .await;
+    let first = open(&pair, "").await;
+    before.run("COMMIT").await;
     says("initial starting point").await;
     let second = open(&pair, "").await;
     pair.db().await.run("ALTER TABLE t ADD a text").await;
@@ -236,11 +251,10 @@ async fn ddl_while_it_is_made(major: u32) {
         if pair.hub.log().contains("it is made again") { Ok(()) } else { Err(pair.hub.log_tail(3)) }
     })
     .await;
-    let standby = pair.standby.connect().await;
     let kept = "SELECT count(*) FROM pg_replication_slots WHERE slot_name = 'walcast'";
     assert_eq!(standby.number(kept).await, 0, "nothing has this name that nobody has examined");
     third.run("COMMIT").await;
-    drop((first, second, third, standby));
+    drop((before, first, second, third, standby));
     pair.client_says_ready().await;
     pair.caught_up().await;
     pair.hub.kill9();
