@@ -10,6 +10,7 @@
 
 use std::{
     collections::HashMap,
+    hash::{BuildHasher, RandomState},
     io,
     sync::{Arc, Weak, atomic::Ordering},
     thread,
@@ -62,8 +63,19 @@ struct Homes {
     by_predicate: HashMap<Arc<str>, Home>,
     /// Predicates whose router is the one that keeps up.
     keeping_up: usize,
-    /// Predicates that are found by the same key, with the number of their groups.
-    by_key: HashMap<Key, HashMap<Arc<str>, usize>>,
+    /// Predicates that a key finds in each of the tables.
+    found: HashMap<Arc<str>, Found>,
+    /// How many predicates are found by the keys with this hash. There may be as many as predicates times tables.
+    alike: HashMap<u64, u32>,
+    hasher: RandomState,
+}
+
+/// One predicate.
+#[derive(Default)]
+struct Found {
+    groups: usize,
+    /// Hashes of the keys by which it is found, in order.
+    keys: Vec<u64>,
 }
 
 struct Home {
@@ -78,7 +90,7 @@ pub(in crate::hub) struct Seat {
 }
 
 enum Taken {
-    Indexed(Vec<(Arc<str>, Key)>),
+    Indexed(Vec<Arc<str>>),
     Residual(Arc<str>),
 }
 
@@ -99,11 +111,7 @@ impl Routers {
             let router = self.home(&mut homes, &predicate);
             return Seat { router, taken: Taken::Residual(predicate) };
         }
-        let keys: Vec<_> = found.into_iter().filter_map(|(predicate, key)| Some((predicate, key?))).collect();
-        for (predicate, key) in &keys {
-            *homes.by_key.entry(key.clone()).or_default().entry(predicate.clone()).or_default() += 1;
-        }
-        Seat { router: self.indexed.clone(), taken: Taken::Indexed(keys) }
+        Seat { router: self.indexed.clone(), taken: Taken::Indexed(homes.find(found)) }
     }
 
     fn home(&self, homes: &mut Homes, predicate: &Arc<str>) -> Arc<Router> {
@@ -122,7 +130,7 @@ impl Routers {
     pub fn leave(&self, seat: &Seat) {
         let mut homes = self.homes.lock();
         match &seat.taken {
-            Taken::Indexed(keys) => keys.iter().for_each(|(predicate, key)| homes.forget(predicate, key)),
+            Taken::Indexed(predicates) => predicates.iter().for_each(|predicate| homes.forget(predicate)),
             Taken::Residual(predicate) => {
                 let Some(home) = homes.by_predicate.get_mut(predicate) else { return };
                 home.groups -= 1;
@@ -158,24 +166,51 @@ impl Homes {
     /// The first predicate that no key finds, or one that finds too many others with it.
     fn residual(&self, found: &[(Arc<str>, Option<Key>)]) -> Option<Arc<str>> {
         let crowded = |predicate: &Arc<str>, key: &Key| {
-            let others = self.by_key.get(key);
-            others.is_some_and(|others| others.len() >= ALIKE && !others.contains_key(predicate))
+            let key = self.hasher.hash_one(key);
+            let others = self.alike.get(&key).is_some_and(|alike| *alike as usize >= ALIKE);
+            others && self.found.get(predicate).is_none_or(|found| found.keys.binary_search(&key).is_err())
         };
         let mut found = found.iter();
         let residual = found.find(|(predicate, key)| key.as_ref().is_none_or(|key| crowded(predicate, key)));
         residual.map(|(predicate, _)| predicate.clone())
     }
 
-    fn forget(&mut self, predicate: &Arc<str>, key: &Key) {
-        let Some(predicates) = self.by_key.get_mut(key) else { return };
-        if let Some(groups) = predicates.get_mut(predicate) {
-            *groups -= 1;
-            if *groups == 0 {
-                predicates.remove(predicate);
-            }
+    /// Counts what one group's predicates are found by; which predicates these are.
+    fn find(&mut self, found: Vec<(Arc<str>, Option<Key>)>) -> Vec<Arc<str>> {
+        let mut keys: HashMap<Arc<str>, Vec<u64>> = HashMap::new();
+        for (predicate, key) in found {
+            keys.entry(predicate).or_default().extend(key.map(|key| self.hasher.hash_one(key)));
         }
-        if predicates.is_empty() {
-            self.by_key.remove(key);
+        for (predicate, keys) in &mut keys {
+            let found = self.found.entry(predicate.clone()).or_default();
+            found.groups += 1;
+            keys.sort_unstable();
+            keys.dedup();
+            keys.retain(|key| found.keys.binary_search(key).is_err());
+            if keys.is_empty() {
+                continue;
+            }
+            keys.iter().for_each(|key| *self.alike.entry(*key).or_default() += 1);
+            found.keys.append(keys);
+            found.keys.sort_unstable();
+            found.keys.shrink_to_fit();
+        }
+        keys.into_keys().collect()
+    }
+
+    fn forget(&mut self, predicate: &Arc<str>) {
+        let Some(found) = self.found.get_mut(predicate) else { return };
+        found.groups -= 1;
+        if found.groups > 0 {
+            return;
+        }
+        for key in self.found.remove(predicate).unwrap_or_default().keys {
+            if let Some(alike) = self.alike.get_mut(&key) {
+                *alike -= 1;
+                if *alike == 0 {
+                    self.alike.remove(&key);
+                }
+            }
         }
     }
 }
