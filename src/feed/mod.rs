@@ -277,6 +277,11 @@ pub trait Source: Send + Sync + 'static {
         Box::pin(async { Vec::new() })
     }
 
+    /// The same for any number of tables, as they were a few seconds ago at most, so that many may ask.
+    fn relations_lately<'a>(&'a self, tables: &'a [(String, String)]) -> BoxFuture<'a, Vec<Arc<Described>>> {
+        Box::pin(async { self.relations(tables).await.into_iter().map(Arc::new).collect() })
+    }
+
     /// What the source cannot give any more, as long as the hub does not go on without it: streams that have come to the
     /// end of what there is end with it.
     fn lost(&self) -> Option<Lost> {

@@ -133,8 +133,14 @@ impl Groups {
         Groups { room, map: Mutex::default(), routers: Routers::default(), timeline: Timeline::default() }
     }
 
-    /// The group of a selection.
-    pub fn join(self: &Arc<Self>, feed: &Arc<dyn Feed>, selection: Selection, format: RowFormat) -> Arc<Group> {
+    /// The group of a selection. `unseen`: tables that the feed has not seen.
+    pub fn join<'a>(
+        self: &Arc<Self>,
+        feed: &Arc<dyn Feed>,
+        selection: Selection,
+        format: RowFormat,
+        unseen: impl IntoIterator<Item = &'a Relation>,
+    ) -> Arc<Group> {
         let key = (selection.canonical().to_owned(), format);
         let existing = |map: &HashMap<_, Weak<Group>>| map.get(&key).and_then(Weak::upgrade);
         if let Some(group) = existing(&self.map.lock()) {
@@ -145,7 +151,8 @@ impl Groups {
             true => feed.relations().into_iter().map(|relation| (relation.oid, relation)).collect(),
             false => HashMap::new(),
         };
-        let seat = self.routers.seat(&selection, relations.values().map(Arc::as_ref));
+        let unseen: Vec<&Relation> = unseen.into_iter().collect();
+        let seat = self.routers.seat(&selection, relations.values().map(Arc::as_ref).chain(unseen));
         let mut map = self.map.lock();
         if let Some(group) = existing(&map) {
             self.routers.leave(&seat);

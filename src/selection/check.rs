@@ -49,6 +49,13 @@ impl Selection {
         })
     }
 
+    /// Whether a predicate holds for this table: it is selected, and may be read.
+    pub fn judges(&self, schema: &str, table: &str) -> bool {
+        let table = format!("{schema}.{table}");
+        let selected = schema != OWN_SCHEMA && self.table(&table) && self.may_read(&table);
+        selected && self.rule(&table).predicate.is_some()
+    }
+
     /// Whether there is a predicate that [`Selection::check_relations`] would check.
     pub fn has_predicates(&self) -> bool {
         self.rows.predicate.is_some() || self.rules.iter().any(|(_, rule)| rule.predicate.is_some())

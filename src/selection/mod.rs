@@ -131,8 +131,12 @@ impl Selection {
         if relation.schema == OWN_SCHEMA || !self.table(&table) || !self.may_read(&table) {
             return Ok(RelationPlan::default());
         }
-        let rule = self.rules.iter().find(|(tables, _)| tables.matches(&table)).map_or(&self.rows, |(_, rule)| rule);
-        rule.plan(&table, relation, partial)
+        self.rule(&table).plan(&table, relation, partial)
+    }
+
+    /// What holds for the rows of this `schema.table`.
+    fn rule(&self, table: &str) -> &RowRule {
+        self.rules.iter().find(|(tables, _)| tables.matches(table)).map_or(&self.rows, |(_, rule)| rule)
     }
 
     /// Whether the filter alone, rights aside, asks for this `schema.table`.

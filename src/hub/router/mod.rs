@@ -146,6 +146,11 @@ impl Router {
         self.index.lock().evaluated
     }
 
+    #[cfg(test)]
+    pub fn matched(&self) -> u64 {
+        self.index.lock().matched
+    }
+
     /// Nothing is known of the blocks up to the mark.
     fn lose(&self, marks: Marks) {
         let mut index = self.index.lock();

@@ -157,6 +157,57 @@ async fn a_stream_sleeps_through_blocks_that_do_not_concern_it() {
     assert!(next.await.is_some_and(|frame| frame.is_ok()));
 }
 
+/// A stream sleeps through transactions of other origins, and sees those of its own wherever they lie in a block.
+#[tokio::test]
+async fn a_stream_sleeps_through_other_origins() {
+    const BLOCKS: u64 = 100;
+    let hour = std::time::Duration::from_secs(3600);
+    for predicate in ["", "state = 'in'", "state >= 'in'"] {
+        let mut world = World::new();
+        let orders = world.full_relation(1, "shop.orders", &["id", "state"]);
+        let filter = Filter { origins: vec!["east".to_owned()], ..filter(predicate) };
+        let request = Subscription { filter: Some(filter), progress_interval: Some(hour), ..earliest() };
+        let mut sleeper = world.open(request).await;
+        let mut other = world.open(earliest()).await;
+        world.begin("east");
+        world.insert(&orders, &["1", "in"]);
+        let first = world.commit();
+        world.seal();
+        assert_eq!((sleeper.until(first).await.len(), other.until(first).await.len()), (3, 3));
+
+        let (woken, started) = (Arc::new(Woken::default()), Instant::now());
+        let waker = Waker::from(woken.clone());
+        let mut context = Context::from_waker(&waker);
+        let mut next = Box::pin(sleeper.session.next());
+        assert!(next.as_mut().poll(&mut context).is_pending());
+        let mut times = 0;
+        for number in 0..BLOCKS {
+            world.begin(["", "west"][number as usize % 2]);
+            world.insert(&orders, &["2", "in"]);
+            world.commit();
+            world.seal();
+            for _ in 0..3 {
+                other.line_within(DEADLINE).await.expect("a line");
+            }
+            if woken.0.swap(false, Ordering::SeqCst) {
+                times += 1;
+                assert!(next.as_mut().poll(&mut context).is_pending());
+            }
+        }
+        let allowed = 1 + started.elapsed().as_secs();
+        assert!(times <= allowed && allowed < BLOCKS / 2, "{predicate}: woken {times} times by {BLOCKS} blocks");
+        drop(next);
+        for (id, origin) in ["", "east", "west", "east"].into_iter().enumerate() {
+            world.begin(origin);
+            world.insert(&orders, &[&id.to_string(), "in"]);
+            world.commit();
+        }
+        world.seal();
+        let lines = read_lines(sleeper, 6).await;
+        assert!(lines[1].contains("[1 in]") && lines[4].contains("[3 in]"), "{predicate}: {lines:?}");
+    }
+}
+
 #[tokio::test]
 async fn positions_move_where_nothing_concerns_a_stream() {
     let mut world = World::new();
@@ -216,7 +267,7 @@ fn joined(filters: usize, predicate: impl Fn(usize) -> String, states: usize) ->
     let feed: Arc<dyn Feed> = world.feed.clone();
     let join = |number| {
         let selection = Selection::compile(Some(&filter(&predicate(number))), None).expect("a good filter");
-        groups.join(&feed, selection, RowFormat::Compact)
+        groups.join(&feed, selection, RowFormat::Compact, [])
     };
     let joined = (0..filters).map(join).collect();
     for _ in 0..20 {
@@ -269,6 +320,28 @@ fn equality_predicates_cost_the_same_however_many_there_are() {
 }
 
 #[test]
+fn a_prefix_is_held_against_the_globs_once() {
+    const FILTERS: usize = 50;
+    let mut world = World::new();
+    let groups = Arc::new(Groups::new(64 << 20));
+    let feed: Arc<dyn Feed> = world.feed.clone();
+    let joined: Vec<_> = (0..FILTERS)
+        .map(|number| {
+            let filter = Filter { message_prefixes: vec![format!("audit.{number}*")], ..Filter::default() };
+            let selection = Selection::compile(Some(&filter), None).expect("a good filter");
+            groups.join(&feed, selection, RowFormat::Compact, [])
+        })
+        .collect();
+    for round in 0..100 {
+        world.message_outside(&format!("audit.{}", round % 4), "");
+        world.seal();
+    }
+    routed(&world, &groups);
+    assert_eq!(groups.routers.indexed.matched(), 4 * FILTERS as u64);
+    drop(joined);
+}
+
+#[test]
 fn a_predicate_is_evaluated_once_however_many_groups_have_it() {
     let (world, groups, joined) = joined(1, |_| "state > '3' AND note <> more".to_owned(), 10);
     let feed: Arc<dyn Feed> = world.feed.clone();
@@ -276,7 +349,7 @@ fn a_predicate_is_evaluated_once_however_many_groups_have_it() {
         .map(|number| {
             let columns = vec![format!("*.column{number}")];
             let filter = Filter { columns, ..filter("(state > '3') and Note != more") };
-            groups.join(&feed, Selection::compile(Some(&filter), None).expect("a good filter"), RowFormat::Compact)
+            groups.join(&feed, Selection::compile(Some(&filter), None).expect("a good filter"), RowFormat::Compact, [])
         })
         .collect();
     routed(&world, &groups);

@@ -6,7 +6,7 @@ use super::{
     CheckError,
     ast::{ColumnRef, Expr, Literal, Op, Operand, Side, Spelling},
     class::{Class, Constant},
-    like::{Invalid, MAX_PIECE, Pattern},
+    like::{Invalid, MAX_PIECE, MAX_STEPS, Pattern},
     literal::{Reduced, Typed, reduce, typed},
     node::{Items, Node, Source, Test, Truth},
 };
@@ -20,9 +20,15 @@ pub(super) struct Checker<'a> {
     pub relation: &'a Relation,
     /// Every column reference that was resolved, with its offset, in the order of the text.
     pub seen: Vec<(Source, usize)>,
+    /// Of all patterns so far.
+    steps: usize,
 }
 
 impl<'a> Checker<'a> {
+    pub fn new(relation: &'a Relation) -> Self {
+        Checker { relation, seen: Vec::new(), steps: 0 }
+    }
+
     pub fn condition(&mut self, expr: &Expr) -> Result<Node, CheckError> {
         Ok(match expr {
             Expr::And(parts) => Node::And(self.conditions(parts)?),
@@ -203,7 +209,18 @@ impl<'a> Checker<'a> {
             }
         };
         let message = match Pattern::compile(text, insensitive) {
-            Ok(pattern) => return Ok(Node::Test { source, test: Test::Like(pattern), on_null: Truth::NULL }),
+            Ok(pattern) => {
+                self.steps += pattern.steps();
+                if self.steps <= MAX_STEPS {
+                    return Ok(Node::Test { source, test: Test::Like(pattern), on_null: Truth::NULL });
+                }
+                format!(
+                    "the patterns up to here take {} steps for each character of a text, more than the {MAX_STEPS} that one \
+                     predicate may: a pattern with % around a text takes 1, with _ or ILIKE as many as there are characters \
+                     between two %, 24 at most, and one more; split the filter over several streams, or compare by = or IN",
+                    self.steps
+                )
+            }
             Err(Invalid::Escape) => "a pattern cannot end with the escape character".to_owned(),
             Err(Invalid::Long) => {
                 format!("with _ or ILIKE a pattern has at most {MAX_PIECE} characters between two %")

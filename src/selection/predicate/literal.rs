@@ -112,7 +112,7 @@ fn float(text: &str, parse: impl Fn(&str) -> Option<f64>) -> Option<Constant> {
     let number = Decimal::read(text.as_bytes())?;
     let value = parse(text)?;
     let finite = number.floor().is_some() && !text.to_ascii_lowercase().contains("inf");
-    let vanished = value == 0.0 && text.split('e').next()?.bytes().any(|byte| matches!(byte, b'1'..=b'9'));
+    let vanished = value == 0.0 && text.split(['e', 'E']).next()?.bytes().any(|byte| matches!(byte, b'1'..=b'9'));
     (finite == value.is_finite() && !vanished).then_some(Constant::Float(value))
 }
 

@@ -139,7 +139,7 @@ impl Predicate {
     /// # Errors
     /// [`CheckError`] with the character of the name, literal or operator that does not fit.
     pub fn check(&self, relation: &Relation) -> Result<Compiled, CheckError> {
-        let mut checker = check::Checker { relation, seen: Vec::new() };
+        let mut checker = check::Checker::new(relation);
         let root = checker.condition(&self.root)?;
         Ok(Compiled {
             equality: route::equality(&root),

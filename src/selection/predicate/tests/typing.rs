@@ -54,6 +54,21 @@ fn what_does_not_fit_is_refused_at_its_character() {
     }
 }
 
+#[test]
+fn patterns_cost_no_more_than_a_predicate_may() {
+    let many = |pattern: &str, count: usize| vec![format!("t {pattern}"); count].join(" OR ");
+    for (pattern, fits) in [("LIKE '%note%'", 512), ("ILIKE '%urgent%'", 73), ("LIKE '%aaaaaaaaaaaaaaa_%'", 30)] {
+        assert!(check(&many(pattern, fits)).is_ok(), "{pattern}");
+        let error = check(&many(pattern, fits + 1)).map(|_| ()).expect_err(pattern);
+        let last = many(pattern, fits + 1).rfind('\'').and_then(|end| many(pattern, fits + 1)[..end].rfind('\''));
+        assert_eq!(Some(error.offset), last, "{pattern}: {error}");
+        assert!(error.message.contains("more than the 512") && error.message.contains("= or IN"), "{error}");
+    }
+    for free in ["LIKE 'note%'", "NOT LIKE '%end'", "LIKE 'exactly'"] {
+        assert!(check(&many(free, 600)).is_ok(), "{free}");
+    }
+}
+
 fn selects(predicate: &str, column: &str, value: &str) -> Option<bool> {
     let relation = every_type();
     let index = relation.columns.iter().position(|c| c.name == column).unwrap();
@@ -91,6 +106,7 @@ fn values_compare_by_type() {
         ("f8 = 'nan'", "f8", "NaN", true),
         ("f8 > 'Infinity'", "f8", "NaN", true),
         ("f8 = 0", "f8", "-0", true),
+        ("f8 = '0E5'", "f8", "0", true),
         ("t < 'b'", "t", "a", true),
         ("t < 'a'", "t", "Z", true),
         ("t = 'a '", "t", "a", false),
