@@ -345,16 +345,33 @@ async fn each_new_version_of_a_table_is_checked() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_table_that_was_never_seen_is_checked_by_name_or_with_its_first_change() {
+async fn a_table_that_was_never_seen_is_checked_when_a_stream_opens() {
     let stage = orders().await;
-    let words = ["public.items", "\"no_such\"", "offset 0"];
-    let failure = refusal(&stage, &filtered("public.items", "no_such = 1")).await;
-    assert!(words.iter().all(|word| failure.message.contains(word)), "{failure:?}");
-    let mut stream = stage.client().subscribe(&filtered("*.items", "no_such = 1")).await;
+    let request = |tables: &[&str]| Request::new().tables(tables).filter(|f| f.r#where = "\"größe\" = 1 OR no = 1".into());
+    for tables in [&["public.items"][..], &["*.items"], &["*"], &[]] {
+        let failure = refusal(&stage, &request(tables)).await;
+        for word in ["table public.items has no column \"größe\"", "offset 0"] {
+            assert!(failure.message.contains(word), "{word:?} is not in {failure:?}");
+        }
+        assert_eq!(failure.message.contains("public.orders"), tables.is_empty() || tables == ["*"], "{failure:?}");
+    }
+    // Only a table that is made later is checked with its first change.
+    let mut stream = stage.client().subscribe(&request(&["*.later"])).await;
     stream.until("opened", |log| log.opened().is_some()).await;
-    stage.db.run("INSERT INTO items VALUES (1, 1)").await;
-    broken(&mut stream, &words).await;
+    let by_key = filtered("*", "id = 2");
+    let mut everywhere = stage.client().subscribe(&by_key).await;
+    everywhere.until("opened", |log| log.opened().is_some()).await;
+    stage.db.run("CREATE TABLE later (id int PRIMARY KEY, \"größe\" int)").await;
+    stage.db.run("INSERT INTO items VALUES (2, 1); INSERT INTO later VALUES (2, 1), (3, 1)").await;
+    broken(&mut stream, &["public.later", "\"no\"", "offset 15"]).await;
     assert_eq!(stream.log.changes(), 0);
+    everywhere.reaches(stage.goal().await).await;
+    let expected = [row("INSERT", 2, Transition::Enter), row("INSERT", 2, Transition::Enter)];
+    assert_eq!(rows(&everywhere.close()), expected);
+    // Within the time for which descriptions are kept: where one does not fit, the table is looked at again.
+    stage.db.run("ALTER TABLE later ADD COLUMN no int, REPLICA IDENTITY FULL").await;
+    let mut stream = stage.client().subscribe(&request(&["*.later"])).await;
+    stream.until("opened", |log| log.opened().is_some()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -44,6 +44,11 @@ fn what_does_not_fit_is_refused_at_its_character() {
         ("id = n", 3, "different types"),
         ("mood = tags", 5, "different types"),
         ("ts = timestamptz '2026-01-01'", 5, "literal of type timestamptz"),
+        ("i4 = 1.5::int4", 5, "literal of type int4"),
+        ("f4 = '0.1'::float8", 5, "literal of type float8"),
+        ("c = 'a '::text", 4, "literal of type text"),
+        ("t = 'a '::bpchar", 4, "literal of type bpchar"),
+        ("t = 'ab'::char", 4, "literal of type char"),
         ("i4 IN (1, 'x')", 10, "expected a number"),
         ("1 IN (1)", 0, "needs a column"),
         ("changed(nix)", 8, "no column"),
@@ -81,6 +86,8 @@ fn selects(predicate: &str, column: &str, value: &str) -> Option<bool> {
 fn values_compare_by_type() {
     for (predicate, column, value, expected) in [
         ("i4 = 5.0", "i4", "5", true),
+        ("i4 = 5.0::int2", "i4", "5", true),
+        ("c = 'a'::text", "c", "a    ", true),
         ("i4 > 1.5", "i4", "2", true),
         ("i4 > 1.5", "i4", "1", false),
         ("i4 >= -1.5", "i4", "-1", true),
