@@ -18,7 +18,7 @@ use super::{
 use crate::{
     feed::{self, Checkpoint, Cursor, Resume, Snapshot, SnapshotRequest, Start, SubscriberKey},
     lsn::Lsn,
-    model::{Described, Relation},
+    model::{Described, Printed, Relation, Spelled},
     reason::{Classified, Reason},
     selection::Selection,
     wire::token::{InvalidToken, Progress, Token},
@@ -255,7 +255,27 @@ impl Inner {
         }
         let known = current.iter().map(|known| (known.as_ref(), None));
         selection.check_relations(known.chain(others.iter().map(|it| (&it.carried, Some(&*it.partial)))))?;
+        let known = current.iter().map(|known| known.as_ref()).chain(others.iter().map(|it| &it.relation));
+        self.check_literals(selection, known).await?;
         Ok(others)
+    }
+
+    /// Holds literals that compare in text form against the form in which the source prints them.
+    async fn check_literals<'a>(
+        &self,
+        selection: &Selection,
+        relations: impl Iterator<Item = &'a Relation>,
+    ) -> Result<(), Error> {
+        let literals: Vec<_> = relations.flat_map(|relation| selection.literals(relation)).collect();
+        let distinct: HashSet<Spelled> = literals.iter().map(|literal| literal.spelled.clone()).collect();
+        if distinct.is_empty() {
+            return Ok(());
+        }
+        let distinct: Vec<Spelled> = distinct.into_iter().collect();
+        let printed = self.source.printed(&distinct).await;
+        let printed: HashMap<Spelled, Printed> =
+            distinct.into_iter().zip(printed).filter_map(|(spelled, printed)| Some((spelled, printed?))).collect();
+        Ok(selection.check_literals(&literals, |spelled| printed.get(spelled).cloned())?)
     }
 
     pub fn check_published(&self, selection: &Selection) -> Result<(), Error> {

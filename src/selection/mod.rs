@@ -12,7 +12,7 @@ mod pattern;
 mod plan;
 
 pub use error::Error;
-pub use plan::{Operations, RelationPlan, RowPredicate};
+pub use plan::{Literal, Operations, RelationPlan, RowPredicate};
 
 use std::sync::Arc;
 

@@ -17,8 +17,8 @@ use crate::{
     feed::{BoxFuture, Lost, Source, SourceAway, SourceStatus, WalPositions},
     lsn::Lsn,
     metrics,
-    model::Described,
-    postgres::{publication, server, sql::Sql},
+    model::{Described, Printed, Spelled},
+    postgres::{printed, publication, server, sql::Sql},
     reason::Reason,
 };
 
@@ -228,6 +228,16 @@ impl Source for SourceState {
                 }
             }
             tables.iter().filter_map(|name| lately.tables.get(name)?.clone()).collect()
+        })
+    }
+
+    fn printed<'a>(&'a self, literals: &'a [Spelled]) -> BoxFuture<'a, Vec<Option<Printed>>> {
+        Box::pin(async move {
+            let Some(sql) = self.0.sql.load_full() else { return vec![None; literals.len()] };
+            printed::printed(&sql, literals).await.unwrap_or_else(|error| {
+                tracing::warn!(%error, "literals cannot be checked");
+                vec![None; literals.len()]
+            })
         })
     }
 

@@ -49,7 +49,7 @@ pub const TYPES: &str = "CREATE TYPE mood AS ENUM ('sad', 'ok');
     CREATE DOMAIN raw AS bytea;
     CREATE TABLE t (id int PRIMARY KEY, i2 int2, i8 int8, n numeric, f4 float4, f8 float8, b bool, s text, c char(5),
                     v varchar(20), d date, ts timestamp, tz timestamptz, iv interval, u uuid, x bytea, j jsonb, m mood,
-                    a int[]);
+                    a int[], r daterange DEFAULT '[2024-02-29,)');
     CREATE TABLE dom (id int PRIMARY KEY, n fair, i count, b flag, f ratio, c code, tz instant, x raw);";
 
 pub const ROWS: &str = r"INSERT INTO t VALUES
@@ -130,6 +130,7 @@ pub const PREDICATES: &[(&str, &str)] = &[
     ("x > '\\xdead'", ""),
     ("m = 'ok'", ""),
     ("a = '{1,2}'", ""),
+    ("r = '[2024-02-29,)'", ""),
     ("n IS NULL", ""),
     ("n IS DISTINCT FROM 1.10", ""),
     ("i2 IS NOT DISTINCT FROM i8", ""),
@@ -141,7 +142,7 @@ pub const PREDICATES: &[(&str, &str)] = &[
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rows_are_selected_as_postgresql_selects_them() {
-    let stage = stage().sql(TYPES).start().await;
+    let stage = stage().setting("DateStyle", "SQL, DMY").sql(TYPES).start().await;
     stage.db.run("SET timezone TO UTC").await;
     stage.db.run(&format!("{ROWS}; {DOMAIN_ROWS}")).await;
     let tables = [("t", PREDICATES), ("dom", DOMAIN_PREDICATES)];
@@ -160,6 +161,15 @@ async fn rows_are_selected_as_postgresql_selects_them() {
             .collect();
         let expected: Vec<_> = expected.into_iter().map(|id| row("INSERT", id, Transition::Enter)).collect();
         assert_eq!(rows(&history), expected, "{predicate}");
+    }
+    // PostgreSQL refuses, or reads as something else, what would never be equal here.
+    for (predicate, words) in [
+        ("id = 1 OR m IN ('ok', 'sat')", ["filter.where", "invalid input value for enum public.mood: \"sat\"", "offset 22"]),
+        ("a = '{1, 2}'", ["column \"a\" is _int4", "printed as '{1,2}'", "offset 4"]),
+        ("j <> '{\"a\":1}'", ["column \"j\" is jsonb", "printed as '{\"a\": 1}'", "offset 5"]),
+    ] {
+        let failure = refusal(&stage, &filtered("public.t", predicate).operations(&[Operation::Insert])).await;
+        assert!(words.iter().all(|word| failure.message.contains(word)), "{failure:?}");
     }
     // A table that the stream has not described is looked up, and is the same there.
     stage.db.run("CREATE TABLE later (LIKE dom)").await;

@@ -20,13 +20,15 @@ pub(super) struct Checker<'a> {
     pub relation: &'a Relation,
     /// Every column reference that was resolved, with its offset, in the order of the text.
     pub seen: Vec<(Source, usize)>,
+    /// Literals of columns that compare in text form: column, text and offset.
+    pub spelled: Vec<(u32, Box<str>, usize)>,
     /// Of all patterns so far.
     steps: usize,
 }
 
 impl<'a> Checker<'a> {
     pub fn new(relation: &'a Relation) -> Self {
-        Checker { relation, seen: Vec::new(), steps: 0 }
+        Checker { relation, seen: Vec::new(), spelled: Vec::new(), steps: 0 }
     }
 
     pub fn condition(&mut self, expr: &Expr) -> Result<Node, CheckError> {
@@ -100,6 +102,14 @@ impl<'a> Checker<'a> {
         Ok((source, column))
     }
 
+    fn typed(&mut self, literal: &Literal, column: &Column, source: Source) -> Result<Typed, CheckError> {
+        let typed = typed(literal, column, source.class)?;
+        if let (Class::Other, Spelling::Text(text)) = (source.class, &literal.spelling) {
+            self.spelled.push((source.column, text.as_str().into(), literal.offset));
+        }
+        Ok(typed)
+    }
+
     fn boolean(&mut self, operand: &Operand) -> Result<Node, CheckError> {
         match operand {
             Operand::Column(reference) => {
@@ -133,7 +143,7 @@ impl<'a> Checker<'a> {
         let (source, column) = self.resolve(reference)?;
         require_order(source.class, column, op, offset)?;
         let on_null = if distinct { op.holds(Ordering::Less).into() } else { Truth::NULL };
-        let test = match typed(literal, column, source.class)? {
+        let test = match self.typed(literal, column, source)? {
             Typed::Null if !distinct => return Ok(Node::Constant(Truth::NULL)),
             Typed::Null if op == Op::EQUAL => return Ok(Node::IsNull(source)),
             Typed::Null => return Ok(Node::Not(Box::new(Node::IsNull(source)))),
@@ -173,7 +183,7 @@ impl<'a> Checker<'a> {
         let mut constants = Vec::with_capacity(items.len());
         let mut has_null = false;
         for item in items {
-            match typed(item, column, source.class)? {
+            match self.typed(item, column, source)? {
                 Typed::Null => has_null = true,
                 Typed::Constant(constant) => constants.push(constant),
                 Typed::Between(_) => {}

@@ -146,6 +146,7 @@ impl Predicate {
             over_rows: checker.seen.iter().all(|(source, _)| source.side == ast::Side::Row),
             names: relation.columns.iter().map(|column| column.name.clone()).collect(),
             seen: checker.seen.into(),
+            spelled: checker.spelled.into(),
             root,
         })
     }
@@ -168,9 +169,17 @@ pub struct Compiled {
     seen: Box<[(node::Source, usize)]>,
     /// Of the relation's columns.
     names: Box<[String]>,
+    /// As [`Compiled::spelled`].
+    spelled: Box<[(u32, Box<str>, usize)]>,
 }
 
 impl Compiled {
+    /// Literals beside columns that compare in the form in which PostgreSQL prints them: the column's index, the text and its
+    /// offset. In another form they equal nothing.
+    pub fn spelled(&self) -> impl Iterator<Item = (usize, &str, usize)> {
+        self.spelled.iter().map(|(column, text, offset)| (*column as usize, &**text, *offset))
+    }
+
     /// The columns that the predicate reads: indices in [`Relation::columns`], ascending.
     pub fn columns(&self) -> Vec<usize> {
         let mut columns: Vec<usize> = self.seen.iter().map(|(source, _)| source.column as usize).collect();
