@@ -224,31 +224,66 @@ async fn every_operation_against_a_predicate() {
     assert_eq!(rows(&stage.collect(request).await), expected);
 }
 
+/// Under each replica identity, by predicates over what it has; keys and TOASTed values change or are left alone.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn entering_and_leaving_keep_a_copy_true() {
-    let stage = orders().await;
-    stage.db.run("INSERT INTO orders SELECT g, 'new', g, 'n' FROM generate_series(1, 60) g").await;
+    const COLUMNS: &str = "id int, k int, code text NOT NULL, state text, total numeric, big text";
+    let stage = stage()
+        .sql(&format!("CREATE TABLE f ({COLUMNS}, PRIMARY KEY (id)); ALTER TABLE f REPLICA IDENTITY FULL"))
+        .sql(&format!("CREATE TABLE d ({COLUMNS}, PRIMARY KEY (id, k))"))
+        .sql(&format!("CREATE TABLE i ({COLUMNS}, UNIQUE (code, id), PRIMARY KEY (id, k))"))
+        .sql("ALTER TABLE i REPLICA IDENTITY USING INDEX i_code_id_key; ALTER TABLE f ALTER big SET STORAGE EXTERNAL")
+        .start()
+        .await;
+    let cases: [(&str, &[&str]); 3] = [
+        (
+            "f",
+            &[
+                "state = 'paid'",
+                "total > 50 OR state IS NULL",
+                "id = 7",
+                "big LIKE 'x%' AND state <> 'new'",
+                "NOT (k = 1 OR code = 'a')",
+                "code = state OR big ILIKE '%Y%'",
+            ],
+        ),
+        ("d", &["k = 1", "NOT k IN (1, 2) AND id > 10"]),
+        ("i", &["code = 'a'", "code LIKE '%b%' OR id < 5"]),
+    ];
     let mut streams = Vec::new();
-    for predicate in ["state = 'paid'", "total > 50 OR state IS NULL", "id = 7"] {
-        let mut stream = stage.client().subscribe(&filtered("public.orders", predicate).earliest()).await;
-        stream.until("opened", |log| log.opened().is_some()).await;
-        streams.push((predicate, stream));
+    for (table, predicates) in cases {
+        let values = "SELECT g, g % 3, 'a', 'new', g, 'n' FROM generate_series(1, 60) g";
+        stage.db.run(&format!("INSERT INTO {table} {values}")).await;
+        for predicate in predicates {
+            let mut stream = stage.client().subscribe(&filtered(&format!("public.{table}"), predicate).earliest()).await;
+            stream.until("opened", |log| log.opened().is_some()).await;
+            streams.push((table, predicate, stream));
+        }
     }
     for round in 0..40 {
         let state = ["'paid'", "'new'", "NULL"][round % 3];
+        let code = ["a", "b", "paid", "ab"][round % 4];
         let (id, total) = (round * 7 % 60 + 1, round * 13 % 100);
-        stage
-            .db
-            .run(&format!(
-                "BEGIN; UPDATE orders SET state = {state} WHERE id % 7 = {} ; UPDATE orders SET total = {total} WHERE id \
-                 BETWEEN {id} AND {id} + 5; COMMIT; DELETE FROM orders WHERE id = {id}; \
-                 INSERT INTO orders VALUES ({id}, {state}, {total}, 'again')",
-                round % 7,
-            ))
-            .await;
+        for (table, _) in cases {
+            stage
+                .db
+                .run(&format!(
+                    "BEGIN; UPDATE {table} SET state = {state} WHERE id % 7 = {} ; UPDATE {table} SET total = {total} \
+                     WHERE id BETWEEN {id} AND {id} + 5; COMMIT; UPDATE {table} SET k = (k + 1) % 3 WHERE id % 5 = {}; \
+                     UPDATE {table} SET code = '{code}' WHERE id % 4 = {}; UPDATE {table} SET big = repeat('{}', 9000) \
+                     WHERE id % 6 = {}; DELETE FROM {table} WHERE id = {id}; \
+                     INSERT INTO {table} VALUES ({id}, 1, '{code}', {state}, {total}, 'again')",
+                    round % 7,
+                    round % 5,
+                    round % 3,
+                    ["x", "y"][round % 2],
+                    round % 6,
+                ))
+                .await;
+        }
     }
     let goal = stage.goal().await;
-    for (predicate, mut stream) in streams {
+    for (table, predicate, mut stream) in streams {
         stream.reaches(goal).await;
         let history = stream.close();
         let mut copy = BTreeSet::new();
@@ -260,10 +295,10 @@ async fn entering_and_leaving_keep_a_copy_true() {
                 Transition::Unspecified => panic!("{operation} {id} tells no transition"),
             }
         }
-        let selected = stage.db.rows(&format!("SELECT id FROM orders WHERE {predicate}")).await;
+        let selected = stage.db.rows(&format!("SELECT id FROM {table} WHERE {predicate}")).await;
         let selected: BTreeSet<i64> =
             selected.iter().map(|row| row[0].as_ref().and_then(|id| id.parse().ok()).expect("an id")).collect();
-        assert!(!selected.is_empty() && copy == selected, "{predicate}: {copy:?} instead of {selected:?}");
+        assert!(!selected.is_empty() && copy == selected, "{table}: {predicate}: {copy:?} instead of {selected:?}");
     }
 }
 
