@@ -55,7 +55,7 @@ pub(super) struct Group {
     pub selection: Arc<Selection>,
     /// `None` for groups that every block concerns.
     pub route: Option<Arc<Route>>,
-    seat: Seat,
+    seat: Mutex<Seat>,
     pub format: RowFormat,
     feed: Arc<dyn Feed>,
     groups: Weak<Groups>,
@@ -96,6 +96,12 @@ impl Group {
     /// What one stream sees of a block of which it leaves something out; neither shared nor counted.
     pub fn own_projection(&self, block: &Block, cut: Cut) -> Result<Arc<Projection>, Error> {
         project(block, &self.selection, self.format, self, cut, None).map(Arc::new)
+    }
+
+    /// Where it is routed.
+    #[cfg(test)]
+    pub fn router(&self) -> Arc<super::router::Router> {
+        self.seat.lock().router.clone()
     }
 
     /// Blocks of which the group keeps a projection.
@@ -160,7 +166,7 @@ impl Groups {
         }
         let group = Arc::new(Group {
             route: (!selection.is_everything()).then(|| seat.router.join(&selection)),
-            seat,
+            seat: Mutex::new(seat),
             selection,
             format,
             feed: feed.clone(),
@@ -173,14 +179,27 @@ impl Groups {
     }
 }
 
+impl Groups {
+    /// See [`Routers::settle`].
+    pub fn settle(&self, relation: &Relation) {
+        let groups: Vec<Arc<Group>> = self.map.lock().values().filter_map(Weak::upgrade).collect();
+        for group in &groups {
+            if let Some(route) = &group.route {
+                self.routers.settle(&mut group.seat.lock(), route, &group.selection, relation);
+            }
+        }
+    }
+}
+
 impl Drop for Group {
     fn drop(&mut self) {
         self.kept.leave();
         let Some(groups) = self.groups.upgrade() else { return };
+        let seat = self.seat.get_mut();
         if let Some(route) = &self.route {
-            self.seat.router.leave(route);
+            seat.router.leave(route);
         }
-        groups.routers.leave(&self.seat);
+        groups.routers.leave(seat);
         let mut map = groups.map.lock();
         let key = (self.selection.canonical().to_owned(), self.format);
         if map.get(&key).is_some_and(|group| group.strong_count() == 0) {

@@ -184,19 +184,21 @@ impl Selection {
             return Vec::new();
         }
         let mut found: Vec<(Arc<str>, Option<Key>)> = Vec::new();
-        for relation in relations {
-            if let Some(predicate) = self.relation(relation).ok().and_then(|plan| plan.predicate) {
-                let equality = predicate.compiled().equality();
-                let key = equality.map(|equality| Key::Column(relation.oid, equality.clone()));
-                found.push((predicate.canonical().clone(), key));
-            }
-        }
+        found.extend(relations.into_iter().filter_map(|relation| self.found_in(relation)));
         for predicate in predicates {
             if !found.iter().any(|(text, _)| *text == predicate.canonical) {
                 found.push((predicate.canonical.clone(), predicate.predicate.equality().map(Key::Text)));
             }
         }
         found
+    }
+
+    /// The same for one relation version, if it selects that with a predicate.
+    pub fn found_in(&self, relation: &Relation) -> Option<(Arc<str>, Option<Key>)> {
+        let predicate = self.relation(relation).ok()?.predicate?;
+        let equality = predicate.compiled().equality();
+        let key = equality.map(|equality| Key::Column(relation.oid, equality.clone()));
+        Some((predicate.canonical().clone(), key))
     }
 
     /// Equal for selections that select the same way, whatever the order in which things were named.

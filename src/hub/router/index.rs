@@ -9,7 +9,7 @@ use super::{log::Route, table::Table};
 use crate::{
     feed::Feed,
     hub::{frames, projection::head_of},
-    model::{Operation, RelationId},
+    model::{Operation, Relation, RelationId},
     selection::Selection,
     wire::{
         block::{Block, Entry, EntryKind, Index as BlockIndex, Span, SpanEnd},
@@ -98,6 +98,8 @@ pub(super) struct Index {
     pub evaluated: u64,
     /// Members held against prefixes of messages so far.
     pub matched: u64,
+    /// Versions that were met for the first time, and that somebody selects with a predicate.
+    pub met: Vec<Arc<Relation>>,
 }
 
 impl Default for Index {
@@ -112,6 +114,7 @@ impl Default for Index {
             open: Open::Everyone,
             evaluated: 0,
             matched: 0,
+            met: Vec::new(),
         }
     }
 }
@@ -143,9 +146,10 @@ impl Index {
         self.members.0[slot as usize] = Some(Member { route: route.clone(), selection: selection.clone() });
     }
 
-    pub fn leave(&mut self, slot: u32) {
-        let Some(member) = self.members.0.get_mut(slot as usize) else { return };
-        let Some(member) = member.take() else { return };
+    pub fn leave(&mut self, route: &Arc<Route>) {
+        let slot = route.slot();
+        let Some(place) = self.members.0.get_mut(slot as usize) else { return };
+        let Some(member) = place.take_if(|member| Arc::ptr_eq(&member.route, route)) else { return };
         self.by_origin -= usize::from(member.selection.filters_origins());
         self.tables.values_mut().for_each(|table| table.leave(slot));
         self.messages.leave(slot);
@@ -166,7 +170,7 @@ impl Index {
 
     /// Enters the block with each member that it concerns; whom to wake.
     pub fn route(&mut self, block: &Block, feed: &dyn Feed) -> Vec<Arc<Route>> {
-        let Index { members, tables, messages, open, evaluated, matched, .. } = self;
+        let Index { members, tables, messages, open, evaluated, matched, met, .. } = self;
         let mut pass = Pass::new(block.number, members);
         let Ok(index) = block.index() else {
             *open = Open::Everyone;
@@ -182,9 +186,11 @@ impl Index {
         let looks_at_origins = self.by_origin > 0;
         let sources = Sources { block, payload: frames::payload(block.message()), index, feed, looks_at_origins };
         if sources.enter(&mut pass, tables, messages).is_none() {
+            met.append(&mut pass.met);
             *open = Open::Everyone;
             return pass.everyone();
         }
+        met.append(&mut pass.met);
         *evaluated += pass.evaluated;
         *matched += pass.matched;
         let middle = head.is_some_and(|head| head.ending == SpanEnd::Open);
@@ -208,12 +214,13 @@ pub(super) struct Pass<'a> {
     touched: Vec<u32>,
     pub evaluated: u64,
     matched: u64,
+    met: Vec<Arc<Relation>>,
 }
 
 impl<'a> Pass<'a> {
     fn new(block: u64, members: &'a Members) -> Self {
-        let touched = Vec::new();
-        Pass { block, course: 0, origin: String::new(), members, touched, evaluated: 0, matched: 0 }
+        let (touched, met) = (Vec::new(), Vec::new());
+        Pass { block, course: 0, origin: String::new(), members, touched, evaluated: 0, matched: 0, met }
     }
 
     fn come_from(&mut self, origin: &str) {
@@ -328,7 +335,7 @@ impl Sources<'_> {
 
     fn table<'t>(
         &self,
-        pass: &Pass<'_>,
+        pass: &mut Pass<'_>,
         tables: &'t mut HashMap<RelationId, Table>,
         id: RelationId,
     ) -> Option<&'t mut Table> {
@@ -338,6 +345,9 @@ impl Sources<'_> {
             tables.retain(|_, table| table.relation.oid != relation.oid);
             let mut table = Table::new(relation);
             pass.members.iter().for_each(|member| table.join(member.route.slot(), &member.selection));
+            if table.has_predicates() {
+                pass.met.push(table.relation.clone());
+            }
             tables.insert(id, table);
         }
         tables.get_mut(&id)

@@ -136,6 +136,11 @@ impl Table {
         number
     }
 
+    /// Whether anybody selects the table with a predicate.
+    pub fn has_predicates(&self) -> bool {
+        !self.by_text.is_empty()
+    }
+
     pub fn leave(&mut self, slot: u32) {
         self.plain.remove(&slot);
         self.by_origin.remove(&slot);
@@ -186,7 +191,7 @@ impl Table {
                 concerned.for_each(|(slot, _)| pass.whole(*slot));
             }
         }
-        if self.by_text.is_empty() {
+        if !self.has_predicates() {
             return;
         }
         let Ok(row) = self.pick.read(framed) else {

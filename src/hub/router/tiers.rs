@@ -19,7 +19,7 @@ use std::{
 use parking_lot::Mutex;
 use tokio::{runtime::Handle, sync::watch};
 
-use super::{Ahead, Router, patience::Patience};
+use super::{Ahead, Route, Router, patience::Patience};
 use crate::{
     feed::{Feed, Fetched, Marks},
     hub::group::Groups,
@@ -100,9 +100,7 @@ impl Routers {
             return Seat { router, taken: Taken::Residual(predicate) };
         }
         let keys: Vec<_> = found.into_iter().filter_map(|(predicate, key)| Some((predicate, key?))).collect();
-        for (predicate, key) in &keys {
-            *homes.by_key.entry(key.clone()).or_default().entry(predicate.clone()).or_default() += 1;
-        }
+        keys.iter().for_each(|(predicate, key)| homes.take(predicate, key));
         Seat { router: self.indexed.clone(), taken: Taken::Indexed(keys) }
     }
 
@@ -116,6 +114,26 @@ impl Routers {
         homes.keeping_up += usize::from(Arc::ptr_eq(&router, &self.keeping_up));
         homes.by_predicate.insert(predicate.clone(), Home { router: router.clone(), groups: 1 });
         router
+    }
+
+    /// The router beside the streams has met a relation version. Where a group's predicate finds nothing there, as can be told
+    /// only now, the group is handed over to those who evaluate.
+    pub fn settle(&self, seat: &mut Seat, route: &Arc<Route>, selection: &Arc<Selection>, relation: &Relation) {
+        let Taken::Indexed(keys) = &mut seat.taken else { return };
+        let Some((predicate, key)) = selection.found_in(relation) else { return };
+        let mut homes = self.homes.lock();
+        if let Some(key) = key.filter(|key| !homes.is_crowded(&predicate, key)) {
+            if !keys.iter().any(|(known, at)| *known == predicate && *at == key) {
+                homes.take(&predicate, &key);
+                keys.push((predicate, key));
+            }
+            return;
+        }
+        keys.drain(..).for_each(|(predicate, key)| homes.forget(&predicate, &key));
+        let router = self.home(&mut homes, &predicate);
+        drop(homes);
+        seat.taken = Taken::Residual(predicate);
+        std::mem::replace(&mut seat.router, router.clone()).hand_over(route, selection, &router);
     }
 
     /// A group is gone.
@@ -157,13 +175,19 @@ impl Routers {
 impl Homes {
     /// The first predicate that no key finds, or one that finds too many others with it.
     fn residual(&self, found: &[(Arc<str>, Option<Key>)]) -> Option<Arc<str>> {
-        let crowded = |predicate: &Arc<str>, key: &Key| {
-            let others = self.by_key.get(key);
-            others.is_some_and(|others| others.len() >= ALIKE && !others.contains_key(predicate))
-        };
         let mut found = found.iter();
-        let residual = found.find(|(predicate, key)| key.as_ref().is_none_or(|key| crowded(predicate, key)));
+        let residual = found.find(|(predicate, key)| key.as_ref().is_none_or(|key| self.is_crowded(predicate, key)));
         residual.map(|(predicate, _)| predicate.clone())
+    }
+
+    /// Whether as many others are found by the key as may be.
+    fn is_crowded(&self, predicate: &Arc<str>, key: &Key) -> bool {
+        let others = self.by_key.get(key);
+        others.is_some_and(|others| others.len() >= ALIKE && !others.contains_key(predicate))
+    }
+
+    fn take(&mut self, predicate: &Arc<str>, key: &Key) {
+        *self.by_key.entry(key.clone()).or_default().entry(predicate.clone()).or_default() += 1;
     }
 
     fn forget(&mut self, predicate: &Arc<str>, key: &Key) {
@@ -208,6 +232,10 @@ impl Running {
             self.router.published.begin(marks.next_block);
             let mut began = Instant::now();
             while self.router.proceed(&*feed, marks, &groups.timeline) {
+                for relation in self.router.met() {
+                    groups.settle(&relation);
+                    Routers::start(&groups, &feed);
+                }
                 if began.elapsed() >= TURN {
                     tokio::task::yield_now().await;
                     began = Instant::now();

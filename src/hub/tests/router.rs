@@ -379,6 +379,46 @@ fn an_equality_that_many_share_finds_nothing() {
     assert!(Arc::ptr_eq(&seat.router, &groups.routers.indexed), "there is room again");
 }
 
+/// Which predicates are alike, and that one finds nothing, can be told only when the table is there.
+#[tokio::test]
+async fn groups_move_when_a_table_shows_that_their_predicates_find_nothing() {
+    const FILTERS: usize = 30;
+    let mut world = World::new();
+    let mut clients = Vec::new();
+    for number in 0..FILTERS {
+        let predicate = format!("amount = 1.{}", "0".repeat(number + 1));
+        clients.push(world.open(Subscription { filter: Some(filter(&predicate)), ..earliest() }).await);
+    }
+    let routers = &world.hub.inner.groups.routers;
+    let at_home = |client: &Client| Arc::ptr_eq(&client.session.group.router(), &routers.indexed);
+    assert!(clients.iter().all(at_home));
+    let orders = world.full_relation(2, "shop.orders", &["id", "amount"]);
+    let mut readers: Vec<_> = Vec::new();
+    let rounds = 200;
+    let last = at(100 + 15 * (1 + rounds));
+    assert_eq!(world.single(&orders, &["0", "1"]), at(115));
+    for client in clients {
+        readers.push(tokio::spawn(read(client, last)));
+    }
+    for round in 0..rounds {
+        tokio::task::yield_now().await;
+        assert!(world.single(&orders, &["1", ["1", "2"][round as usize % 2]]).lsn <= last.lsn);
+    }
+    let routers = &world.hub.inner.groups.routers;
+    let (mut stayed, mut moved) = (0, 0);
+    for reader in readers {
+        let (lines, client) = reader.await.expect("no panic");
+        assert_eq!(lines.len(), 3 * (1 + 100), "{lines:?}");
+        match Arc::ptr_eq(&client.session.group.router(), &routers.indexed) {
+            true => stayed += 1,
+            false => moved += 1,
+        }
+    }
+    assert_eq!((stayed, moved), (8, FILTERS - 8));
+    let evaluated: u64 = routers.lagging.iter().chain([&routers.keeping_up]).map(|router| router.evaluated()).sum();
+    assert!(evaluated > 0, "the others evaluate");
+}
+
 #[test]
 fn groups_that_are_gone_cost_nothing() {
     let (world, groups, joined) = joined(50, |number| format!("state = '{number}' OR id = '{number}'"), 10);
