@@ -21,6 +21,7 @@ pub mod lineage;
 pub mod logtables;
 mod partitions;
 pub mod preflight;
+pub mod printed;
 pub mod publication;
 pub mod replication;
 pub mod server;

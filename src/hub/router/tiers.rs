@@ -20,7 +20,7 @@ use std::{
 use parking_lot::Mutex;
 use tokio::{runtime::Handle, sync::watch};
 
-use super::{Ahead, Router, patience::Patience};
+use super::{Ahead, Route, Router, patience::Patience};
 use crate::{
     feed::{Feed, Fetched, Marks},
     hub::group::Groups,
@@ -63,7 +63,7 @@ struct Homes {
     by_predicate: HashMap<Arc<str>, Home>,
     /// Predicates whose router is the one that keeps up.
     keeping_up: usize,
-    /// Predicates that a key finds in each of the tables.
+    /// Predicates that a key finds in each table that is known.
     found: HashMap<Arc<str>, Found>,
     /// How many predicates are found by the keys with this hash. There may be as many as predicates times tables.
     alike: HashMap<u64, u32>,
@@ -111,7 +111,11 @@ impl Routers {
             let router = self.home(&mut homes, &predicate);
             return Seat { router, taken: Taken::Residual(predicate) };
         }
-        Seat { router: self.indexed.clone(), taken: Taken::Indexed(homes.find(found)) }
+        let mut predicates = Vec::new();
+        for (predicate, key) in found {
+            key.into_iter().for_each(|key| homes.take(&mut predicates, &predicate, &key));
+        }
+        Seat { router: self.indexed.clone(), taken: Taken::Indexed(predicates) }
     }
 
     fn home(&self, homes: &mut Homes, predicate: &Arc<str>) -> Arc<Router> {
@@ -124,6 +128,23 @@ impl Routers {
         homes.keeping_up += usize::from(Arc::ptr_eq(&router, &self.keeping_up));
         homes.by_predicate.insert(predicate.clone(), Home { router: router.clone(), groups: 1 });
         router
+    }
+
+    /// The router beside the streams has met a relation version. Where a group's predicate finds nothing there, as can be told
+    /// only now, the group is handed over to those who evaluate.
+    pub fn settle(&self, seat: &mut Seat, route: &Arc<Route>, selection: &Arc<Selection>, relation: &Relation) {
+        let Taken::Indexed(predicates) = &mut seat.taken else { return };
+        let Some((predicate, key)) = selection.found_in(relation) else { return };
+        let mut homes = self.homes.lock();
+        if let Some(key) = key.filter(|key| !homes.is_crowded(&predicate, key)) {
+            homes.take(predicates, &predicate, &key);
+            return;
+        }
+        predicates.drain(..).for_each(|predicate| homes.forget(&predicate));
+        let router = self.home(&mut homes, &predicate);
+        drop(homes);
+        seat.taken = Taken::Residual(predicate);
+        std::mem::replace(&mut seat.router, router.clone()).hand_over(route, selection, &router);
     }
 
     /// A group is gone.
@@ -165,39 +186,33 @@ impl Routers {
 impl Homes {
     /// The first predicate that no key finds, or one that finds too many others with it.
     fn residual(&self, found: &[(Arc<str>, Option<Key>)]) -> Option<Arc<str>> {
-        let crowded = |predicate: &Arc<str>, key: &Key| {
-            let key = self.hasher.hash_one(key);
-            let others = self.alike.get(&key).is_some_and(|alike| *alike as usize >= ALIKE);
-            others && self.found.get(predicate).is_none_or(|found| found.keys.binary_search(&key).is_err())
-        };
         let mut found = found.iter();
-        let residual = found.find(|(predicate, key)| key.as_ref().is_none_or(|key| crowded(predicate, key)));
+        let residual = found.find(|(predicate, key)| key.as_ref().is_none_or(|key| self.is_crowded(predicate, key)));
         residual.map(|(predicate, _)| predicate.clone())
     }
 
-    /// Counts what one group's predicates are found by; which predicates these are.
-    fn find(&mut self, found: Vec<(Arc<str>, Option<Key>)>) -> Vec<Arc<str>> {
-        let mut keys: HashMap<Arc<str>, Vec<u64>> = HashMap::new();
-        for (predicate, key) in found {
-            keys.entry(predicate).or_default().extend(key.map(|key| self.hasher.hash_one(key)));
-        }
-        for (predicate, keys) in &mut keys {
-            let found = self.found.entry(predicate.clone()).or_default();
-            found.groups += 1;
-            keys.sort_unstable();
-            keys.dedup();
-            keys.retain(|key| found.keys.binary_search(key).is_err());
-            if keys.is_empty() {
-                continue;
-            }
-            keys.iter().for_each(|key| *self.alike.entry(*key).or_default() += 1);
-            found.keys.append(keys);
-            found.keys.sort_unstable();
-            found.keys.shrink_to_fit();
-        }
-        keys.into_keys().collect()
+    /// Whether as many others are found by the key as may be.
+    fn is_crowded(&self, predicate: &Arc<str>, key: &Key) -> bool {
+        let key = self.hasher.hash_one(key);
+        self.alike.get(&key).is_some_and(|alike| *alike as usize >= ALIKE)
+            && self.found.get(predicate).is_none_or(|found| found.keys.binary_search(&key).is_err())
     }
 
+    /// A predicate of a group that has these is found by the key.
+    fn take(&mut self, of_group: &mut Vec<Arc<str>>, predicate: &Arc<str>, key: &Key) {
+        let found = self.found.entry(predicate.clone()).or_default();
+        if !of_group.contains(predicate) {
+            of_group.push(predicate.clone());
+            found.groups += 1;
+        }
+        let key = self.hasher.hash_one(key);
+        if let Err(place) = found.keys.binary_search(&key) {
+            found.keys.insert(place, key);
+            *self.alike.entry(key).or_default() += 1;
+        }
+    }
+
+    /// One group less has the predicate.
     fn forget(&mut self, predicate: &Arc<str>) {
         let Some(found) = self.found.get_mut(predicate) else { return };
         found.groups -= 1;
@@ -243,6 +258,10 @@ impl Running {
             self.router.published.begin(marks.next_block);
             let mut began = Instant::now();
             while self.router.proceed(&*feed, marks, &groups.timeline) {
+                for relation in self.router.met() {
+                    groups.settle(&relation);
+                    Routers::start(&groups, &feed);
+                }
                 if began.elapsed() >= TURN {
                     tokio::task::yield_now().await;
                     began = Instant::now();
