@@ -125,7 +125,8 @@ async fn a_replaced_token_holds_without_a_restart() {
 #[tokio::test]
 async fn who_comes_over_a_connection_beyond_the_limit_is_told_so_and_room_is_used_again() {
     use tonic_types::StatusExt as _;
-    let server = start(Options { connections: 1, ..Options::default() }).await;
+    let handshake_limit = std::time::Duration::from_secs(3600);
+    let server = start(Options { connections: 1, handshake_limit, ..Options::default() }).await;
     let steps = server.script();
     let mut stream = within(server.changes().await.subscribe(pb::SubscribeRequest::default())).await.unwrap();
     let open = server.hub.open.load(Ordering::SeqCst);
