@@ -204,7 +204,7 @@ pub enum Scope<'a> {
     AllTables,
 }
 
-/// Tables without a usable replica identity. With a partitioned table, its partitions are looked at.
+/// Tables without a usable replica identity, those of the hub's own schema aside. With a partitioned table, its partitions are looked at.
 ///
 /// From PostgreSQL 18 on, REPLICA IDENTITY FULL makes UPDATE and DELETE fail (42P10) too if the table has a generated
 /// column that is not published.
@@ -217,18 +217,20 @@ pub async fn identity_gaps(sql: &Sql, scope: Scope<'_>) -> Result<Vec<IdentityGa
                  FROM pg_catalog.pg_publication_tables t
                  JOIN pg_catalog.pg_namespace n ON n.nspname = t.schemaname
                  JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = t.tablename
-                 WHERE t.pubname = $1"
+                 WHERE t.pubname = $1 AND t.schemaname <> '{OWN_SCHEMA}'"
             );
             (tables, name)
         }
         Scope::AllTables => {
-            let tables = "SELECT c.oid, ARRAY(SELECT a.attname FROM pg_catalog.pg_attribute a
+            let tables = format!(
+                "SELECT c.oid, ARRAY(SELECT a.attname FROM pg_catalog.pg_attribute a
                                               WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
                                                 AND a.attgenerated = '') AS published
                           FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
                           WHERE c.relkind = 'r' AND c.relpersistence = 'p' AND c.oid >= 16384
-                            AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' AND $1 = ''";
-            (tables.to_owned(), "")
+                            AND n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', '{OWN_SCHEMA}') AND $1 = ''"
+            );
+            (tables, "")
         }
     };
     let statement = format!(
