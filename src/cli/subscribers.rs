@@ -23,8 +23,8 @@ pub async fn run(command: SubscribersCommand) -> Result<(), Error> {
     match command {
         SubscribersCommand::List { format, hub } => {
             let hub = Hub::new(&hub)?;
-            let response = hub.admin().list_subscribers(pb::ListSubscribersRequest {}).await;
-            let subscribers = response.map_err(|status| hub.error(status))?.into_inner().subscribers;
+            let response = hub.ask(async { hub.admin().list_subscribers(pb::ListSubscribersRequest {}).await }).await?;
+            let subscribers = response.subscribers;
             output.print(&match format {
                 Format::Pretty => table(&subscribers, Timestamp::now()),
                 Format::Json => subscribers.iter().map(line).collect(),
@@ -34,14 +34,14 @@ pub async fn run(command: SubscribersCommand) -> Result<(), Error> {
             let hub = Hub::new(&hub)?;
             let request =
                 pb::ResetSubscriberRequest { subscriber: name.clone(), start: Some(to.to_pb(Timestamp::now())) };
-            let response = hub.admin().reset_subscriber(request).await.map_err(|status| hub.error(status))?;
-            let lsn = response.into_inner().checkpoint.unwrap_or_default().lsn;
+            let response = hub.ask(async { hub.admin().reset_subscriber(request).await }).await?;
+            let lsn = response.checkpoint.unwrap_or_default().lsn;
             output.print(&format!("{name} continues after {lsn}\n"))
         }
         SubscribersCommand::Delete { name, hub } => {
             let hub = Hub::new(&hub)?;
             let request = pb::DeleteSubscriberRequest { subscriber: name.clone() };
-            hub.admin().delete_subscriber(request).await.map_err(|status| hub.error(status))?;
+            hub.ask(async { hub.admin().delete_subscriber(request).await }).await?;
             output.print(&format!("{name} is forgotten\n"))
         }
     }
