@@ -106,41 +106,61 @@ impl Hub {
 
     /// The error for a failed call: a hub that was not reached is told from a hub that refused, with what to do about it.
     pub async fn explain(&self, status: Status) -> Error {
-        let foreign = status.get_error_details().error_info().is_none() && status.message().contains("HTTP status code");
+        let foreign =
+            status.get_error_details().error_info().is_none() && status.message().contains("HTTP status code");
         let detail = match transport_failure(&status) {
             Some(detail) => detail,
             None if foreign => status.message().to_owned(),
             None => return status.into(),
         };
+        let is_silent = std::error::Error::source(&status).is_some_and(|source| source.is::<Silent>());
         let advice = match certificate_advice(&detail) {
             Some(advice) => advice.to_owned(),
+            None if is_silent => Listener::Silent.advice(&self.uri, foreign),
             None => self.listener().await.advice(&self.uri, foreign),
         };
         Error::Unreachable { hub: self.url.clone(), detail, advice }
     }
 
-    /// What answers at the hub's address to a request of HTTP/1.1, which none of them mistakes for its own protocol.
+    /// What is at the hub's address, by its answers to a request of HTTP/1.1, which servers of neither HTTP/2 nor TLS take for
+    /// their own, and to a ClientHello, since not every TLS server answers to the first.
     async fn listener(&self) -> Listener {
         let host = self.uri.host().unwrap_or_default().trim_matches(['[', ']']);
         let port = self.uri.port_u16().unwrap_or(if is_https(&self.uri) { 443 } else { 80 });
-        let exchange = async {
-            let mut stream = TcpStream::connect((host, port)).await.map_err(|_| Listener::Absent)?;
-            let request = format!("GET / HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n\r\n");
-            stream.write_all(request.as_bytes()).await.map_err(|_| Listener::Other)?;
-            let mut answer = Vec::new();
-            let read = stream.take(5).read_to_end(&mut answer).await;
-            Ok::<_, Listener>(match (read, &answer[..]) {
-                // An alert, which is how TLS answers to what is not TLS (RFC 8446, 5.1 and 6).
-                (_, [0x15, 0x03, ..]) => Listener::Tls,
-                (_, [b'H', b'T', b'T', b'P', b'/']) => Listener::Http1,
-                _ => Listener::Other,
-            })
+        let request = format!("GET / HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n\r\n");
+        let looked = async {
+            match answer((host, port), request.as_bytes()).await {
+                Listener::Other => answer((host, port), &client_hello()).await,
+                listener => listener,
+            }
         };
-        match timeout(SILENCE, exchange).await {
-            Ok(Ok(listener) | Err(listener)) => listener,
-            Err(_) => Listener::Silent,
-        }
+        timeout(SILENCE, looked).await.unwrap_or(Listener::Silent)
     }
+}
+
+async fn answer(address: (&str, u16), question: &[u8]) -> Listener {
+    let Ok(mut stream) = TcpStream::connect(address).await else { return Listener::Absent };
+    let mut answer = Vec::new();
+    if stream.write_all(question).await.is_ok() {
+        // What came before a reset counts too.
+        let _ = stream.take(5).read_to_end(&mut answer).await;
+    }
+    match &answer[..] {
+        // A record of TLS: an alert, or a handshake.
+        [0x15 | 0x16, 0x03, ..] => Listener::Tls,
+        b"HTTP/" => Listener::Http1,
+        _ => Listener::Other,
+    }
+}
+
+/// A ClientHello without extensions ([RFC 5246, 7.4.1.2](https://www.rfc-editor.org/rfc/rfc5246#section-7.4.1.2)), which every
+/// TLS server answers, if only with an alert.
+fn client_hello() -> Vec<u8> {
+    let mut hello = vec![0x16, 0x03, 0x01, 0, 45, 0x01, 0, 0, 41, 0x03, 0x03];
+    hello.extend([0; 32]);
+    // No session, one cipher suite, no compression.
+    hello.extend([0, 0, 2, 0xC0, 0x2F, 1, 0]);
+    hello
 }
 
 /// Who is at an address.
@@ -164,7 +184,8 @@ impl Listener {
         let authority = uri.authority().map_or("", |authority| authority.as_str());
         match self {
             Listener::Http1 if !is_https(uri) || !foreign => {
-                "that is an HTTP port, as of the hub's metrics and dashboard; gRPC has another, 50051 by default".to_owned()
+                "that is an HTTP port, as of the hub's metrics and dashboard; gRPC has another, 50051 by default"
+                    .to_owned()
             }
             Listener::Tls if !is_https(uri) => format!("TLS is spoken there: --hub https://{authority}"),
             Listener::Other if is_https(uri) => format!("no TLS is spoken there: --hub http://{authority}"),
@@ -181,9 +202,15 @@ fn is_https(uri: &Uri) -> bool {
 /// What to do about a certificate that rustls refused, by the name of its error.
 fn certificate_advice(detail: &str) -> Option<&'static str> {
     let advice = [
-        ("UnknownIssuer", "--ca (WALCAST_CA) names a file with the authority that signed the hub's certificate, PEM"),
         ("NotValidForName", "--tls-name (WALCAST_TLS_NAME) says which name the hub's certificate has"),
-        ("CertificateRequired", "--cert and --key (WALCAST_CERT, WALCAST_KEY) name the client's certificate and key, PEM"),
+        (
+            "invalid peer certificate",
+            "--ca (WALCAST_CA) names a file with the authority that signed the hub's certificate, PEM",
+        ),
+        (
+            "CertificateRequired",
+            "--cert and --key (WALCAST_CERT, WALCAST_KEY) name the client's certificate and key, PEM",
+        ),
     ];
     advice.iter().find(|(error, _)| detail.contains(error)).map(|(_, advice)| *advice)
 }

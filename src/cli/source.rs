@@ -55,8 +55,7 @@ pub fn settings(args: &SourceArgs, given: Given) -> Result<Settings, Error> {
         .into_iter()
         .filter_map(|(key, flag, value)| Some(Override { key: key.to_owned(), value: value?, flag: flag.to_owned() }))
         .collect();
-    let (source, data_dir) =
-        Config::load_source(args.config.as_deref(), |name| std::env::var(name).ok(), &flags)?;
+    let (source, data_dir) = Config::load_source(args.config.as_deref(), |name| std::env::var(name).ok(), &flags)?;
     Ok(Settings { dsn: source.dsn, slot: source.slot, publication: source.publication, data_dir })
 }
 

@@ -92,9 +92,7 @@ impl Selection {
         let rules = std::iter::once(("filter".to_owned(), &self.rows)).chain(rules);
         let named = rules.flat_map(|(path, rule)| {
             rule.columns.0.iter().enumerate().filter_map(move |(at, pattern)| match pattern {
-                Pattern::Exact(name) => {
-                    Some(NamedColumn { path: format!("{path}.columns[{at}]"), name: name.clone() })
-                }
+                Pattern::Exact(name) => Some(NamedColumn { path: format!("{path}.columns[{at}]"), name: name.clone() }),
                 Pattern::Glob(_) => None,
             })
         });

@@ -265,6 +265,7 @@ async fn what_is_missing_is_told_with_what_to_run_and_that_helps() {
     }
     cluster.restart(crate::harness::Shutdown::Fast);
     // With the publication there are tables of which rows are to be read.
+    let db = cluster.connect().await;
     let report = doctor();
     assert!(report.stdout.contains("needed for snapshots"), "{}", report.stdout);
     let grants = fixes(&report.stdout);

@@ -89,7 +89,10 @@ async fn filters_that_cannot_be_applied_name_the_field() {
         (Request::new().tables(&["[a"]), "filter.tables"),
         (Request::new().filter(|f| f.columns = vec!["public.t.v".into(), "public.t.w".into()]), "filter.columns[1]"),
         (Request::new().filter(|f| f.columns = vec!["pubic.t.v".into()]), "filter.columns[0]"),
-        (Request::new().tables(&["public.never"]).filter(|f| f.columns = vec!["public.t.v".into()]), "filter.columns[0]"),
+        (
+            Request::new().tables(&["public.never"]).filter(|f| f.columns = vec!["public.t.v".into()]),
+            "filter.columns[0]",
+        ),
         (bad_operation, "filter.operations"),
     ];
     for (request, field) in cases {

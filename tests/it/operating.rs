@@ -202,14 +202,20 @@ fn completions_and_exit_codes() {
     let nobody = format!("http://127.0.0.1:{}", process::free_port());
     let dir = process::fresh_dir("settings");
     let (file, config, token) = (dir.join("file"), dir.join("walcast.toml"), dir.join("token"));
-    for (path, text) in [(&file, ""), (&token, "secret"), (&config, "[source]\ndsn = 'host=127.0.0.1 port=1 user=of_the_file'")] {
+    for (path, text) in
+        [(&file, ""), (&token, "secret"), (&config, "[source]\ndsn = 'host=127.0.0.1 port=1 user=of_the_file'")]
+    {
         fs::write(path, text).expect("a file");
     }
     let [file, config, token] = [file, config, token].map(|path| path.display().to_string());
     let listen = format!("127.0.0.1:{}", process::free_port());
     // Of a pair a flag replaces what a variable says; what a person can mend is said, and is no defect of a hub.
     for (args, env, hint) in [
-        (vec!["status", "--hub", &nobody, "--token-file", &token], ("WALCAST_TOKEN", "other"), "is `walcast serve` running?"),
+        (
+            vec!["status", "--hub", &nobody, "--token-file", &token],
+            ("WALCAST_TOKEN", "other"),
+            "is `walcast serve` running?",
+        ),
         (vec!["doctor", "--config", &config], ("WALCAST_SLOT", "s"), "Check host and port"),
         (vec!["slot", "list"], ("WALCAST_CONFIG", &config), "Check host and port"),
         (

@@ -254,7 +254,9 @@ async fn a_listener_that_never_answers_is_given_up_and_told_from_others() {
     let error = run(&connect(&url), &json(), &Output::plain(), &Drain::new()).await.expect_err("silence");
     let text = explain(&error);
     assert!(text.contains("no answer within 10 s") && text.contains("says nothing"), "{text}");
-    for (answer, hint) in [(&b"HTTP/1.1 404 Not Found\r\n\r\n"[..], "HTTP port"), (b"\x15\x03\x03\0\x02\x02\x46", "https://")] {
+    for (answer, hint) in
+        [(&b"HTTP/1.1 404 Not Found\r\n\r\n"[..], "HTTP port"), (b"\x15\x03\x03\0\x02\x02\x46", "https://")]
+    {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let url = format!("http://{}", listener.local_addr().expect("an address"));
         tokio::spawn(async move {

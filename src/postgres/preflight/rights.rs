@@ -81,7 +81,8 @@ mod tests {
 
     #[test]
     fn rights_are_granted_by_schema() {
-        let table = |schema: &str, table: String, schema_usable| Unreadable { schema: schema.into(), table, schema_usable };
+        let table =
+            |schema: &str, table: String, schema_usable| Unreadable { schema: schema.into(), table, schema_usable };
         let mut tables = vec![table("a", "a.t".into(), false), table("a", "a.u".into(), false)];
         tables.extend((0..=LISTED).map(|n| table("b", format!("b.t{n}"), true)));
         assert_eq!(
