@@ -202,7 +202,7 @@ fn is_https(uri: &Uri) -> bool {
 /// What to do about a certificate that rustls refused, by the name of its error.
 fn certificate_advice(detail: &str) -> Option<&'static str> {
     let advice = [
-        ("NotValidForName", "--tls-name (WALCAST_TLS_NAME) says which name the hub's certificate has"),
+        ("not valid for name", "--tls-name (WALCAST_TLS_NAME) says which name the hub's certificate has"),
         (
             "invalid peer certificate",
             "--ca (WALCAST_CA) names a file with the authority that signed the hub's certificate, PEM",
