@@ -147,7 +147,7 @@ impl Error {
                 let resource = ["08", "25", "40", "53", "57", "58", "XX"].contains(&class(&notice.code));
                 match notice.code.as_str() {
                     "58P01" | "53400" => false,
-                    "55006" => true,
+                    "55006" | "55P03" => true,
                     "55000" => *phase == Phase::Streaming,
                     _ => resource,
                 }
@@ -202,6 +202,11 @@ impl Error {
             Error::Server { notice, .. } => Some(&notice.code),
             _ => None,
         }
+    }
+
+    /// Whether a lock was not to be had in time (`lock_timeout`): what was asked is not known now, and nothing is wrong.
+    pub fn is_locked(&self) -> bool {
+        self.is("55P03")
     }
 
     pub(super) fn is(&self, code: &str) -> bool {
@@ -341,7 +346,7 @@ mod tests {
 
     #[test]
     fn what_passes_by_itself_is_retried_and_what_needs_a_person_is_not() {
-        for code in ["57P03", "57P01", "53300", "55006", "08006"] {
+        for code in ["57P03", "57P01", "53300", "55006", "55P03", "08006"] {
             assert!(server(Phase::Connecting, code).retryable(), "{code}");
         }
         for code in ["28P01", "28000", "3D000", "42501", "53400"] {

@@ -13,6 +13,7 @@
 pub mod catalog;
 mod connect;
 pub mod conninfo;
+mod contents;
 pub mod copier;
 pub mod copy;
 pub mod decoding;

@@ -120,6 +120,19 @@ impl Classified for Error {
     }
 }
 
+/// The answer, unless it cannot be had because somebody holds a lock: then what was known before holds until it is asked
+/// again.
+fn unless_locked<T, E: Into<Error>>(answer: Result<T, E>) -> Result<Option<T>, Error> {
+    match answer.map_err(Into::into) {
+        Ok(answer) => Ok(Some(answer)),
+        Err(Error::Postgres(error)) if error.is_locked() => {
+            tracing::debug!(%error, "asked again later");
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
 fn refused(reason: Reason, message: impl Into<String>) -> Error {
     Error::Refused { reason, message: message.into() }
 }

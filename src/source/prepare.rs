@@ -10,6 +10,7 @@ use super::{
     reach::{Reached, reached_at},
     refused,
     slots::{self, Broken, Decision, Mending},
+    unless_locked,
 };
 use crate::{
     failpoint,
@@ -117,8 +118,12 @@ pub(super) async fn prepare(
         }
         None => return Err(missing(options)),
     };
-    state.publishes(publication::published_tables(sql, &options.publication).await?);
-    state.uneven(publication::uneven(sql, &publication).await?);
+    if let Some(tables) = unless_locked(publication::published_tables(sql, &options.publication).await)? {
+        state.publishes(tables);
+    }
+    if let Some(tables) = unless_locked(publication::uneven(sql, &publication).await)? {
+        state.uneven(tables);
+    }
     ingest.widen_near(server::current_xid8(sql).await?);
     let found = orphan::end(options, sql, slot::state(sql, &options.slot).await?).await?;
     let mut decision = slots::decide(&options.slot, found.as_ref(), carried.fresh, restart_lsn(ingest.complete()))?;

@@ -77,8 +77,7 @@ async fn a_recreated_publication_is_made_good_on_every_version_of_the_matrix() {
     }
 }
 
-/// A table joins the publication while the hub looks whether the log tables cover the gap: after the look's snapshot was
-/// taken, and before it asks what is published, which PostgreSQL answers as of now.
+/// A table joins the publication while the hub looks whether the log tables cover the gap.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_table_that_joins_while_it_is_looked_does_not_stop_a_recovery() {
     let setup = stage().sql("CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE late (id int PRIMARY KEY)");
