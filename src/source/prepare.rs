@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::{
     Carried, Error, Options, SourceState, Untrusted,
     course::{self, Step},
-    orphan,
+    orphan::{self, Unended},
     reach::{Reached, reached_at},
     refused,
     slots::{self, Broken, Decision, Mending},
@@ -139,17 +139,20 @@ pub(super) async fn prepare(
             None => Decision::Broken(Broken::Missing),
         };
     }
-    if orphan::is_unexamined(options, sql, found.as_ref()).await? {
-        decision = match decision {
-            Decision::Adopt(confirmed) => {
-                tracing::warn!(slot = options.slot, %confirmed, "a hub died while it made the slot: it is made again");
-                slot::drop(sql, &options.slot).await?;
+    if let Some(unended) = orphan::unended(options, sql, found.as_ref()).await? {
+        decision = match (decision, unended) {
+            (Decision::Adopt(confirmed), Unended::Doubtful) => {
+                let slot = &options.slot;
+                tracing::warn!(slot, %confirmed, "DDL has committed since the slot was begun: it is made again");
+                slot::drop(sql, slot).await?;
                 Decision::Create
             }
-            Decision::Broken(Broken::Ahead(_)) => {
-                Decision::Broken(Broken::Untrusted("was left by a hub that died while it made it".into()))
+            (Decision::Broken(Broken::Ahead(begins)), Unended::Whole) => Decision::Broken(Broken::Unended(begins)),
+            (Decision::Broken(Broken::Ahead(_)), Unended::Doubtful) => {
+                let why = "was made for a recovery that did not end, and DDL has committed since it was begun";
+                Decision::Broken(Broken::Untrusted(why.into()))
             }
-            used => used,
+            (used, _) => used,
         };
     }
     if let Decision::Stream(_) = decision {

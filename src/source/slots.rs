@@ -45,6 +45,8 @@ pub(super) enum Broken {
     Invalidated(String),
     /// It was acknowledged up to here by somebody else.
     Ahead(Lsn),
+    /// It was made for a recovery that did not end, and begins here.
+    Unended(Lsn),
     /// The server fails to decode it from here on, again and again; how.
     Undecodable {
         /// Where the journal ends.
@@ -66,6 +68,7 @@ impl std::fmt::Display for Broken {
             Broken::Missing => f.write_str("does not exist"),
             Broken::Invalidated(why) => write!(f, "was invalidated ({why})"),
             Broken::Ahead(confirmed) => write!(f, "was acknowledged up to {confirmed} elsewhere"),
+            Broken::Unended(begins) => write!(f, "was made for a recovery that did not end, and begins at {begins}"),
             Broken::Undecodable { from, error } => write!(f, "cannot be decoded from {from} on ({error})"),
             Broken::Untrusted(why) => f.write_str(why),
             Broken::Polled => f.write_str("was replaced while the log tables were polled, and that has not ended"),
@@ -158,7 +161,7 @@ async fn skip(mending: Mending<'_>, broken: &Broken, unrecovered: &str) -> Resul
     let kept = matches!(broken, Broken::Undecodable { .. });
     if !rebase && (options.on_slot_lost == OnSlotLost::Stop || kept) {
         let to = match broken {
-            Broken::Ahead(confirmed) => *confirmed,
+            Broken::Ahead(begins) | Broken::Unended(begins) => *begins,
             _ => server::wal_positions(sql).await?.insert,
         };
         let first = match kept {
@@ -177,7 +180,7 @@ async fn skip(mending: Mending<'_>, broken: &Broken, unrecovered: &str) -> Resul
         return Err(refused(Reason::SlotLost, message));
     }
     let up_to = match broken {
-        Broken::Ahead(confirmed) => *confirmed,
+        Broken::Ahead(begins) | Broken::Unended(begins) => *begins,
         _ => {
             if let Broken::Invalidated(_) | Broken::Untrusted(_) | Broken::Polled = broken {
                 slot::drop(sql, &options.slot).await?;
@@ -204,7 +207,7 @@ pub(super) async fn create(
     leave: &Drain,
 ) -> Result<Lsn, Error> {
     let mut making = Making::new(sql).await?;
-    orphan::note(options, replication, Some(making.before())).await?;
+    orphan::note(options, &replication.backend().await?, making.before());
     loop {
         let creating = async { Ok(replication.create_slot(&options.slot, options.failover_slot).await?) };
         let point = unless_left(leave, creating).await?.consistent_point;
