@@ -3,9 +3,9 @@
 //! PostgreSQL's own answers wait for whoever holds ACCESS EXCLUSIVE on a table: a VACUUM FULL, DDL that is still open or
 //! prepared. `pg_partition_tree()` locks every partition
 //! ([`find_all_inheritors`](https://doxygen.postgresql.org/partitionfuncs_8c_source.html)) and keeps the locks to the end of
-//! the transaction, and the view
+//! the transaction; from 16 on the view
 //! [`pg_publication_tables`](https://www.postgresql.org/docs/current/view-pg-publication-tables.html) opens each table that
-//! has no column list. What is asked every two seconds, on a session that others use too, must not stand in that queue.
+//! has no column list; `pg_get_expr()` and `pg_relation_size()` lock the table that they are about. What is asked every two seconds, on a session that others use too, must not stand in that queue.
 //! Catalogue rows are read with the statement's snapshot instead, like everything else that is joined to them.
 
 /// A subquery: the tables under whose names the publication `$1` publishes changes, as `pg_publication_tables` lists them.
