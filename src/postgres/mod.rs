@@ -15,6 +15,7 @@ mod connect;
 pub mod conninfo;
 pub mod copier;
 pub mod copy;
+pub mod database;
 pub mod decoding;
 mod error;
 pub mod lineage;
