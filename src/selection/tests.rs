@@ -287,7 +287,11 @@ fn globs_are_few_and_short() {
     for (fits, filter, path) in [
         (many(256, "a*"), many(300, "a*"), "filter.tables[256]"),
         (many(1, &"a*".repeat(8 << 10)), many(1, &"a*".repeat(9 << 10)), "filter.tables[0]"),
-        (many(20_000, "a.b"), Filter { message_prefixes: strings(&["b*"]), ..many(256, "*") }, "filter.message_prefixes[0]"),
+        (
+            many(20_000, "a.b"),
+            Filter { message_prefixes: strings(&["b*"]), ..many(256, "*") },
+            "filter.message_prefixes[0]",
+        ),
     ] {
         assert!(Selection::compile(Some(&fits), None).is_ok());
         let violations = refused(&filter);

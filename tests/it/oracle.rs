@@ -93,7 +93,9 @@ fn pool(type_name: &str) -> &'static [&'static str] {
             "Infinity",
             "-Infinity",
         ],
-        "text" | "varchar" => &["", "a", "ab", "A", "b", "a ", "%", "_", "it''s", "ä", "Äb", "a\\b", "aXb", "日本", "aİb", "KΩ"],
+        "text" | "varchar" => {
+            &["", "a", "ab", "A", "b", "a ", "%", "_", "it''s", "ä", "Äb", "a\\b", "aXb", "日本", "aİb", "KΩ"]
+        }
         "bpchar" => &["", "a", "a  ", "ab", "A", "b", "ä"],
         "bool" => &["t", "f", "true", "no"],
         "uuid" => &[
@@ -175,11 +177,15 @@ fn literal(random: &mut fastrand::Rng, type_name: &str) -> String {
     match type_name {
         _ if random.u8(..12) == 0 => "NULL".to_owned(),
         "bool" if random.bool() => pick(random, &["TRUE", "false"]).to_owned(),
-        "date" | "time" | "timetz" | "timestamp" | "timestamptz" | "interval" | "uuid" | "bytea" | "numeric" | "bool"
-        | "jsonb" | "inet"
+        "date" | "time" | "timetz" | "timestamp" | "timestamptz" | "interval" | "uuid" | "bytea" | "numeric"
+        | "bool" | "jsonb" | "inet"
             if random.u8(..6) == 0 =>
         {
-            if random.bool() { format!("{type_name} '{text}'") } else { format!("'{text}'::{type_name}") }
+            if random.bool() {
+                format!("{type_name} '{text}'")
+            } else {
+                format!("'{text}'::{type_name}")
+            }
         }
         "oid" if random.bool() => pick(random, &["0", "1", "7", "32768"]).to_owned(),
         "int2" | "int4" | "int8" if random.bool() => {

@@ -164,7 +164,10 @@ async fn rows_are_selected_as_postgresql_selects_them() {
     }
     // PostgreSQL refuses, or reads as something else, what would never be equal here.
     for (predicate, words) in [
-        ("id = 1 OR m IN ('ok', 'sat')", ["filter.where", "invalid input value for enum public.mood: \"sat\"", "offset 22"]),
+        (
+            "id = 1 OR m IN ('ok', 'sat')",
+            ["filter.where", "invalid input value for enum public.mood: \"sat\"", "offset 22"],
+        ),
         ("a = '{1, 2}'", ["column \"a\" is _int4", "printed as '{1,2}'", "offset 4"]),
         ("j <> '{\"a\":1}'", ["column \"j\" is jsonb", "printed as '{\"a\": 1}'", "offset 5"]),
     ] {
@@ -255,7 +258,8 @@ async fn entering_and_leaving_keep_a_copy_true() {
         let values = "SELECT g, g % 3, 'a', 'new', g, 'n' FROM generate_series(1, 60) g";
         stage.db.run(&format!("INSERT INTO {table} {values}")).await;
         for predicate in predicates {
-            let mut stream = stage.client().subscribe(&filtered(&format!("public.{table}"), predicate).earliest()).await;
+            let mut stream =
+                stage.client().subscribe(&filtered(&format!("public.{table}"), predicate).earliest()).await;
             stream.until("opened", |log| log.opened().is_some()).await;
             streams.push((table, predicate, stream));
         }
@@ -392,7 +396,8 @@ async fn each_new_version_of_a_table_is_checked() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_table_that_was_never_seen_is_checked_when_a_stream_opens() {
     let stage = orders().await;
-    let request = |tables: &[&str]| Request::new().tables(tables).filter(|f| f.r#where = "\"größe\" = 1 OR no = 1".into());
+    let request =
+        |tables: &[&str]| Request::new().tables(tables).filter(|f| f.r#where = "\"größe\" = 1 OR no = 1".into());
     for tables in [&["public.items"][..], &["*.items"], &["*"], &[]] {
         let failure = refusal(&stage, &request(tables)).await;
         for word in ["table public.items has no column \"größe\"", "offset 0"] {

@@ -279,7 +279,12 @@ struct Sources<'a> {
 
 impl Sources<'_> {
     /// `None`: the block cannot be read, and everybody is to find that out.
-    fn enter(&self, pass: &mut Pass<'_>, tables: &mut HashMap<RelationId, Table>, messages: &mut Messages) -> Option<()> {
+    fn enter(
+        &self,
+        pass: &mut Pass<'_>,
+        tables: &mut HashMap<RelationId, Table>,
+        messages: &mut Messages,
+    ) -> Option<()> {
         for span in &self.index.spans {
             if self.looks_at_origins {
                 pass.come_from(&self.origin(span)?);
