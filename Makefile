@@ -2,7 +2,7 @@
 # make demo-failover   the primary is killed, a standby takes over, the stream goes on; under a minute
 # make test    what the tests need, then all tests
 # make test-clients   the clients against the built hub, where their toolchains are present
-# make bench   every figure beside its peer, about an hour; make bench-quick, about ten minutes
+# make bench   every figure beside its peer, an hour and a half; make bench-quick, about twenty minutes
 # make chaos-failover   failovers by the seed, as many as SEEDS says
 # make lint    formatting, clippy, protocol, licences
 # On Debian and Ubuntu every target installs what it is missing; only Rust must be there.
