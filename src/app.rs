@@ -105,6 +105,7 @@ pub async fn serve(config: Config, drain: Drain) -> Result<(), Error> {
     let state = SourceState::new(&config.source.slot, &config.source.publication);
     let ingest = Ingest::new(journal.clone(), appender, &recovered);
     let rows = connect.clone();
+    let database = config.journal.data_dir.join("database");
     let source = source::Options {
         connect,
         slot: config.source.slot.clone(),
@@ -113,6 +114,7 @@ pub async fn serve(config: Config, drain: Drain) -> Result<(), Error> {
         schemas: config.source.schemas.clone(),
         quarantine: config.journal.data_dir.join("quarantine"),
         rebase: config.journal.data_dir.join(source::REBASE),
+        database: database.clone(),
         failover_slot: config.source.failover_slot,
         on_slot_lost: match config.source.continue_after_gap {
             true => source::OnSlotLost::Continue,
@@ -134,7 +136,7 @@ pub async fn serve(config: Config, drain: Drain) -> Result<(), Error> {
     };
     let hub = Hub::new(feed.clone(), Arc::new(state.clone()), Arc::new(journal.clone()), limits, drain.clone());
     let patience = Patience { idle: config.limits.snapshot_idle, settle: config.limits.snapshot_settle };
-    hub.reads_rows_with(Arc::new(Exporter::new(rows, &config.source.publication, feed.clone(), patience)));
+    hub.reads_rows_with(Arc::new(Exporter::new(rows, &config.source.publication, database, feed.clone(), patience)));
     let health = Health::new().await;
     let serving = (tell_health(health.clone(), &state), tell_disk_full(&journal, state.clone()));
     let stop_pages = CancellationToken::new();

@@ -13,7 +13,7 @@ pub use history::{Crossing, History, Key, LineageStart};
 
 use crate::{
     lsn::Lsn,
-    model::{Described, Lineage, LineageId, Position, Relation, RelationId},
+    model::{Described, Lineage, LineageId, Position, Printed, Relation, RelationId, Spelled},
     reason::{Classified, Reason},
     wire::{block::Block, pb, position_to_pb},
 };
@@ -275,6 +275,16 @@ pub trait Source: Send + Sync + 'static {
     fn relations<'a>(&'a self, tables: &'a [(String, String)]) -> BoxFuture<'a, Vec<Described>> {
         let _ = tables;
         Box::pin(async { Vec::new() })
+    }
+
+    /// The same for any number of tables, as they were a few seconds ago at most, so that many may ask.
+    fn relations_lately<'a>(&'a self, tables: &'a [(String, String)]) -> BoxFuture<'a, Vec<Arc<Described>>> {
+        Box::pin(async { self.relations(tables).await.into_iter().map(Arc::new).collect() })
+    }
+
+    /// The form in which each literal would be printed; `None` where that cannot be told, as while the source is away.
+    fn printed<'a>(&'a self, literals: &'a [Spelled]) -> BoxFuture<'a, Vec<Option<Printed>>> {
+        Box::pin(async { vec![None; literals.len()] })
     }
 
     /// What the source cannot give any more, as long as the hub does not go on without it: streams that have come to the

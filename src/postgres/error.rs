@@ -196,6 +196,14 @@ impl Error {
         Some(text.into())
     }
 
+    /// What is wrong, where the server said it without its code.
+    pub fn message(&self) -> String {
+        match self {
+            Error::Server { notice, .. } => notice.message.clone(),
+            other => other.to_string(),
+        }
+    }
+
     /// The server's error code, if it is the server that complained.
     pub fn sqlstate(&self) -> Option<&str> {
         match self {

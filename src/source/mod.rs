@@ -51,6 +51,8 @@ pub struct Options {
     pub quarantine: PathBuf,
     /// File in which an operator names the system to go on with.
     pub rebase: PathBuf,
+    /// File that says which database the journal is of.
+    pub database: PathBuf,
     /// Have standbys keep the slot in step (PostgreSQL 17 and later).
     pub failover_slot: bool,
     /// What to do when the slot does not have what the journal lacks.

@@ -19,7 +19,9 @@ use crate::{
     journal::Journal,
     lsn::Lsn,
     postgres::{
-        self, decoding,
+        self,
+        database::Database,
+        decoding,
         logtables::blockers,
         preflight, publication,
         replication::{Consistency, ReplicationStream},
@@ -90,8 +92,16 @@ pub(super) async fn prepare(
 ) -> Result<Prepared, Error> {
     let Reached { sql, replication, identity, step, timeline_begins } = reached;
     // A hub that was killed while it founded its journal has segments and no lineage.
-    carried.fresh |= journal.lineage().is_none();
+    let journal_is_new = journal.lineage().is_none();
+    carried.fresh |= journal_is_new;
     let sql = &**sql;
+    let database = Database::of(sql, identity.system_identifier).await?;
+    let noted = Database::noted(&options.database);
+    if let Some(noted) = noted.as_ref().filter(|_| !journal_is_new)
+        && let Some(why) = database.refusal(noted)
+    {
+        return Err(refused(Reason::SourceChanged, why));
+    }
     if ingest.replaying() && !matches!(step, Step::Stay) {
         return Err(ingest::Error::HalfReplayed.into());
     }
@@ -179,6 +189,12 @@ pub(super) async fn prepare(
         && (carried.skipped || ingest.replaying())
     {
         decision = Decision::Broken(Broken::Skips(start));
+    }
+    // Before the journal has anything of it.
+    if noted.as_ref() != Some(&database)
+        && let Err(error) = database.note(&options.database)
+    {
+        tracing::warn!(file = %options.database.display(), %error, "it cannot be noted which database the journal is of");
     }
     let is_kept = matches!(decision, Decision::Stream(_) | Decision::Adopt(_));
     let start = match (decision, &*step) {

@@ -13,7 +13,8 @@ use crate::{
     reason::Reason,
 };
 
-const INTERVAL: Duration = Duration::from_secs(2);
+/// Between two looks.
+pub(super) const INTERVAL: Duration = Duration::from_secs(2);
 
 pub(super) struct Watch<'a> {
     pub sql: &'a Sql,

@@ -2,17 +2,23 @@
 
 use std::time::Duration;
 
-use crate::harness::{
-    Shutdown, Stage,
-    client::Request,
-    eventually,
-    follower::{Follower, Resume},
-    history::lsn,
-    stage,
-    stage::held,
-    validators::Replica,
-    versions,
-    workload::{self, Plan, Workload, ledger_agrees},
+use walcast::wire::pb::SnapshotMode;
+
+use crate::{
+    harness::{
+        Shutdown, Stage,
+        client::Request,
+        eventually,
+        follower::{Follower, Resume},
+        history::lsn,
+        hub::Hub,
+        stage,
+        stage::held,
+        validators::Replica,
+        versions,
+        workload::{self, Plan, Workload, ledger_agrees},
+    },
+    logtables_causes::last_error,
 };
 
 async fn restart_under_load(major: u32, mode: Shutdown) {
@@ -212,4 +218,38 @@ async fn streams_are_accepted_while_postgresql_is_away() {
     stage.db.run("INSERT INTO t VALUES (2)").await;
     stream.reaches(stage.goal().await).await;
     stage.check(&stream.close()).await;
+}
+
+/// LSNs, timeline and system identifier are the same in every database of a cluster.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hub_that_is_pointed_at_another_database_touches_nothing() {
+    let mut stage = stage().sql("CREATE TABLE t (id int PRIMARY KEY)").start().await;
+    stage.db.run("INSERT INTO t VALUES (1)").await;
+    stage.journaled().await;
+    stage.hub.terminate();
+    stage.db.run("CREATE DATABASE other").await;
+    let other = stage.cluster.connect_to("other").await;
+    other.run("CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION walcast FOR ALL TABLES").await;
+    other.run("SELECT pg_create_logical_replication_slot('others', 'pgoutput')").await;
+    other.run("INSERT INTO t VALUES (7)").await;
+    let confirmed = || other.text("SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = 'others'");
+    let before = confirmed().await;
+
+    let elsewhere = Hub::new(&stage.cluster.dsn_of("other")).args(&["--slot", "others"]);
+    let own = std::mem::replace(&mut stage.hub, elsewhere);
+    stage.hub.in_data_dir(own.data_dir());
+    stage.hub.spawn();
+    last_error(&stage, "SOURCE_CHANGED", "the journal of database postgres").await;
+    let rows = Request::new().tables(&["public.t"]).snapshot(SnapshotMode::Consistent);
+    stage.client().subscribe(&rows).await.fails_with("SOURCE_UNAVAILABLE").await;
+    stage.hub.terminate();
+    assert_eq!(confirmed().await, before, "the other database's slot");
+
+    stage.hub = own;
+    stage.db.run("ALTER DATABASE postgres SET work_mem = '5MB'; INSERT INTO t VALUES (2)").await;
+    stage.hub.start().await;
+    let whole = stage.everything().await;
+    let mut replica = Replica::default();
+    held(&whole, replica.apply(&stage.check(&whole).await));
+    held(&whole, replica.equals_source(&stage.db, &["public.t".to_owned()]).await);
 }
