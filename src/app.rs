@@ -97,8 +97,9 @@ pub async fn serve(config: Config, drain: Drain) -> Result<(), Error> {
         opened.map_err(|error| Error::System { what: "opening the journal", error: io::Error::other(error) })??;
     let fresh = recovered.fresh;
     tracing::info!(
-        tail = %recovered.complete,
+        tail = (!fresh).then(|| tracing::field::display(recovered.complete)),
         fresh,
+        eager = config.journal.eager,
         data_dir = %config.journal.data_dir.display(),
         "journal open"
     );
@@ -142,12 +143,19 @@ pub async fn serve(config: Config, drain: Drain) -> Result<(), Error> {
     let stop_pages = CancellationToken::new();
     let readiness = readiness(journal.clone(), state.clone(), drain.clone(), fresh);
     let pages = pages.map(|listener| {
-        tracing::info!(address = ?listener.local_addr().ok(), "serving metrics and health over HTTP");
+        tracing::info!(
+            address = listener.local_addr().ok().map(tracing::field::display),
+            "serving metrics and health over HTTP"
+        );
         let lags = hub.clone();
         let pages = Pages { metrics: rendered, refresh: Arc::new(move || lags.record_lags()), readiness };
         AbortOnDropHandle::new(tokio::spawn(http::serve(listener, pages, stop_pages.clone())))
     });
-    tracing::info!(address = ?grpc.local_addr().ok(), tls = config.grpc.tls.is_some(), "serving gRPC");
+    tracing::info!(
+        address = grpc.local_addr().ok().map(tracing::field::display),
+        tls = config.grpc.tls.is_some(),
+        "serving gRPC"
+    );
     let services = Services { backend: hub, feed, source: Arc::new(state), health };
     let ended = drain_when_source_ends(source, drain.clone());
     let served = rpc::serve(grpc, services, options, drain).await;

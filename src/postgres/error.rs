@@ -250,7 +250,8 @@ fn server_hint(phase: Phase, notice: &Notice) -> Option<String> {
         ("55006", _) => "Another process streams from the slot; stop it, or choose another slot.",
         ("42704", Phase::Command) => "The slot does not exist any more; walcast slot list shows what there is.",
         ("42704", Phase::Streaming) => {
-            "The publication does not exist at this point of the WAL: CREATE PUBLICATION, then see the README on gaps."
+            "The publication does not exist at this point of the WAL, and only a new slot gets past it: see \"a publication that was \
+             dropped\" in docs/failover.md."
         }
         ("58P01", Phase::Streaming) => "WAL that the slot needs is gone: max_slot_wal_keep_size was exceeded.",
         (code, Phase::Streaming) if class(code) == "XX" => {

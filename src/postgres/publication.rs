@@ -281,8 +281,8 @@ const UNHURRIED: &str = "SET LOCAL lock_timeout = 0; ";
 
 /// Creates a publication of everything that the role may publish, and says in one sentence what that is: all tables,
 /// otherwise the schemas named, otherwise the tables that the role owns (in these schemas; with none named, anywhere).
-/// The last needs `CREATE` on the database.
-pub async fn create(sql: &Sql, name: &str, schemas: &[String]) -> Result<String> {
+/// The last needs `CREATE` on the database. With it come the tables in which UPDATE or DELETE fail from now on.
+pub async fn create(sql: &Sql, name: &str, schemas: &[String]) -> Result<(String, Vec<IdentityGap>)> {
     let quoted = identifier(name);
     let shown = schemas.join(", ");
     let done = match sql.batch(&format!("{UNHURRIED}CREATE PUBLICATION {quoted} FOR ALL TABLES")).await {
@@ -311,17 +311,7 @@ pub async fn create(sql: &Sql, name: &str, schemas: &[String]) -> Result<String>
         },
     };
     let gaps = identity_gaps(sql, Scope::Publication(name)).await?;
-    let warning = match gaps.as_slice() {
-        [] => String::new(),
-        [first, ..] => format!(
-            "; UPDATE and DELETE fail from now on in {} of them ({} {}: {})",
-            gaps.len(),
-            first.table,
-            first.problem,
-            first.fix
-        ),
-    };
-    Ok(format!("created publication {name:?} for {done}{warning}"))
+    Ok((format!("created publication {name:?} for {done}"), gaps))
 }
 
 async fn for_schemas(sql: &Sql, quoted: &str, schemas: &[String]) -> Option<Result<()>> {

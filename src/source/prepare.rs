@@ -23,7 +23,8 @@ use crate::{
         database::Database,
         decoding,
         logtables::blockers,
-        preflight, publication,
+        preflight,
+        publication::{self, IdentityGap},
         replication::{Consistency, ReplicationStream},
         server,
         slot::{self, SlotState},
@@ -122,8 +123,9 @@ pub(super) async fn prepare(
     let publication = match publication::find(sql, &options.publication).await? {
         Some(found) => found,
         None if options.create_publication => {
-            let said = publication::create(sql, &options.publication, &options.schemas).await?;
+            let (said, gaps) = publication::create(sql, &options.publication, &options.schemas).await?;
             tracing::info!("{said}");
+            fail_from_now_on(&gaps);
             publication::find(sql, &options.publication).await?.ok_or_else(|| missing(options))?
         }
         None => return Err(missing(options)),
@@ -175,10 +177,10 @@ pub(super) async fn prepare(
     {
         decision = Decision::Broken(Broken::Untrusted(why));
     }
-    if let Decision::Stream(_) = decision
-        && let Some((from, error)) = carried.failures.verdict()
+    if let Decision::Stream(start) = decision
+        && let Some(broken) = carried.failures.verdict(start)
     {
-        decision = Decision::Broken(Broken::Undecodable { from, error });
+        decision = Decision::Broken(broken);
     }
     if let Decision::Stream(_) = decision
         && ingest.polled()
@@ -186,9 +188,9 @@ pub(super) async fn prepare(
         decision = Decision::Broken(Broken::Polled);
     }
     if let Decision::Stream(start) = decision
-        && (carried.skipped || ingest.replaying())
+        && ingest.replaying()
     {
-        decision = Decision::Broken(Broken::Skips(start));
+        decision = Decision::Broken(Broken::Skips { start, given_up: false });
     }
     // Before the journal has anything of it.
     if noted.as_ref() != Some(&database)
@@ -250,6 +252,21 @@ pub(super) async fn prepare(
     Ok(Prepared { start, status_interval, publication_oid: publication.oid, came_along })
 }
 
+/// Says that a new publication makes UPDATE and DELETE fail in the application, and what to run.
+fn fail_from_now_on(gaps: &[IdentityGap]) {
+    const NAMED: usize = 50;
+    if gaps.is_empty() {
+        return;
+    }
+    let list = |part: fn(&IdentityGap) -> &str, between: &str| {
+        let mut list: Vec<&str> = gaps.iter().take(NAMED).map(part).collect();
+        list.extend((gaps.len() > NAMED).then_some("…"));
+        list.join(between)
+    };
+    let (names, fix) = (list(|gap| &gap.table, ", "), list(|gap| &gap.fix, " "));
+    tracing::warn!(tables = gaps.len(), fix, "UPDATE and DELETE fail in the application from now on, in {names}");
+}
+
 fn missing(options: &Options) -> Error {
     refused(
         Reason::PublicationMissing,
@@ -276,7 +293,7 @@ pub(super) async fn explain(options: &Options, sql: &Sql, error: Error) -> Error
         .into_iter()
         .filter(|check| check.outcome == preflight::Outcome::Failed)
         .map(|check| match check.fix {
-            Some(fix) => format!("{}: {} — {fix}", check.name, check.detail),
+            Some(fix) => format!("{}: {} — {}", check.name, check.detail, fix.trim_end_matches(';')),
             None => format!("{}: {}", check.name, check.detail),
         })
         .collect();

@@ -59,7 +59,12 @@ pub(super) enum Broken {
     /// The journal ends with transactions that were polled from the log tables: others may have committed before.
     Polled,
     /// For a part of the WAL behind here the publication does not exist.
-    Skips(Lsn),
+    Skips {
+        /// Where the journal ends.
+        start: Lsn,
+        /// It was tried often enough.
+        given_up: bool,
+    },
 }
 
 impl std::fmt::Display for Broken {
@@ -72,7 +77,10 @@ impl std::fmt::Display for Broken {
             Broken::Undecodable { from, error } => write!(f, "cannot be decoded from {from} on ({error})"),
             Broken::Untrusted(why) => f.write_str(why),
             Broken::Polled => f.write_str("was replaced while the log tables were polled, and that has not ended"),
-            Broken::Skips(_) => f.write_str("covers WAL for which the publication does not exist"),
+            Broken::Skips { .. } => f.write_str(
+                "covers WAL in which the publication does not exist (it was dropped, or is younger than the slot), which \
+                 PostgreSQL does not decode",
+            ),
         }
     }
 }
@@ -146,8 +154,8 @@ pub(super) async fn mend(mut mending: Mending<'_>, broken: &Broken) -> Result<Ls
     if mending.ingest.replaying() {
         return Err(ingest::Error::HalfReplayed.into());
     }
-    if let Broken::Skips(start) = broken {
-        tracing::warn!(slot = mending.options.slot, "the slot {broken}; the log tables cannot help: {why}");
+    if let Broken::Skips { start, given_up: false } = broken {
+        tracing::debug!(slot = mending.options.slot, "the slot {broken}; the log tables cannot help: {why}");
         return Ok(*start); // the stream itself says what is wrong
     }
     skip(mending, broken, &why).await
@@ -168,6 +176,7 @@ async fn skip(mending: Mending<'_>, broken: &Broken, unrecovered: &str) -> Resul
             true => {
                 "Repair what the server complains of: the slot is kept and tried again. Or drop it (walcast slot drop) and"
             }
+            false if matches!(broken, Broken::Skips { .. }) => "Only a new slot gets past it:",
             false => "Restore the slot, or",
         };
         let message = format!(
@@ -182,7 +191,7 @@ async fn skip(mending: Mending<'_>, broken: &Broken, unrecovered: &str) -> Resul
     let up_to = match broken {
         Broken::Ahead(begins) | Broken::Unended(begins) => *begins,
         _ => {
-            if let Broken::Invalidated(_) | Broken::Untrusted(_) | Broken::Polled = broken {
+            if let Broken::Invalidated(_) | Broken::Untrusted(_) | Broken::Polled | Broken::Skips { .. } = broken {
                 slot::drop(sql, &options.slot).await?;
             }
             create(options, sql, replication, leave).await?

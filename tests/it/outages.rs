@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use walcast::wire::pb::SnapshotMode;
+use walcast::wire::pb::{SnapshotMode, event::Kind};
 
 use crate::{
     harness::{
@@ -86,7 +86,7 @@ async fn source_error(stage: &Stage, reason: &str) -> String {
 }
 
 async fn publication_dropped(major: u32) {
-    let stage = stage().version(major).sql("CREATE TABLE t (id int PRIMARY KEY)").start().await;
+    let mut stage = stage().version(major).sql("CREATE TABLE t (id int PRIMARY KEY)").no_oracle().start().await;
     stage.db.run("INSERT INTO t VALUES (1)").await;
     stage.journaled().await;
     let mut stream = stage.client().subscribe(&Request::new().earliest()).await;
@@ -105,6 +105,27 @@ async fn publication_dropped(major: u32) {
         })
         .await;
     assert_eq!(stream.log.changes(), 1);
+
+    // Made again, it does not exist where those rows are: no stream of this slot gets past them.
+    stage.db.run("CREATE PUBLICATION walcast FOR ALL TABLES").await;
+    let told = source_error(&stage, "SLOT_LOST").await;
+    assert!(told.contains("in which the publication does not exist") && told.contains("Only a new slot"), "{told}");
+    let failure = stream.fails_with("SLOT_LOST").await;
+    assert!(failure.lsn("from") < lost_from && failure.lsn("to") > lost_from, "{failure:?}");
+    let attempts = stage.hub.metric("walcast_source_reconnects_total").await;
+    let again = |now: f64| now >= attempts + 3.0;
+    stage.hub.metric_becomes("walcast_source_reconnects_total", Duration::from_secs(60), again).await;
+    assert_eq!(stage.hub.metric("walcast_source_connected").await, 0.0);
+    let lines = stage.hub.log().lines().filter(|line| line.contains("in which the publication does not exist")).count();
+    assert!(lines < 3, "{lines} lines about the same\n{}", stage.hub.log_tail(20));
+    stage.hub.terminate();
+    stage.hub.env("WALCAST_ON_SLOT_LOST", "continue");
+    stage.hub.start().await;
+    let mut stream = stage.client().subscribe(&Request::new().earliest()).await;
+    stream.until("the gap", |log| log.kinds().any(|kind| matches!(kind, Kind::Gap(_)))).await;
+    stage.streaming().await;
+    stage.db.run("INSERT INTO t VALUES (4)").await;
+    stream.until("what comes behind it", |log| log.changes() == 2).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
