@@ -177,11 +177,6 @@ async fn unprotected_at_once(sql: &Sql, publication: &str, look: Look<'_>) -> Re
                          'it has left the publication unnoticed: walcast logtables install'
                      WHEN NOT walcast.is_captured(p.oid) THEN
                          'its triggers are missing or disabled: walcast logtables install'
-                     WHEN EXISTS (SELECT FROM pg_catalog.pg_trigger t
-                                  WHERE t.tgrelid = p.oid AND t.tgname < '!walcast' AND t.tgenabled <> 'D'
-                                    AND t.tgtype & 67 = 1) THEN -- AFTER and FOR EACH ROW
-                         'a trigger of its own fires before the one that logs, so that what it writes would come first: '
-                         'give it a name behind \"!walcast\"'
                      WHEN NOT newest.shape ? 'filter' THEN
                          'its row filter is not noted, or that it has none: walcast logtables install'
                      WHEN CASE WHEN $3 THEN newest.shape IS DISTINCT FROM walcast.shape_of(p.oid) END THEN
