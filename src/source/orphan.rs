@@ -68,7 +68,7 @@ pub(super) enum Unended {
 pub(super) async fn unended(options: &Options, sql: &Sql, found: Option<&SlotState>) -> Result<Option<Unended>, Error> {
     let noted = fs::read_to_string(file(options)).unwrap_or_default();
     let mut lines = noted.lines().skip(1);
-    if !found.is_some_and(|found| lines.next() == Some(&found.name)) {
+    if found.is_none_or(|found| lines.next() != Some(&found.name)) {
         return Ok(None);
     }
     let unchanged = catalog::unchanged(sql, lines.next().unwrap_or_default()).await?;
