@@ -153,7 +153,7 @@ async fn a_slot_that_was_dropped_is_not_made_anew_in_silence() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_hubs_do_not_share_a_slot() {
     let stage = stage().start().await;
-    let mut second = crate::harness::hub::Hub::new(&stage.cluster.dsn());
+    let mut second = Hub::new(&stage.cluster.dsn());
     second.spawn();
     let client = crate::harness::client::Client::new(second.grpc_port());
     eventually(Duration::from_secs(30), || async {
