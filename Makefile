@@ -20,11 +20,11 @@ help:
 	@sed -n 's/^# //p' Makefile
 
 demo: deps-build deps-postgres
-	@$(CARGO) build --quiet --locked --bin walcast
+	@$(CARGO) build --locked --bin walcast
 	@exec $(TARGET)/debug/walcast demo --with-parent $(DEMO_ARGS)
 
 demo-failover: deps-build deps-postgres
-	@$(CARGO) build --quiet --locked --bin walcast
+	@$(CARGO) build --locked --bin walcast
 	@exec $(TARGET)/debug/walcast demo --failover --with-parent $(DEMO_ARGS)
 
 build: deps-build
@@ -37,7 +37,7 @@ test: deps-build deps-postgres
 # Each client's script says what it left out. Two at a time: they wait for the hub more than they compute.
 CLIENT_JOBS ?= 2
 test-clients: deps-build deps-postgres
-	$(CARGO) build --quiet --locked --bin walcast
+	$(CARGO) build --locked --bin walcast
 	@$(MAKE) --no-print-directory --jobs $(CLIENT_JOBS) --output-sync=target $(CLIENTS:%=test-client-%)
 
 test-client-%:

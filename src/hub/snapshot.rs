@@ -4,10 +4,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use bytes::BytesMut;
 use prost::Message as _;
-use tokio::{
-    sync::{OwnedSemaphorePermit, watch},
-    time::Instant,
-};
+use tokio::{sync::watch, time::Instant};
 
 use super::{
     Error, RowFormat, Session,
@@ -58,7 +55,6 @@ pub(super) struct Running {
     reached: Option<Option<Progress>>,
     /// Incremental: where the rows stood along the stream, oldest first.
     trail: Vec<Progress>,
-    _permit: Option<Arc<OwnedSemaphorePermit>>,
 }
 
 /// What a snapshot makes the session do.
@@ -121,7 +117,7 @@ impl Running {
         only: Option<Arc<Selection>>,
         paused: watch::Sender<bool>,
     ) -> (Self, pb::SnapshotBegin) {
-        let Snapshot { id, mode, tables, restarted, progress, run, rows, permit, .. } = snapshot;
+        let Snapshot { id, mode, tables, restarted, progress, run, rows, .. } = snapshot;
         let id = format!("{id:016x}");
         let tables = tables.into_iter().map(|(table, estimated_rows)| pb::SnapshotTable { table, estimated_rows });
         let begin = pb::SnapshotBegin {
@@ -153,7 +149,6 @@ impl Running {
             total: progress.rows,
             reached: None,
             trail: vec![progress],
-            _permit: permit,
         };
         (running, begin)
     }

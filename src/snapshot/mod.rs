@@ -69,7 +69,7 @@ pub struct Exporter {
 /// How long is waited.
 #[derive(Clone, Copy, Debug)]
 pub struct Patience {
-    /// For a client to take more of a consistent snapshot, which holds a transaction open.
+    /// For a client to take more of a snapshot. A consistent one, which holds a transaction open, then ends; an incremental one rests.
     pub idle: Duration,
     /// For commits that nobody sees yet to be released.
     pub settle: Duration,
@@ -283,20 +283,20 @@ impl Exporter {
             id = format!("{:016x}", progress.id), ?mode, tables = tables.len(), resumed, restarted,
             %seen, %until, %start, "snapshot begins"
         );
-        let (rows, permit): (Box<dyn crate::feed::Rows>, _) = match locked {
+        let rows: Box<dyn crate::feed::Rows> = match locked {
             Some(locked) => {
                 drop(marker);
                 let held = consistent::Held { reservation, permit: request.permit };
-                (Box::new(consistent::start(self, locked, held, progress.max_rows_per_second).await?), None)
+                Box::new(consistent::start(self, locked, held, progress.max_rows_per_second).await?)
             }
             None => {
                 let order = ahead::Order { exporter: self.clone(), selection: request.selection, pause: request.pause };
-                let rows = incremental::start(order, Some((marker, start)), run, progress.clone(), reservation);
-                (Box::new(rows), Some(request.permit))
+                let (place, marker) = (incremental::Place::new(request.permit), Some((marker, start)));
+                Box::new(incremental::start(order, place, marker, run, progress.clone(), reservation))
             }
         };
         let handover = Handover { lineage, until, seen };
-        Ok(Snapshot { id: progress.id, mode, tables, restarted, start, handover, progress, run, rows, permit })
+        Ok(Snapshot { id: progress.id, mode, tables, restarted, start, handover, progress, run, rows })
     }
 }
 

@@ -244,15 +244,9 @@ fn evaluated(groups: &Groups) -> u64 {
     routers(groups).map(|router| router.evaluated()).sum()
 }
 
-fn routed_up_to(world: &World, groups: &Groups, marks: Marks) -> std::time::Duration {
-    let started = Instant::now();
-    routers(groups).for_each(|router| router.advance(&*world.feed, marks, &groups.timeline));
-    started.elapsed()
-}
-
-fn routed(world: &World, groups: &Groups) -> std::time::Duration {
+fn routed(world: &World, groups: &Groups) {
     let marks: Marks = *world.feed.marks().borrow();
-    routed_up_to(world, groups, marks)
+    routers(groups).for_each(|router| router.advance(&*world.feed, marks, &groups.timeline));
 }
 
 #[test]
@@ -312,31 +306,6 @@ fn groups_that_are_gone_cost_nothing() {
     drop(joined);
     routed(&world, &groups);
     assert_eq!(evaluated(&groups), 0);
-}
-
-/// Nanoseconds per block of 500 changes: `cargo test --release router -- --ignored --nocapture`. What does not depend on the
-/// machine, how often something is evaluated, is counted above.
-#[test]
-#[ignore = "measures time"]
-fn the_cost_of_a_pass() {
-    let measure = |name: &str, filters: usize, predicate: &dyn Fn(usize) -> String| {
-        let (world, groups, _joined) = joined(filters, predicate, 10_000);
-        let mut marks: Marks = *world.feed.marks().borrow();
-        marks.next_block = 10;
-        // The first pass over a table learns the filters.
-        routed_up_to(&world, &groups, marks);
-        let before = evaluated(&groups);
-        let time = routed(&world, &groups).as_nanos() / 10;
-        let evaluated = (evaluated(&groups) - before) / 10;
-        println!("{name}: {filters} filters, {time} ns per block of 500 changes, {evaluated} evaluations in it");
-    };
-    for filters in [1, 10, 100, 1000, 10_000] {
-        measure("equality", filters, &|number| format!("state = 's{number}'"));
-        measure("equality that hits", filters, &|number| format!("state = '{number}'"));
-    }
-    for filters in [1, 2, 100, 1000] {
-        measure("residual", filters, &|number| format!("state > '{number}' AND note = more"));
-    }
 }
 
 #[tokio::test]
