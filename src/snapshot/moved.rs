@@ -23,7 +23,8 @@
 //! A client that resumes has seen the stream up to somewhere between two marks. So the search begins at the last mark again, or
 //! where that of the oldest owed row began ([`Progress::owed_after`]), and if the journal has left that place behind, the table is read
 //! from its beginning. So it is if more is owed than is remembered, which is what a transaction that moves
-//! a whole table does; once such a transaction is seen, every row is at its new place.
+//! a whole table does; once such a transaction is seen, every row is at its new place. What it moves is counted while it is read,
+//! and forgotten as soon as it is too much: a transaction may have any size.
 
 use std::collections::HashMap;
 
@@ -41,13 +42,14 @@ const MOST: usize = 65_536;
 /// Rows that are asked for at a time.
 const AT_ONCE: usize = 1024;
 
-/// A change of a key by an UPDATE that does not bring the whole row.
-pub(super) struct Move {
-    /// Encoded, as are all keys here.
-    pub old: Vec<u8>,
-    pub new: Vec<u8>,
-    /// The new one as literals that PostgreSQL reads as the same values.
-    pub literals: Vec<String>,
+/// What a transaction that may yet be discarded owes, if it commits: rows whose key it changes by UPDATEs that do not bring them
+/// whole.
+#[derive(Default)]
+pub(super) struct Moves {
+    /// By the encoded new keys, these as literals that PostgreSQL reads as the same values.
+    by_new: HashMap<Vec<u8>, Vec<String>>,
+    /// More than are remembered; they are forgotten.
+    too_many: bool,
 }
 
 struct Owed {
@@ -70,6 +72,8 @@ pub(super) struct Moved {
     at_once: usize,
     /// Every row was sent but those that are owed.
     sent: bool,
+    /// More were owed than are remembered; they are forgotten.
+    too_much: bool,
 }
 
 impl Moved {
@@ -84,6 +88,7 @@ impl Moved {
             asked: HashMap::new(),
             at_once: AT_ONCE,
             sent: false,
+            too_much: false,
         }
     }
 
@@ -128,13 +133,38 @@ impl Moved {
         self.owed.contains_key(key) || self.asked.contains_key(key)
     }
 
-    /// A transaction with these has committed. `seen`: by the snapshot of the chunk.
-    pub fn add(&mut self, moves: Vec<Move>, xid: u64, seen: bool) {
-        for Move { old, new, literals } in moves {
-            if !seen || !self.sent || self.is_owed(&old) {
-                self.owed.insert(new, Owed { xid: if seen { 0 } else { xid }, literals });
-            }
+    /// A transaction changes a key; both are encoded. `seen`: by the snapshot of the chunk. `literals`: those of the new key.
+    ///
+    /// # Errors
+    /// Those of `literals`.
+    pub fn collect<E>(
+        &self,
+        moves: &mut Moves,
+        old: &[u8],
+        new: &[u8],
+        seen: bool,
+        literals: impl FnOnce() -> Result<Vec<String>, E>,
+    ) -> Result<(), E> {
+        if self.too_much || moves.too_many {
+            return Ok(());
         }
+        if !seen || !self.sent || self.is_owed(old) || moves.by_new.contains_key(old) {
+            moves.by_new.insert(new.to_vec(), literals()?);
+        }
+        if self.owed.len() + moves.by_new.len() > MOST {
+            *moves = Moves { too_many: true, ..Moves::default() };
+        }
+        Ok(())
+    }
+
+    /// The transaction of these has committed.
+    pub fn add(&mut self, moves: Moves, xid: u64, seen: bool) {
+        if moves.too_many {
+            self.too_much = true;
+            self.owed = HashMap::new();
+        }
+        let xid = if seen { 0 } else { xid };
+        self.owed.extend(moves.by_new.into_iter().map(|(new, literals)| (new, Owed { xid, literals })));
     }
 
     /// Everything from `began` up to the mark was looked at.
@@ -195,12 +225,59 @@ impl Moved {
         self.owed.values().any(|owed| seen.sees(owed.xid))
     }
 
+    /// Whether the table has to be read from its beginning.
     pub fn is_too_much(&self) -> bool {
-        self.owed.len() > MOST
+        self.too_much
     }
 
     /// For [`Progress::owed_after`].
     pub fn owed_after(&self) -> Lsn {
         self.owed_after
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn moved(moved: &Moved, moves: &mut Moves, old: usize, new: usize, seen: bool) {
+        let literals = || Ok::<_, std::convert::Infallible>(vec![new.to_string()]);
+        moved.collect(moves, &old.to_be_bytes(), &new.to_be_bytes(), seen, literals).unwrap();
+    }
+
+    /// However many keys a transaction changes.
+    #[test]
+    fn what_is_owed_is_forgotten_when_it_is_too_much() {
+        let mut table = Moved::of(1, &["id".to_owned()]);
+        let mut few = Moves::default();
+        moved(&table, &mut few, 1, 2, true);
+        table.add(few, 7, true);
+        let (mut discarded, mut many) = (Moves::default(), Moves::default());
+        for row in 0..10 * MOST {
+            moved(&table, &mut discarded, row, 1 << 40 | row, true);
+            moved(&table, &mut many, row, 1 << 40 | row, false);
+            assert!(table.owed.len() + many.by_new.len() <= MOST);
+        }
+        drop(discarded);
+        assert!(!table.is_too_much() && table.is_owed(&2_usize.to_be_bytes()), "it may yet be discarded");
+        table.add(many, 8, false);
+        assert!(table.is_too_much() && table.is_empty());
+        let mut more = Moves::default();
+        moved(&table, &mut more, 3, 4, true);
+        table.add(more, 9, true);
+        assert!(table.is_too_much() && table.is_empty());
+    }
+
+    /// So do several that change few.
+    #[test]
+    fn transactions_owe_too_much_together() {
+        let mut table = Moved::of(1, &["id".to_owned()]);
+        for row in 0..=MOST {
+            assert!(!table.is_too_much());
+            let mut one = Moves::default();
+            moved(&table, &mut one, row, 1 << 40 | row, true);
+            table.add(one, 7, true);
+        }
+        assert!(table.is_too_much() && table.is_empty());
     }
 }

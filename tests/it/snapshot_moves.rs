@@ -81,3 +81,21 @@ async fn a_table_waits_for_the_row_that_has_moved() {
     assert_eq!(ids(&held(&history, validators::formal(&history))), [0, 1, 3]);
     makes(&history, &stage.db, &["public.wide"], true).await;
 }
+
+/// One transaction moves more rows behind the chunks than are remembered one by one, and the table is read from its beginning.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_that_moves_altogether_is_read_again() {
+    let stage = stage()
+        .sql("CREATE TABLE wide (id int PRIMARY KEY, n int, body text) WITH (toast_tuple_target = 128)")
+        .sql("ALTER TABLE wide ALTER body SET STORAGE EXTERNAL")
+        .sql("INSERT INTO wide SELECT n, 0, repeat(chr(65 + n % 26), 130) FROM generate_series(1, 70000) n")
+        .start()
+        .await;
+    let mut stream = stage.client().subscribe(&slowly(SnapshotMode::Incremental, 25_000)).await;
+    stream.until("a chunk", |log| rows(log) > 0).await;
+    stage.db.run("UPDATE wide SET id = id - 100000").await;
+    assert!(!ended(&stream.log), "too fast for this test: {}", stream.describe());
+    stream.until("snapshot_end", ended).await;
+    assert!(rows(&stream.log) > 70_000, "{}", stream.describe());
+    makes(&stream.close(), &stage.db, &["public.wide"], true).await;
+}
