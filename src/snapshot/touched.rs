@@ -225,7 +225,7 @@ impl Touched<'_> {
                         let old = old.as_ref().unwrap_or(new);
                         let touched = if sees { None } else { self.rows()?.get(new).copied() };
                         if old != new || touched.is_some() && self.asked {
-                            moved.collect(&mut done.moves, old, new, sees, || literals(&row, places))?;
+                            moved.collect(&mut done.moves, old, new, || literals(&row, places))?;
                         } else {
                             done.partly = done.partly.into_iter().chain(touched).min();
                         }
