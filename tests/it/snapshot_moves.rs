@@ -102,6 +102,7 @@ async fn a_table_that_moves_altogether_is_read_again() {
 async fn a_table_ends_whatever_moves_in_it() {
     let stage = stage().sql(WIDE).start().await;
     let stop = CancellationToken::new();
+    let _stop = stop.clone().drop_guard();
     let mut moving = Vec::new();
     for task in 0..4 {
         let (db, stop) = (stage.cluster.connect().await, stop.clone());
