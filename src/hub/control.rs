@@ -174,8 +174,8 @@ impl SessionHandle {
     }
 
     /// Checks at once that the position was sent, then makes it durable in the background, coalesced: while one write is
-    /// under way only the latest position waits. The durable one comes back in `progress.checkpoint`. A write
-    /// that fails ends the stream. Must be called within the runtime.
+    /// under way only the latest position waits. The durable one comes back in `progress.checkpoint`. One that is larger than
+    /// a checkpoint keeps leaves it as it was. A write that fails ends the stream. Must be called within the runtime.
     pub fn acknowledge(&self, resume: impl Into<Resume>) -> Result<(), Error> {
         let resume = resume.into();
         let Some(key) = &self.shared.key else {
@@ -185,6 +185,10 @@ impl SessionHandle {
             return Err(error);
         }
         self.shared.may_acknowledge(resume.position)?;
+        if let Err(error) = acknowledge::check_size(&resume) {
+            tracing::debug!(subscriber = key.name, %error, "an acknowledgement leaves the checkpoint as it is");
+            return Ok(());
+        }
         if self.shared.ask(resume) {
             let (shared, hub, key) = (self.shared.clone(), self.hub.clone(), key.clone());
             tokio::spawn(async move {

@@ -9,7 +9,7 @@ use std::{fmt, sync::Arc};
 use tokio::sync::watch;
 
 use super::{Error, control::Shared};
-use crate::{feed::Snapshot, reason::Reason, selection::Selection};
+use crate::{feed::Snapshot, reason::Reason, selection::Selection, wire::token::Progress};
 
 /// Rows that the stream is to take up.
 pub(super) struct Start {
@@ -132,10 +132,16 @@ impl Shared {
         Ok(known)
     }
 
-    /// For the stream itself.
-    pub fn take_orders(&self) -> Taken {
+    /// For the stream itself. `fits`: whether its positions can name the rows beside all else that they name; until they can, an order
+    /// waits, and so does what is ordered of it.
+    pub fn take_orders(&self, fits: impl FnOnce(&Progress) -> bool) -> Taken {
         let mut orders = self.orders.lock();
         let mut start = None;
+        if let Place::Ordered(_, ordered) = &orders.place
+            && !fits(&ordered.snapshot.progress)
+        {
+            return Taken::default();
+        }
         if matches!(orders.place, Place::Ordered(..))
             && let Place::Ordered(id, ordered) = std::mem::take(&mut orders.place)
         {

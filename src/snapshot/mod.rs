@@ -430,9 +430,9 @@ fn interrupted(message: impl Into<String>) -> SnapshotError {
 fn refused(error: postgres::Error) -> SnapshotError {
     let reason = match error.sqlstate() {
         Some("42501") => Reason::PermissionDenied,
-        // Lock timeout, undefined table or column, deadlock, snapshot too old or lost; the session ended by an operator, by a
-        // shutdown or by a crash.
-        Some("55P03" | "42P01" | "42703" | "40P01" | "72000" | "42704" | "22023" | "57P01" | "57P02") => {
+        // Lock timeout, undefined table or column, deadlock, snapshot too old or lost; the statement cancelled, by its timeout too; the
+        // session ended by an operator, by a shutdown or by a crash.
+        Some("55P03" | "42P01" | "42703" | "40P01" | "72000" | "42704" | "22023" | "57014" | "57P01" | "57P02") => {
             Reason::SnapshotInterrupted
         }
         _ => error.reason(),
