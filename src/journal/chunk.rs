@@ -211,6 +211,17 @@ impl ChunkCache {
         cell.get_or_try_init(read).await.cloned()
     }
 
+    /// The chunk, if it has been read as far as it goes now and is in memory.
+    pub fn ready(&self, chunk: &Chunk) -> Option<Arc<Decoded>> {
+        let mut entries = self.entries.lock();
+        let is_it = |entry: &Entry| entry.segment == chunk.segment && entry.from == chunk.from && entry.to >= chunk.to;
+        let at = entries.iter().position(is_it)?;
+        let entry = entries.remove(at)?;
+        let decoded = entry.cell.get().cloned();
+        entries.push_front(entry);
+        decoded
+    }
+
     fn cell(&self, chunk: &Chunk) -> Cell {
         let mut entries = self.entries.lock();
         let at = entries.iter().position(|entry| entry.segment == chunk.segment && entry.from == chunk.from);
