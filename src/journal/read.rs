@@ -195,10 +195,7 @@ impl Shared {
 
     /// The block at the cursor, if its chunk has been read and is still in memory.
     fn cached(&self, cursor: &mut Cursor) -> Option<Fetched> {
-        let chunk = {
-            let map = self.map.read();
-            map.chunk_of_block(cursor.block).filter(|_| cursor.block >= map.first_block())?
-        };
+        let chunk = self.map.read().chunk_of_block(cursor.block)?;
         let block = self.chunks.ready(&chunk)?.block(cursor.block)?.ok()?;
         Some(pass(cursor, block))
     }
