@@ -60,7 +60,8 @@ impl Feed for super::Journal {
     }
 
     fn hot(&self, cursor: &mut Cursor) -> Option<Fetched> {
-        self.shared().hot(cursor)
+        let shared = self.shared();
+        shared.hot(cursor).or_else(|| shared.cached(cursor))
     }
 
     fn fetch<'a>(&'a self, cursor: &'a mut Cursor) -> BoxFuture<'a, Result<Fetched, Error>> {
@@ -203,6 +204,13 @@ impl Shared {
             Lookup::Ahead => Some(Fetched::AtTail),
             Lookup::Older => None,
         }
+    }
+
+    /// The block at the cursor, if its chunk has been read and is still in memory.
+    fn cached(&self, cursor: &mut Cursor) -> Option<Fetched> {
+        let chunk = self.map.read().chunk_of_block(cursor.block)?;
+        let block = self.chunks.ready(&chunk)?.block(cursor.block)?.ok()?;
+        Some(pass(cursor, block))
     }
 
     async fn fetch(&self, cursor: &mut Cursor) -> Result<Fetched, Error> {

@@ -31,7 +31,10 @@ async fn bytes_bound_the_journal_and_the_rest_stays_readable() {
     let begins = opened.journal.window().earliest;
     let mut stale = opened.journal.locate(Start::Earliest).await.expect("earliest");
     fill(&mut opened, &mut script, 120).await;
+    opened.journal.fetch(&mut stale.clone()).await.expect("still there");
+    assert!(opened.journal.hot(&mut stale.clone()).is_some(), "in memory");
     run(&opened);
+    assert!(opened.journal.hot(&mut stale.clone()).is_none(), "what is removed is not read from memory either");
     let window = opened.journal.window();
     assert!(window.bytes <= retain_bytes, "{}", window.bytes);
     assert!(window.earliest.order() > begins.order());
