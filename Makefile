@@ -1,11 +1,14 @@
-# make demo    everything at once on this machine, Ctrl-C leaves nothing behind
-# make demo-failover   the primary is killed, a standby takes over, the stream goes on; under a minute
-# make test    what the tests need, then all tests
-# make test-clients   the clients against the built hub, where their toolchains are present
-# make bench   every figure beside its peer, an hour and a half; make bench-quick, about twenty minutes
-# make chaos-failover   failovers by the seed, as many as SEEDS says
-# make lint    formatting, clippy, protocol, licences
-# On Debian and Ubuntu every target installs what it is missing; only Rust must be there.
+## make demo            everything at once on this machine, Ctrl-C leaves nothing behind
+## make demo-failover   the primary is killed, a standby takes over, the stream goes on; under a minute
+## make build           the release binary, target/release/walcast
+## make test            what the tests need, then all tests
+## make test-clients    the clients against the built hub, where their toolchains are present
+## make test-versions   what every major version of PostgreSQL must survive; make test-matrix, all tests on each
+## make bench           every figure beside its peer, an hour and a half; make bench-quick, about twenty minutes
+## make chaos-failover  failovers by the seed, as many as SEEDS says
+## make fuzz            both fuzz targets for FUZZ_SECONDS each, from the seeds that are kept
+## make lint            formatting, clippy, protocol, licences
+## On Debian and Ubuntu every target installs what it is missing; only Rust must be there.
 
 SHELL := /bin/bash
 CARGO ?= cargo
@@ -17,7 +20,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 .PHONY: demo demo-failover build bench bench-quick test test-clients test-versions test-matrix chaos-failover fuzz fmt lint clippy proto deny deps help
 
 help:
-	@sed -n 's/^# //p' Makefile
+	@sed -n 's/^## //p' Makefile
 
 demo: deps-build deps-postgres
 	@$(CARGO) build --locked --bin walcast

@@ -131,9 +131,9 @@ pub struct ServeArgs {
 #[command(after_help = "\
 JSON lines: one object per row; of several tables {\"table\": ..., \"row\": {...}}.
 CSV: one table, with a header, NULL as an empty field. Parquet: one table, Snappy.
-The rows are those of one moment. The file gets its name when it is complete, and
-replaces one that is there; interrupted, nothing is left. Until the last row is
-read a transaction is open on the primary, which holds back vacuum and DDL.
+The rows are those of one moment. The file gets its name when it is complete, and replaces one that is \
+there; interrupted, nothing is left. Until the last row is read a transaction is open on the primary, which \
+holds back vacuum and DDL.
 
 Examples:
   walcast snapshot public.orders --to orders.csv
@@ -146,7 +146,8 @@ pub struct SnapshotArgs {
     /// The file, by its ending .jsonl, .csv or .parquet
     #[arg(long, value_name = "FILE")]
     pub to: PathBuf,
-    /// Only these columns: globs over schema.table.column; repeatable. Key columns always come
+    /// Only these columns: globs over schema.table.column; repeatable. Key columns come too, except under
+    /// REPLICA IDENTITY FULL
     #[arg(long, value_name = "GLOB", value_delimiter = ',')]
     pub columns: Vec<String>,
     /// Only rows for which this holds; written as in a subscription's filter, over any columns
@@ -163,8 +164,8 @@ pub struct SnapshotArgs {
 /// `walcast demo`
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Needs PostgreSQL's server binaries (found in PATH, /usr/lib/postgresql/*/bin, or by pg_config). Everything lives in
-one temporary directory, which goes when the demo ends, however it ends.
+Needs PostgreSQL's server binaries (found in PATH, /usr/lib/postgresql/*/bin, or by pg_config). \
+Everything lives in one temporary directory, which goes when the demo ends, however it ends.
 
 Examples:
   walcast demo
@@ -203,11 +204,11 @@ pub struct HubArgs {
     /// The hub
     #[arg(long, value_name = "URL", env = "WALCAST_HUB", default_value = "http://127.0.0.1:50051")]
     pub hub: String,
-    /// Bearer token
-    #[arg(long, env = "WALCAST_TOKEN", hide_env_values = true, conflicts_with = "token_file")]
+    /// Bearer token [env: WALCAST_TOKEN=]
+    #[arg(long, conflicts_with = "token_file")]
     pub token: Option<String>,
-    /// File with the bearer token
-    #[arg(long, value_name = "FILE", env = "WALCAST_TOKEN_FILE")]
+    /// File with the bearer token [env: WALCAST_TOKEN_FILE=]
+    #[arg(long, value_name = "FILE")]
     pub token_file: Option<PathBuf>,
     /// Trust these authorities instead of the system's, PEM
     #[arg(long, value_name = "FILE", env = "WALCAST_CA")]
@@ -226,9 +227,11 @@ pub struct HubArgs {
 /// `walcast tail`
 #[derive(Clone, Debug, Args)]
 #[command(after_help = "\
-JSON lines: op, table, lineage, commit_lsn, sequence, xid, ordinal (together they identify a change), commit_time,
-before, after, unchanged. Every integer is a JSON number, exact up to 64 bits; numeric and every type without a JSON
-kind of its own is text as PostgreSQL prints it.
+JSON lines: op, table, lineage, commit_lsn, sequence, ordinal (these four identify a change), xid, \
+commit_time, before, after, unchanged, transition. Every integer is a JSON number, exact up to 64 bits; \
+numeric and every type without a JSON kind of its own is text as PostgreSQL prints it.
+
+Exit code 1, when interrupted before what --count or --stop-at-tail asks for has come.
 
 Examples:
   walcast tail
@@ -247,7 +250,8 @@ pub struct TailArgs {
     /// Only these operations; repeatable
     #[arg(long = "op", value_enum, value_name = "OP")]
     pub operations: Vec<Op>,
-    /// Only these columns: globs over schema.table.column; repeatable. Key columns always come
+    /// Only these columns: globs over schema.table.column; repeatable. Key columns come too, except under
+    /// REPLICA IDENTITY FULL
     #[arg(long, value_name = "GLOB", value_delimiter = ',')]
     pub columns: Vec<String>,
     /// Only rows for which this holds, such as "amount > 100 AND status = 'paid'"
@@ -256,7 +260,8 @@ pub struct TailArgs {
     /// Logical messages with these prefixes (globs) too; repeatable. Without any filter all come
     #[arg(long, value_name = "PREFIX")]
     pub messages: Vec<String>,
-    /// earliest, latest, checkpoint, an LSN (X/Y), a time (RFC 3339), or how long ago (5m)
+    /// earliest, latest, snapshot (the rows that are there first), checkpoint, an LSN (X/Y), a time (RFC 3339), or how long
+    /// ago (5m)
     #[arg(long, value_name = "START", value_parser = super::start::parse)]
     pub from: Option<super::start::From>,
     /// Durable name: the hub remembers what was acknowledged under it
@@ -320,12 +325,15 @@ pub struct StatusArgs {
 /// How to reach the source.
 #[derive(Debug, Args)]
 pub struct SourceArgs {
-    /// How to reach PostgreSQL
-    #[arg(long, env = "WALCAST_DSN", hide_env_values = true)]
+    /// Read what is not given here from this file of `walcast serve`
+    #[arg(long, value_name = "FILE", env = "WALCAST_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// How to reach PostgreSQL [env: WALCAST_DSN=]
+    #[arg(long)]
     pub dsn: Option<String>,
-    /// File with the connection string
-    #[arg(long, value_name = "FILE", env = "WALCAST_DSN_FILE", conflicts_with = "dsn")]
-    pub dsn_file: Option<PathBuf>,
+    /// File with the connection string [env: WALCAST_DSN_FILE=]
+    #[arg(long, value_name = "FILE", conflicts_with = "dsn")]
+    pub dsn_file: Option<String>,
 }
 
 /// `walcast slot`
@@ -349,9 +357,8 @@ pub enum SlotCommand {
     /// Drop a slot; what the hub has not read by then is lost to it
     #[command(after_help = "Example:\n  walcast slot drop walcast --yes --dsn postgres://walcast@localhost/shop")]
     Drop {
-        /// Slot name
-        #[arg(env = "WALCAST_SLOT", default_value = "walcast")]
-        slot: String,
+        /// Slot name [env: WALCAST_SLOT=] [default: walcast]
+        slot: Option<String>,
         /// Do not ask
         #[arg(long)]
         yes: bool,
@@ -374,16 +381,16 @@ pub struct LogtablesArgs {
 pub enum LogtablesCommand {
     /// Log every change of the published tables from now on; again, to complete an installation
     #[command(after_help = "\
-Each published table is locked against writes for a moment while its triggers are made. A superuser's installation also
-follows later DDL.
+Each published table is locked against writes for a moment while its triggers are made. A superuser's \
+installation also follows later DDL.
 
 Examples:
   walcast logtables install --dsn postgres://postgres@localhost/shop --hub-role walcast
   walcast logtables install --print-sql > logtables.sql    # to be read, then run with psql")]
     Install {
-        /// Publication
-        #[arg(long, env = "WALCAST_PUBLICATION", default_value = "walcast")]
-        publication: String,
+        /// Publication [env: WALCAST_PUBLICATION=] [default: walcast]
+        #[arg(long)]
+        publication: Option<String>,
         /// The role that the hub connects as, if it is another one: may read and prune the log
         #[arg(long, value_name = "ROLE")]
         hub_role: Option<String>,
@@ -406,9 +413,9 @@ Examples:
         after_help = "Example:\n  walcast logtables prune --data-dir /var/lib/walcast --dsn postgres://walcast@localhost/shop"
     )]
     Prune {
-        /// The hub's data directory, which says what the journal has
-        #[arg(long, value_name = "DIR", env = "WALCAST_DATA_DIR", default_value = "./walcast-data")]
-        data_dir: PathBuf,
+        /// The hub's data directory, which says what the journal has [env: WALCAST_DATA_DIR=] [default: ./walcast-data]
+        #[arg(long, value_name = "DIR")]
+        data_dir: Option<String>,
         /// How to reach the source.
         #[command(flatten)]
         source: SourceArgs,
@@ -452,7 +459,7 @@ pub enum SubscribersCommand {
         /// Subscriber name
         name: String,
         /// earliest, latest, an LSN (X/Y), a time (RFC 3339), or how long ago (5m)
-        #[arg(long, value_name = "START", value_parser = super::start::parse)]
+        #[arg(long, value_name = "START", value_parser = super::start::parse_reset)]
         to: super::start::From,
         /// How to reach the hub.
         #[command(flatten)]
@@ -517,18 +524,19 @@ pub struct RebaseArgs {
 #[command(after_help = "\
 Takes the settings of `walcast serve`, in the same precedence.
 
-Example:
-  walcast doctor --dsn postgres://walcast@localhost/shop")]
+Examples:
+  walcast doctor --dsn postgres://walcast@localhost/shop
+  walcast doctor --config /etc/walcast.toml")]
 pub struct DoctorArgs {
     /// How to reach the source.
     #[command(flatten)]
     pub source: SourceArgs,
-    /// Replication slot
-    #[arg(long, env = "WALCAST_SLOT", default_value = "walcast")]
-    pub slot: String,
-    /// Publication
-    #[arg(long, env = "WALCAST_PUBLICATION", default_value = "walcast")]
-    pub publication: String,
+    /// Replication slot [env: WALCAST_SLOT=] [default: walcast]
+    #[arg(long)]
+    pub slot: Option<String>,
+    /// Publication [env: WALCAST_PUBLICATION=] [default: walcast]
+    #[arg(long)]
+    pub publication: Option<String>,
 }
 
 /// `walcast health`

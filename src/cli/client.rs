@@ -1,13 +1,19 @@
 //! The connection to a hub: TLS, token, and typed failures.
 
-use std::{path::Path, time::Duration};
+use std::{fmt, future::Future, path::Path, pin::pin, time::Duration};
 
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
 use tonic::{
-    Request, Status,
+    Request, Response, Status,
     metadata::{Ascii, MetadataValue},
     service::{Interceptor, interceptor::InterceptedService},
-    transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
+    transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity, Uri},
 };
+use tonic_types::StatusExt;
 
 use super::{args::HubArgs, error::Error};
 use crate::wire::pb::{
@@ -16,6 +22,9 @@ use crate::wire::pb::{
 
 /// Responses of a stream may be this large: the server batches up to what the request allows, 4 MiB by default.
 pub const MAX_MESSAGE_BYTES: u32 = 16 << 20;
+
+/// How long a call may go unanswered before it is looked at whether anybody speaks there at all, and how long that may take.
+const SILENCE: Duration = Duration::from_secs(5);
 
 /// Adds the bearer token to every call.
 #[derive(Clone)]
@@ -34,6 +43,7 @@ impl Interceptor for Bearer {
 #[derive(Clone)]
 pub struct Hub {
     url: String,
+    uri: Uri,
     channel: InterceptedService<Channel, Bearer>,
 }
 
@@ -52,8 +62,9 @@ impl Hub {
         if url.starts_with("https://") {
             endpoint = endpoint.tls_config(tls(args)?).map_err(usage)?;
         }
+        let uri = endpoint.uri().clone();
         let channel = InterceptedService::new(endpoint.connect_lazy(), Bearer(token(args)?));
-        Ok(Hub { url, channel })
+        Ok(Hub { url, uri, channel })
     }
 
     /// Streams of changes.
@@ -66,19 +77,161 @@ impl Hub {
         AdminServiceClient::new(self.channel.clone())
     }
 
-    /// The error for a failed call: a hub that was not reached is told from a hub that refused.
-    pub fn error(&self, status: Status) -> Error {
-        match transport_failure(&status) {
-            Some(detail) => Error::Unreachable { hub: self.url.clone(), detail },
-            None => status.into(),
+    /// Waits for the answer to a call. An answer may take as long as it takes, but somebody has to be there: a listener that
+    /// never says anything is given up.
+    pub async fn answered<T>(&self, call: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
+        let mut call = pin!(call);
+        if let Ok(answer) = timeout(SILENCE, &mut call).await {
+            return answer;
+        }
+        let silent = async {
+            match self.listener().await {
+                Listener::Silent => Status::from_error(Box::new(Silent)),
+                _ => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            answer = &mut call => answer,
+            status = silent => Err(status),
+        }
+    }
+
+    /// The answer to a call with one answer, or the error to print.
+    pub async fn ask<T>(&self, call: impl Future<Output = Result<Response<T>, Status>>) -> Result<T, Error> {
+        match self.answered(call).await {
+            Ok(response) => Ok(response.into_inner()),
+            Err(status) => Err(self.explain(status).await),
+        }
+    }
+
+    /// The error for a failed call: a hub that was not reached is told from a hub that refused, with what to do about it.
+    pub async fn explain(&self, status: Status) -> Error {
+        let foreign =
+            status.get_error_details().error_info().is_none() && status.message().contains("HTTP status code");
+        let detail = match transport_failure(&status) {
+            Some(detail) => detail,
+            None if foreign => status.message().to_owned(),
+            None => return status.into(),
+        };
+        let is_silent = std::error::Error::source(&status).is_some_and(|source| source.is::<Silent>());
+        let advice = match certificate_advice(&detail) {
+            Some(advice) => advice.to_owned(),
+            None if is_silent => Listener::Silent.advice(&self.uri, foreign),
+            None => self.listener().await.advice(&self.uri, foreign),
+        };
+        Error::Unreachable { hub: self.url.clone(), detail, advice }
+    }
+
+    /// What is at the hub's address, by its answers to a request of HTTP/1.1, which servers of neither HTTP/2 nor TLS take for
+    /// their own, and to a ClientHello, since not every TLS server answers to the first.
+    async fn listener(&self) -> Listener {
+        let host = self.uri.host().unwrap_or_default().trim_matches(['[', ']']);
+        let port = self.uri.port_u16().unwrap_or(if is_https(&self.uri) { 443 } else { 80 });
+        let request = format!("GET / HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n\r\n");
+        let looked = async {
+            match answer((host, port), request.as_bytes()).await {
+                Listener::Other => answer((host, port), &client_hello()).await,
+                listener => listener,
+            }
+        };
+        timeout(SILENCE, looked).await.unwrap_or(Listener::Silent)
+    }
+}
+
+async fn answer(address: (&str, u16), question: &[u8]) -> Listener {
+    let Ok(mut stream) = TcpStream::connect(address).await else { return Listener::Absent };
+    let mut answer = Vec::new();
+    if stream.write_all(question).await.is_ok() {
+        // What came before a reset counts too.
+        let _ = stream.take(5).read_to_end(&mut answer).await;
+    }
+    match &answer[..] {
+        // A record of TLS: an alert, or a handshake.
+        [0x15 | 0x16, 0x03, ..] => Listener::Tls,
+        b"HTTP/" => Listener::Http1,
+        _ => Listener::Other,
+    }
+}
+
+/// A ClientHello without extensions ([RFC 5246, 7.4.1.2](https://www.rfc-editor.org/rfc/rfc5246#section-7.4.1.2)), which every
+/// TLS server answers, if only with an alert.
+fn client_hello() -> Vec<u8> {
+    let mut hello = vec![0x16, 0x03, 0x01, 0, 45, 0x01, 0, 0, 41, 0x03, 0x03];
+    hello.extend([0; 32]);
+    // No session, one cipher suite, no compression.
+    hello.extend([0, 0, 2, 0xC0, 0x2F, 1, 0]);
+    hello
+}
+
+/// Who is at an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Listener {
+    /// Nobody.
+    Absent,
+    /// Somebody who says nothing.
+    Silent,
+    /// TLS.
+    Tls,
+    /// HTTP/1.1 without TLS.
+    Http1,
+    /// Anything else, such as HTTP/2 without TLS.
+    Other,
+}
+
+impl Listener {
+    /// What to do when a call to this URL failed there. `foreign`: an HTTP server answered that is no hub's.
+    fn advice(self, uri: &Uri, foreign: bool) -> String {
+        let authority = uri.authority().map_or("", |authority| authority.as_str());
+        match self {
+            Listener::Http1 if !is_https(uri) || !foreign => {
+                "that is an HTTP port, as of the hub's metrics and dashboard; gRPC has another, 50051 by default"
+                    .to_owned()
+            }
+            Listener::Tls if !is_https(uri) => format!("TLS is spoken there: --hub https://{authority}"),
+            Listener::Other if is_https(uri) => format!("no TLS is spoken there: --hub http://{authority}"),
+            Listener::Silent => "something listens there and says nothing: --hub (WALCAST_HUB) names a hub".to_owned(),
+            _ => "is `walcast serve` running? --hub (WALCAST_HUB) names another address".to_owned(),
         }
     }
 }
 
+fn is_https(uri: &Uri) -> bool {
+    uri.scheme_str() == Some("https")
+}
+
+/// What to do about a certificate that rustls refused, by the name of its error.
+fn certificate_advice(detail: &str) -> Option<&'static str> {
+    let advice = [
+        ("NotValidForName", "--tls-name (WALCAST_TLS_NAME) says which name the hub's certificate has"),
+        (
+            "invalid peer certificate",
+            "--ca (WALCAST_CA) names a file with the authority that signed the hub's certificate, PEM",
+        ),
+        (
+            "CertificateRequired",
+            "--cert and --key (WALCAST_CERT, WALCAST_KEY) name the client's certificate and key, PEM",
+        ),
+    ];
+    advice.iter().find(|(error, _)| detail.contains(error)).map(|(_, advice)| *advice)
+}
+
+/// Somebody listens and never says anything.
+#[derive(Debug)]
+struct Silent;
+
+impl fmt::Display for Silent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "no answer within {} s", 2 * SILENCE.as_secs())
+    }
+}
+
+impl std::error::Error for Silent {}
+
 /// What the transport says, when no hub answered at all.
 pub fn transport_failure(status: &Status) -> Option<String> {
     let source = std::error::Error::source(status)?;
-    source.downcast_ref::<tonic::transport::Error>().map(|error| chain(error))
+    let is_transport = source.is::<tonic::transport::Error>() || source.is::<Silent>();
+    is_transport.then(|| chain(source))
 }
 
 fn chain(error: &dyn std::error::Error) -> String {
@@ -109,10 +262,20 @@ fn tls(args: &HubArgs) -> Result<ClientTlsConfig, Error> {
 }
 
 fn token(args: &HubArgs) -> Result<Option<MetadataValue<Ascii>>, Error> {
+    let env = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+    let variable = |name: &str| env(name).map(|token| token.to_string_lossy().trim().to_owned());
     let token = match (&args.token, &args.token_file) {
         (Some(token), _) => token.trim().to_owned(),
         (None, Some(path)) => read(path)?.trim().to_owned(),
-        (None, None) => return Ok(None),
+        // A flag of the two replaces what either variable says.
+        (None, None) => match (variable("WALCAST_TOKEN"), env("WALCAST_TOKEN_FILE")) {
+            (Some(_), Some(_)) => {
+                return Err(Error::Usage("WALCAST_TOKEN and WALCAST_TOKEN_FILE are both set: set one".to_owned()));
+            }
+            (Some(token), None) => token,
+            (None, Some(path)) => read(Path::new(&path))?.trim().to_owned(),
+            (None, None) => return Ok(None),
+        },
     };
     let mut value: MetadataValue<Ascii> = format!("Bearer {token}")
         .parse()

@@ -8,15 +8,18 @@ use super::{
     args::DoctorArgs,
     error::Error,
     output::Output,
-    source::{self, failed},
+    source::{self, Given, Settings, failed},
     text::plural,
 };
 use crate::postgres::preflight::{self, Check, Outcome};
 
 pub async fn run(args: &DoctorArgs) -> Result<(), Error> {
-    let options = source::options(&args.source)?;
+    let given = Given { slot: args.slot.clone(), publication: args.publication.clone(), ..Given::default() };
+    let settings = source::settings(&args.source, given)?;
+    let options = settings.options()?;
+    let Settings { slot, publication, .. } = settings;
     let sql = source::connect(&options).await?;
-    let checks = preflight::checks(&sql, &options, &args.slot, &args.publication).await.map_err(failed)?;
+    let checks = preflight::checks(&sql, &options, &slot, &publication).await.map_err(failed)?;
     Output::plain().print(&report(&checks))?;
     match checks.iter().filter(|check| check.outcome == Outcome::Failed).count() {
         0 => Ok(()),

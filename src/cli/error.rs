@@ -6,7 +6,7 @@ use tonic_types::StatusExt;
 
 use crate::{
     config,
-    reason::{Classified, DOMAIN, Reason},
+    reason::{DOMAIN, Reason},
 };
 
 /// Why a command did not do what it was asked to.
@@ -25,17 +25,19 @@ pub enum Error {
         hub: String,
         /// What the transport says.
         detail: String,
+        /// What to do, as far as what answers there tells.
+        advice: String,
     },
     /// The hub sent something that the protocol does not allow, or that this version does not know.
     #[error("the hub sent what this client cannot read: {0}")]
     Protocol(String),
-    /// An error of the hub's own parts, with its documented reason.
+    /// An error of the hub's own parts, which were used without a hub.
     #[error("{message}")]
-    Classified {
+    Local {
         /// What happened.
         message: String,
-        /// The documented reason.
-        reason: Reason,
+        /// What to do, one line.
+        advice: Option<String>,
     },
     /// Reading or writing something local failed.
     #[error("{context}: {source}")]
@@ -54,11 +56,6 @@ pub enum Error {
 }
 
 impl Error {
-    /// An error of a part of the hub.
-    pub fn classified(error: &dyn Classified) -> Self {
-        Error::Classified { message: error.to_string(), reason: error.reason() }
-    }
-
     /// For `map_err` on local files and processes.
     pub fn io(context: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
         let context = context.into();
@@ -87,6 +84,12 @@ impl From<config::Error> for Error {
     }
 }
 
+/// Whether the hub has as many named subscribers as it may, which does not pass by itself as other limits do.
+pub fn has_no_room_for_subscribers(status: &tonic::Status) -> bool {
+    let details = status.get_error_details();
+    details.error_info().is_some_and(|info| info.metadata.get("limit").is_some_and(|key| key == "limits.subscribers"))
+}
+
 /// The documented reason of a status, if it carries one of ours.
 pub fn reason_of(status: &tonic::Status) -> Option<Reason> {
     let info = status.get_error_details().error_info()?.clone();
@@ -98,9 +101,8 @@ pub fn explain(error: &Error) -> String {
     let mut text = error.to_string();
     match error {
         Error::Status(status) => explain_status(&mut text, status),
-        Error::Classified { reason, .. } => explain_reason(&mut text, *reason),
-        Error::Unreachable { .. } => {
-            text.push_str("\n  hint: is `walcast serve` running? --hub (WALCAST_HUB) names another address")
+        Error::Local { advice: Some(advice), .. } | Error::Unreachable { advice, .. } => {
+            let _ = write!(text, "\n  hint: {advice}");
         }
         _ => {}
     }
@@ -113,6 +115,9 @@ fn explain_status(text: &mut String, status: &tonic::Status) {
     }
     let details = status.get_error_details();
     for violation in details.bad_request().into_iter().flat_map(|request| &request.field_violations) {
+        if text.contains(&violation.field) && text.contains(&violation.description) {
+            continue;
+        }
         let _ = write!(text, "\n  {}: {}", violation.field, violation.description);
     }
     let Some(info) = details.error_info() else {
@@ -133,7 +138,23 @@ fn explain_status(text: &mut String, status: &tonic::Status) {
 }
 
 fn explain_reason(text: &mut String, reason: Reason) {
-    let _ = write!(text, "\n  reason: {}\n  hint: {}", reason.as_str(), reason.action());
+    let _ = write!(text, "\n  reason: {}", reason.as_str());
+    if let Some(hint) = hint(reason) {
+        let _ = write!(text, "\n  hint: {hint}");
+    }
+}
+
+/// What to do on a command line, where that is not what it is for a program. `None`: the message says it all.
+fn hint(reason: Reason) -> Option<&'static str> {
+    match reason {
+        Reason::FilterInvalid | Reason::RequestInvalid => None,
+        Reason::CheckpointMissing => Some(
+            "say where to begin with --from, such as --from earliest; if there was a checkpoint before, the hub's data \
+             directory was lost",
+        ),
+        Reason::Unauthenticated => Some("--token-file (WALCAST_TOKEN_FILE) names a file with a token of the hub"),
+        reason => Some(reason.action()),
+    }
 }
 
 #[cfg(test)]
@@ -160,6 +181,11 @@ mod tests {
         details.add_bad_request_violation("filter.where", "no such column \"x\"");
         let status = tonic::Status::with_error_details(tonic::Code::InvalidArgument, "bad filter", details);
         assert!(explain(&status.into()).contains("\n  filter.where: no such column \"x\"\n"));
+        let mut details = ErrorDetails::with_error_info("FILTER_INVALID", DOMAIN, HashMap::new());
+        details.add_bad_request_violation("filter.where", "no such column");
+        let message = "the filter cannot be applied: filter.where: no such column";
+        let status = tonic::Status::with_error_details(tonic::Code::InvalidArgument, message, details);
+        assert_eq!(explain(&status.into()), format!("{message}\n  reason: FILTER_INVALID"), "said once");
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::{io::IsTerminal, path::Path};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::{
+    advice,
     args::JournalCommand,
     error::Error,
     output::Output,
@@ -19,7 +20,7 @@ pub fn run(command: JournalCommand) -> Result<(), Error> {
     let output = Output::plain();
     match command {
         JournalCommand::List { data_dir } => {
-            let segments = inspect::list(existing(&data_dir)?).map_err(|error| Error::classified(&error))?;
+            let segments = inspect::list(existing(&data_dir)?).map_err(|error| advice::journal(&error))?;
             output.print(&table(&segments))
         }
         JournalCommand::Verify { data_dir } => {
@@ -30,7 +31,7 @@ pub fn run(command: JournalCommand) -> Result<(), Error> {
             };
             let report = inspect::verify(existing(&data_dir)?, &mut progress);
             bar.finish_and_clear();
-            let report = report.map_err(|error| Error::classified(&error))?;
+            let report = report.map_err(|error| advice::journal(&error))?;
             output.print(&summary(&report))?;
             match report.problems.len() {
                 0 => Ok(()),
@@ -41,7 +42,7 @@ pub fn run(command: JournalCommand) -> Result<(), Error> {
 }
 
 /// A directory that is not there is a typing mistake, not an empty journal.
-fn existing(data_dir: &Path) -> Result<&Path, Error> {
+pub fn existing(data_dir: &Path) -> Result<&Path, Error> {
     match data_dir.is_dir() {
         true => Ok(data_dir),
         false => Err(Error::Usage(format!("{} is not a directory", data_dir.display()))),

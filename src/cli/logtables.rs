@@ -3,10 +3,12 @@
 use std::io::{IsTerminal, Write};
 
 use super::{
+    advice,
     args::LogtablesCommand,
     error::Error,
+    journal::existing,
     output::Output,
-    source::{self, failed},
+    source::{self, Given, failed},
     text::plural,
 };
 use crate::{
@@ -22,11 +24,14 @@ use crate::{
 pub async fn run(command: LogtablesCommand) -> Result<(), Error> {
     let output = Output::plain();
     match command {
-        LogtablesCommand::Install { publication, hub_role, print_sql: true, .. } => {
+        LogtablesCommand::Install { publication, hub_role, print_sql: true, source } => {
+            let publication = source::settings(&source, Given { publication, ..Given::default() })?.publication;
             output.print(&logtables::script(&publication, hub_role.as_deref()))
         }
         LogtablesCommand::Install { publication, hub_role, print_sql: false, source } => {
-            let sql = source::connect(&source::options(&source)?).await?;
+            let settings = source::settings(&source, Given { publication, ..Given::default() })?;
+            let sql = source::connect(&settings.options()?).await?;
+            let publication = settings.publication;
             let done = match logtables::install(&sql, &publication, hub_role.as_deref()).await {
                 Err(error) if error.sqlstate() == Some("42501") => return Err(not_permitted(&sql, &error).await),
                 done => done.map_err(failed)?,
@@ -52,11 +57,13 @@ pub async fn run(command: LogtablesCommand) -> Result<(), Error> {
             }
         }
         LogtablesCommand::Prune { data_dir, source } => {
-            let found = inspect::horizon(&data_dir).map_err(|error| Error::classified(&error))?;
+            let settings = source::settings(&source, Given { data_dir, ..Given::default() })?;
+            let data_dir = existing(&settings.data_dir)?;
+            let found = inspect::horizon(data_dir).map_err(|error| advice::journal(&error))?;
             let Some(horizon) = found else {
                 return Err(Error::Failed(format!("the journal in {} has recorded no horizon", data_dir.display())));
             };
-            let sql = source::connect(&source::options(&source)?).await?;
+            let sql = source::connect(&settings.options()?).await?;
             let emptied = logtables::prune(&sql, &horizon.snapshot).await.map_err(failed)?;
             output.print(&format!("emptied {}\n", plural(emptied, "log partition")))
         }

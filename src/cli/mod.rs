@@ -1,5 +1,6 @@
 //! The person's side: commands, what they print, and their exit codes: 0 done, 1 failed, 2 wrong usage.
 
+mod advice;
 pub mod args;
 pub mod client;
 mod demo;

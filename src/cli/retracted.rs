@@ -55,7 +55,7 @@ async fn of(hub: &Hub, lineage: &str) -> Retracted {
         Ok::<(), tonic::Status>(())
     };
     if let Err(status) = reading.await {
-        found.error = Some(hub.error(status).to_string());
+        found.error = Some(hub.explain(status).await.to_string());
     }
     found
 }

@@ -4,18 +4,35 @@ use std::io::IsTerminal;
 
 use tracing_subscriber::{EnvFilter, fmt};
 
-use super::{args::ServeArgs, error::Error, signals};
+use super::{advice, args::ServeArgs, error::Error, signals};
 use crate::{
     app,
-    config::{Config, Log, LogFormat, Override},
+    config::{self, Config, Log, LogFormat, Override},
 };
 
 pub async fn run(args: &ServeArgs) -> Result<(), Error> {
     let config = Config::load(args.config.as_deref(), |name| std::env::var(name).ok(), &overrides(args)?)?;
     log(&config.log)?;
+    let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    for name in config::unknown_variables(names, &NO_SETTINGS) {
+        tracing::warn!(name, "no setting has this variable: walcast.example.toml names those that there are");
+    }
     let drain = signals::drain_on_signal()?;
-    app::serve(config, drain).await.map_err(|error| Error::classified(&error))
+    app::serve(config, drain).await.map_err(|error| advice::hub(&error))
 }
+
+/// Variables of the commands that are not settings of the hub.
+const NO_SETTINGS: [&str; 9] = [
+    "WALCAST_CONFIG",
+    "WALCAST_HUB",
+    "WALCAST_TOKEN",
+    "WALCAST_TOKEN_FILE",
+    "WALCAST_CA",
+    "WALCAST_CERT",
+    "WALCAST_KEY",
+    "WALCAST_TLS_NAME",
+    "WALCAST_PG_BIN",
+];
 
 /// The flags that were given, as settings.
 fn overrides(args: &ServeArgs) -> Result<Vec<Override>, Error> {
@@ -52,10 +69,6 @@ fn overrides(args: &ServeArgs) -> Result<Vec<Override>, Error> {
             return Err(Error::Usage(format!("--set {set}: expected section.key=value")));
         };
         overrides.push(Override { key: key.trim().to_owned(), value: value.to_owned(), flag: "--set".to_owned() });
-    }
-    // The connection string is one setting with two keys: a flag replaces what the file or environment said in the other.
-    if args.dsn.is_some() {
-        overrides.push(Override { key: "source.dsn_file".into(), value: String::new(), flag: "--dsn".into() });
     }
     Ok(overrides)
 }
@@ -163,9 +176,6 @@ mod tests {
             let line = help
                 .lines()
                 .find(|line| line.contains(&format!("{} ", setting.flag)) || line.trim_end().ends_with(&setting.flag));
-            if known.key == "source.dsn_file" {
-                continue;
-            }
             let line = line.unwrap_or_else(|| panic!("{} is not in the help", setting.flag));
             assert!(line.contains(&format!("[env: {}=]", known.env)), "{line}");
             if !matches!(default, "" | "[]" | "false") {

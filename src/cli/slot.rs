@@ -6,7 +6,7 @@ use super::{
     args::SlotCommand,
     error::Error,
     output::Output,
-    source::{self, failed},
+    source::{self, Given, failed},
     text,
 };
 use crate::{
@@ -21,8 +21,10 @@ pub async fn run(command: SlotCommand) -> Result<(), Error> {
             let sql = source::connect(&source::options(&source)?).await?;
             output.print(&table(&slot::list(&sql).await.map_err(failed)?))
         }
-        SlotCommand::Drop { slot: name, yes, source } => {
-            let sql = source::connect(&source::options(&source)?).await?;
+        SlotCommand::Drop { slot, yes, source } => {
+            let settings = source::settings(&source, Given { slot, ..Given::default() })?;
+            let sql = source::connect(&settings.options()?).await?;
+            let name = settings.slot;
             if !yes && !confirmed(&name)? {
                 return Err(Error::Failed("nothing was dropped".to_owned()));
             }

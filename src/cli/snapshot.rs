@@ -9,6 +9,7 @@ use std::{
 };
 
 use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
+use tokio::time::interval;
 
 use super::{
     args::SnapshotArgs,
@@ -86,18 +87,26 @@ pub async fn run(args: &SnapshotArgs, stop: &Drain) -> Result<(), Error> {
     };
     let interrupted = || Error::Failed(format!("interrupted: {} was not written", args.to.display()));
     let mut streams = hub.streams();
-    let opened = tokio::select! {
-        opened = streams.subscribe(request) => opened,
+    let mut stream = tokio::select! {
+        opened = hub.ask(streams.subscribe(request)) => opened?,
         () = stop.wait() => return Err(interrupted()),
     };
-    let mut stream = opened.map_err(|status| hub.error(status))?.into_inner();
     let mut copy = Copy::create(&args.to, format)?;
+    let mut ticks = interval(Duration::from_secs(1));
     loop {
         let message = tokio::select! {
             message = stream.message() => message,
+            _ = ticks.tick() => {
+                copy.tell();
+                continue;
+            }
             () = stop.wait() => return Err(interrupted()),
         };
-        let Some(response) = message.map_err(|status| hub.error(status))? else { break };
+        let response = match message {
+            Ok(Some(response)) => response,
+            Ok(None) => break,
+            Err(status) => return Err(hub.explain(status).await),
+        };
         for event in response.events {
             let kind = event.kind.ok_or_else(|| Error::Protocol("an event without a kind that it knows".to_owned()))?;
             if copy.take(kind)? {
@@ -243,6 +252,10 @@ impl Copy {
         self.bar.set_position(self.rows);
         if self.told.elapsed() >= LINE && !io::stderr().is_terminal() {
             self.told = Instant::now();
+            if self.tables.is_empty() {
+                anstream::eprintln!("waiting for the snapshot to begin");
+                return;
+            }
             let of = self.bar.length().unwrap_or(0);
             let (rate, left) = pace(self.rows, of, self.started.elapsed());
             anstream::eprintln!(

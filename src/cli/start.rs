@@ -49,6 +49,17 @@ pub fn parse(text: &str) -> Result<From, String> {
     })
 }
 
+/// Reads `--to` of `walcast subscribers reset`: a checkpoint is moved to a place, and the rows that are there are none.
+pub fn parse_reset(text: &str) -> Result<From, String> {
+    match parse(text) {
+        Ok(From::Snapshot | From::Checkpoint) | Err(_) if !text.contains('/') => Err(format!(
+            "{text:?} is none of earliest, latest, an LSN such as 0/16B3748, a time such as 2026-01-31T12:00:00Z, or how \
+             long ago such as 5m"
+        )),
+        parsed => parsed,
+    }
+}
+
 impl From {
     /// For the request; `now` is what "ago" counts back from.
     pub fn to_pb(self, now: Timestamp) -> pb::Start {
@@ -99,6 +110,11 @@ mod tests {
         for text in ["", "soon", "0/", "0/G", "16", "2026-01-31", "ago", "yesterday"] {
             assert!(parse(text).is_err(), "{text:?}");
         }
+        for text in ["snapshot", "checkpoint", "foo", "0/G"] {
+            let refused = parse_reset(text).expect_err("no place");
+            assert!(!refused.contains("snapshot,"), "{refused}");
+        }
+        assert_eq!(parse_reset("5m"), Ok(From::Ago(Duration::from_secs(300))));
     }
 
     #[test]

@@ -14,8 +14,7 @@ use crate::{config::units::show_bytes, wire::pb};
 
 pub async fn run(args: &StatusArgs) -> Result<(), Error> {
     let hub = Hub::new(&args.hub)?;
-    let status = hub.admin().get_status(pb::GetStatusRequest {}).await.map_err(|status| hub.error(status))?;
-    let status = status.into_inner();
+    let status = hub.ask(async { hub.admin().get_status(pb::GetStatusRequest {}).await }).await?;
     let retracted = retracted::read(&hub, &status).await;
     Output::plain().print(&match args.format {
         Format::Pretty => pretty(&status, &retracted),

@@ -24,11 +24,11 @@ pub async fn run(command: SubscribersCommand) -> Result<(), Error> {
     match command {
         SubscribersCommand::List { format, hub } => {
             let hub = Hub::new(&hub)?;
-            let response = hub.admin().list_subscribers(pb::ListSubscribersRequest {}).await;
-            let subscribers = response.map_err(|status| hub.error(status))?.into_inner().subscribers;
+            let response = hub.ask(async { hub.admin().list_subscribers(pb::ListSubscribersRequest {}).await }).await?;
+            let subscribers = response.subscribers;
             // Asked behind the list: what has expired stays so.
-            let status = hub.admin().get_status(pb::GetStatusRequest {}).await.map_err(|status| hub.error(status))?;
-            let earliest = status.into_inner().journal.and_then(|journal| journal.earliest);
+            let status = hub.ask(async { hub.admin().get_status(pb::GetStatusRequest {}).await }).await?;
+            let earliest = status.journal.and_then(|journal| journal.earliest);
             let earliest = earliest.as_ref().and_then(|earliest| earliest.lsn.parse().ok());
             output.print(&match format {
                 Format::Pretty => table(&subscribers, earliest, Timestamp::now()),
@@ -39,14 +39,14 @@ pub async fn run(command: SubscribersCommand) -> Result<(), Error> {
             let hub = Hub::new(&hub)?;
             let request =
                 pb::ResetSubscriberRequest { subscriber: name.clone(), start: Some(to.to_pb(Timestamp::now())) };
-            let response = hub.admin().reset_subscriber(request).await.map_err(|status| hub.error(status))?;
-            let lsn = response.into_inner().checkpoint.unwrap_or_default().lsn;
+            let response = hub.ask(async { hub.admin().reset_subscriber(request).await }).await?;
+            let lsn = response.checkpoint.unwrap_or_default().lsn;
             output.print(&format!("{name} continues after {lsn}\n"))
         }
         SubscribersCommand::Delete { name, hub } => {
             let hub = Hub::new(&hub)?;
             let request = pb::DeleteSubscriberRequest { subscriber: name.clone() };
-            hub.admin().delete_subscriber(request).await.map_err(|status| hub.error(status))?;
+            hub.ask(async { hub.admin().delete_subscriber(request).await }).await?;
             output.print(&format!("{name} is forgotten\n"))
         }
     }

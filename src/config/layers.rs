@@ -10,8 +10,8 @@ use super::settings::{SETTINGS, find};
 pub enum Origin {
     /// Nowhere: the built-in default.
     Default,
-    /// The file given by `--config`.
-    File,
+    /// The file given by `--config`, by its name.
+    File(String),
     /// An environment variable.
     Env(&'static str),
     /// A command-line flag.
@@ -22,9 +22,21 @@ impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Origin::Default => f.write_str("default"),
-            Origin::File => f.write_str("file"),
+            Origin::File(name) => f.write_str(name),
             Origin::Env(name) => f.write_str(name),
             Origin::Flag(name) => f.write_str(name),
+        }
+    }
+}
+
+impl Origin {
+    /// Greater for a later layer.
+    pub(super) fn rank(&self) -> u8 {
+        match self {
+            Origin::Default => 0,
+            Origin::File(_) => 1,
+            Origin::Env(_) => 2,
+            Origin::Flag(_) => 3,
         }
     }
 }
@@ -83,29 +95,29 @@ impl Layers {
     /// Lays a file over it. Every unknown key is a problem.
     pub fn file(&mut self, path: &Path, problems: &mut Vec<Problem>) {
         match std::fs::read_to_string(path) {
-            Ok(text) => self.toml(&text, problems),
+            Ok(text) => self.toml(&text, &path.display().to_string(), problems),
             Err(error) => problems.push(Problem { key: path.display().to_string(), message: error.to_string() }),
         }
     }
 
-    /// Lays TOML text over it.
-    pub fn toml(&mut self, text: &str, problems: &mut Vec<Problem>) {
+    /// Lays the TOML text of a file of this name over it.
+    pub fn toml(&mut self, text: &str, file: &str, problems: &mut Vec<Problem>) {
         match toml::from_str::<toml::Table>(text) {
-            Ok(table) => self.table("", table, problems),
+            Ok(table) => self.table("", table, file, problems),
             Err(error) => {
-                problems.push(Problem { key: "file".to_owned(), message: error.to_string().trim_end().to_owned() })
+                problems.push(Problem { key: file.to_owned(), message: error.to_string().trim_end().to_owned() })
             }
         }
     }
 
-    fn table(&mut self, prefix: &str, table: toml::Table, problems: &mut Vec<Problem>) {
+    fn table(&mut self, prefix: &str, table: toml::Table, file: &str, problems: &mut Vec<Problem>) {
         for (name, value) in table {
             let key = if prefix.is_empty() { name } else { format!("{prefix}.{name}") };
             match (find(&key), value) {
                 (Some(setting), value) => {
-                    self.values.insert(setting.key, (value, Origin::File));
+                    self.values.insert(setting.key, (value, Origin::File(file.to_owned())));
                 }
-                (None, toml::Value::Table(inner)) if is_section(&key) => self.table(&key, inner, problems),
+                (None, toml::Value::Table(inner)) if is_section(&key) => self.table(&key, inner, file, problems),
                 (None, _) => problems.push(Problem { message: unknown(&key), key }),
             }
         }

@@ -11,7 +11,7 @@ use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
 
 pub use layers::{Layers, Origin, Override, Problem};
 pub use secret::Dsn;
-pub use settings::{SETTINGS, Setting};
+pub use settings::{SETTINGS, Setting, unknown_variables};
 
 /// Everything `walcast serve` needs to know, validated.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -186,15 +186,36 @@ impl Config {
         env: impl Fn(&str) -> Option<String>,
         flags: &[Override],
     ) -> Result<Config, Error> {
-        let mut problems = Vec::new();
-        let mut layers = Layers::defaults();
-        if let Some(path) = file {
-            layers.file(path, &mut problems);
-        }
-        layers.env(env);
-        layers.flags(flags, &mut problems);
+        let (layers, problems) = layers(file, env, flags);
         read::config(&layers, problems)
     }
+
+    /// The same of what commands need that look at the source without a hub: the source and the data directory. Without any
+    /// connection string libpq's defaults say where the server is.
+    pub fn load_source(
+        file: Option<&std::path::Path>,
+        env: impl Fn(&str) -> Option<String>,
+        flags: &[Override],
+    ) -> Result<(Source, PathBuf), Error> {
+        let (mut layers, problems) = layers(file, env, flags);
+        layers.libpq = true;
+        read::source(&layers, problems)
+    }
+}
+
+fn layers(
+    file: Option<&std::path::Path>,
+    env: impl Fn(&str) -> Option<String>,
+    flags: &[Override],
+) -> (Layers, Vec<Problem>) {
+    let mut problems = Vec::new();
+    let mut layers = Layers::defaults();
+    if let Some(path) = file {
+        layers.file(path, &mut problems);
+    }
+    layers.env(env);
+    layers.flags(flags, &mut problems);
+    (layers, problems)
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 //! on, so that everything wrong is told in one go.
 
 use std::{
+    cmp::Ordering,
     net::{SocketAddr, ToSocketAddrs},
     path::PathBuf,
     time::Duration,
@@ -24,6 +25,13 @@ pub(super) fn config(layers: &Layers, problems: Vec<Problem>) -> Result<Config, 
         log: reader.log(),
     };
     reader.finish(config)
+}
+
+/// The source and the data directory alone.
+pub(super) fn source(layers: &Layers, problems: Vec<Problem>) -> Result<(Source, PathBuf), Error> {
+    let mut reader = Reader { layers, problems };
+    let read = (reader.source(), PathBuf::from(reader.text("journal.data_dir")));
+    reader.finish(read)
 }
 
 struct Reader<'a> {
@@ -58,8 +66,14 @@ impl Reader<'_> {
     }
 
     fn dsn(&mut self) -> Dsn {
-        let dsn = self.text("source.dsn");
-        let file = self.text("source.dsn_file");
+        let mut dsn = self.text("source.dsn");
+        let mut file = self.text("source.dsn_file");
+        let rank = |key| self.layers.get(key).map_or(0, |(_, origin)| origin.rank());
+        match rank("source.dsn").cmp(&rank("source.dsn_file")) {
+            Ordering::Greater if !dsn.is_empty() => file.clear(),
+            Ordering::Less if !file.is_empty() => dsn.clear(),
+            _ => {}
+        }
         let dsn = match (dsn.is_empty(), file.is_empty()) {
             (false, true) => dsn,
             (true, false) => match std::fs::read_to_string(&file) {
@@ -214,7 +228,7 @@ impl Reader<'_> {
         Log { format, filter }
     }
 
-    fn finish(self, config: Config) -> Result<Config, Error> {
+    fn finish<T>(self, config: T) -> Result<T, Error> {
         if self.problems.is_empty() { Ok(config) } else { Err(Error { problems: self.problems }) }
     }
 

@@ -64,6 +64,18 @@ pub const SETTINGS: &[Setting] = &[
     setting("log.filter", "WALCAST_LOG", r#""info""#),
 ];
 
+/// What other variables begin with that are not settings: of tests, and what Kubernetes sets for a service of this name
+/// ([its names](https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables)).
+const FOREIGN: [&str; 4] = ["WALCAST_TEST_", "WALCAST_FAILPOINT", "WALCAST_SERVICE_", "WALCAST_PORT"];
+
+/// The names of these variables that look like settings and are none, `known` and those of tests and of Kubernetes aside.
+pub fn unknown_variables(names: impl Iterator<Item = String>, known: &[&str]) -> Vec<String> {
+    let is_setting = |name: &str| SETTINGS.iter().any(|setting| setting.env == name);
+    let is_foreign = |name: &str| FOREIGN.iter().any(|prefix| name.starts_with(prefix));
+    let looks = |name: &String| name.starts_with("WALCAST_") && !is_foreign(name);
+    names.filter(|name| looks(name) && !is_setting(name) && !known.contains(&name.as_str())).collect()
+}
+
 /// The setting with this key.
 pub fn find(key: &str) -> Option<&'static Setting> {
     SETTINGS.iter().find(|setting| setting.key == key)

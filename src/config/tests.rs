@@ -12,7 +12,7 @@ fn load(file: &str, env: &[(&str, &str)], flags: &[(&str, &str)]) -> Result<Conf
         .collect();
     let mut problems = Vec::new();
     let mut layers = Layers::defaults();
-    layers.toml(file, &mut problems);
+    layers.toml(file, "walcast.toml", &mut problems);
     layers.env(|name| env.get(name).map(|text| (*text).to_owned()));
     layers.flags(&flags, &mut problems);
     read::config(&layers, problems)
@@ -53,7 +53,7 @@ fn every_problem_is_told_at_once_with_its_key_and_origin() {
         ("source.dsn", "required"),
         ("source.slot", "(from WALCAST_SLOT)"),
         ("journal.retain_bytes", "\"10G\" is not a size"),
-        ("journal.ring_bytes", "(from file)"),
+        ("journal.ring_bytes", "(from walcast.toml)"),
         ("log.format", "(from --log.format)"),
     ];
     for (key, part) in expected {
@@ -92,6 +92,13 @@ fn other_machines_are_let_in_on_purpose_only() {
 }
 
 #[test]
+fn misspelt_variables_are_found() {
+    let names = ["WALCAST_SLOTT", "WALCAST_SLOT", "WALCAST_TEST_X", "WALCAST_PORT_50051_TCP", "PATH", "WALCAST_HUB"];
+    let unknown = unknown_variables(names.into_iter().map(str::to_owned), &["WALCAST_HUB"]);
+    assert_eq!(unknown, ["WALCAST_SLOTT"]);
+}
+
+#[test]
 fn tls_needs_both_halves() {
     let told = problems(load("", &[], &[DSN, ("grpc.tls_cert", "c.pem")]));
     assert!(told[0].starts_with("grpc.tls_key: required"), "{told:?}");
@@ -110,8 +117,13 @@ fn the_connection_string_may_come_from_a_file() {
     let config = load("", &[("WALCAST_DSN_FILE", &path)], &[]).expect("valid");
     assert_eq!(config.source.dsn.expose(), "postgres://app:hunter2@db/shop");
     assert!(!format!("{config:?}").contains("hunter2"), "{config:?}");
-    let told = problems(load("", &[("WALCAST_DSN_FILE", &path)], &[DSN]));
+    let told = problems(load("", &[("WALCAST_DSN_FILE", &path), ("WALCAST_DSN", DSN.1)], &[]));
     assert!(told[0].contains("give one of them"), "{told:?}");
+    // Of the pair, too, a later layer replaces what an earlier one says.
+    let config = load("", &[("WALCAST_DSN_FILE", &path)], &[DSN]).expect("valid");
+    assert_eq!(config.source.dsn.expose(), DSN.1);
+    let config = load("", &[("WALCAST_DSN", DSN.1)], &[("source.dsn_file", &path)]).expect("valid");
+    assert_eq!(config.source.dsn.expose(), "postgres://app:hunter2@db/shop");
 }
 
 #[test]

@@ -52,6 +52,17 @@ impl Error {
         self.with("lsn", lsn)
     }
 
+    /// TOO_MANY_STREAMS: `state` is all that the setting `key` allows.
+    pub(super) fn limit(key: &'static str, state: String) -> Self {
+        Error::new(Reason::TooManyStreams, format!("{state}, which is the limit ({key})")).with("limit", key)
+    }
+
+    /// The same with what to do about it.
+    pub(super) fn or(mut self, remedy: &str) -> Self {
+        self.message = format!("{}; {remedy}", self.message);
+        self
+    }
+
     pub(super) fn checkpoint_missing(detail: &str) -> Self {
         Error::new(Reason::CheckpointMissing, detail)
     }

@@ -26,7 +26,6 @@ use crate::{
     lsn::Lsn,
     metrics,
     model::Position,
-    reason::Reason,
     shutdown::Drain,
 };
 
@@ -106,16 +105,19 @@ impl Inner {
                 metrics::set(metrics::STREAMS, (before + 1) as f64);
                 Ok(StreamPermit(self.clone()))
             }
-            Err(_) => Err(Error::new(Reason::TooManyStreams, format!("{limit} streams are open, which is the limit"))),
+            Err(_) => Err(Error::limit("limits.streams", format!("{limit} streams are open"))),
         }
     }
 
     /// Room for one more snapshot.
     pub fn snapshot_permit(&self) -> Result<Arc<OwnedSemaphorePermit>, Error> {
         let limit = self.limits.snapshots;
-        let message = || format!("{limit} snapshots are being read, which is the limit (limits.snapshots)");
+        let message = match limit {
+            1 => "a snapshot is being read".to_owned(),
+            limit => format!("{limit} snapshots are being read"),
+        };
         let permit = self.snapshots_left.clone().try_acquire_owned();
-        permit.map(Arc::new).map_err(|_| Error::new(Reason::TooManyStreams, message()))
+        permit.map(Arc::new).map_err(|_| Error::limit("limits.snapshots", message))
     }
 
     /// Room for one more named subscriber, also where several come at once.
@@ -124,8 +126,8 @@ impl Inner {
         let before = self.creating.fetch_add(1, Ordering::AcqRel);
         let creating = Creating(&self.creating);
         if self.checkpoints.count() + before >= limit {
-            let message = format!("{limit} named subscribers exist, which is the limit");
-            return Err(Error::new(Reason::TooManyStreams, message));
+            let message = format!("{limit} named subscribers exist");
+            return Err(Error::limit("limits.subscribers", message).or("`walcast subscribers delete` removes one"));
         }
         Ok(creating)
     }
@@ -151,8 +153,8 @@ impl Inner {
         if self.is_at_tail(start) || !self.readers.is_crowded(limit) {
             return Ok(());
         }
-        let message = format!("{limit} streams wait for their turn to read from disk, which is the limit");
-        Err(Error::new(Reason::TooManyStreams, message))
+        let message = format!("{limit} streams wait for their turn to read from disk");
+        Err(Error::limit("limits.catch_up_waiting", message))
     }
 
     /// Finds the place of a start, in its turn where that needs the disk.

@@ -200,6 +200,7 @@ impl Inner {
                 return Err(self.refusal(request, error).await);
             }
         }
+        self.check_columns(&selection).await?;
         let unseen = match selection.has_predicates() {
             true => self.check_predicates(&selection).await?,
             false => Vec::new(),
@@ -258,6 +259,33 @@ impl Inner {
         let known = current.iter().map(|known| known.as_ref()).chain(others.iter().map(|it| &it.relation));
         self.check_literals(selection, known).await?;
         Ok(others)
+    }
+
+    /// Looks for the columns that the filter names without wildcards. The feed has seen those of tables that have changed,
+    /// in any version; the source tells of the others. While it is away nothing can be said of them.
+    async fn check_columns(&self, selection: &Selection) -> Result<(), Error> {
+        let seen = self.feed.relations();
+        let seen = seen.iter().map(|relation| relation.as_ref());
+        let missing = selection.missing_columns(seen.clone());
+        let holders = |published: &[(String, String)]| -> Vec<(String, String)> {
+            let holds = |(schema, table): &&(String, String)| {
+                missing.iter().any(|column| selection.could_hold(schema, table, column))
+            };
+            published.iter().filter(holds).cloned().collect()
+        };
+        let (false, Some(published)) = (missing.is_empty(), self.source.published()) else { return Ok(()) };
+        let lately = self.source.relations_lately(&holders(&published)).await;
+        if selection.missing_columns(seen.clone().chain(lately.iter().map(|it| &it.relation))).is_empty() {
+            return Ok(());
+        }
+        self.source.refresh().await;
+        let asked = holders(&self.source.published().unwrap_or(published));
+        let now = self.source.relations(&asked).await;
+        let missing = selection.missing_columns(seen.chain(now.iter().map(|it| &it.relation)));
+        if missing.is_empty() || now.len() < asked.len() {
+            return Ok(());
+        }
+        Err(selection.no_such_columns(&missing, &asked).into())
     }
 
     /// Holds literals that compare in text form against the form in which the source prints them.

@@ -4,6 +4,8 @@
 //! Rights are found out by using them: managed services grant replication in ways that `pg_roles.rolreplication` does
 //! not show, and `pg_hba.conf` cannot be read from outside at all.
 
+mod rights;
+
 use super::{
     conninfo::ConnectOptions,
     error::{Error, Result},
@@ -51,6 +53,7 @@ pub async fn checks(sql: &Sql, options: &ConnectOptions, slot: &str, publication
     list.extend(capacity(sql, state.is_some()).await?);
     list.push(publication_check(sql, publication, found.as_ref()).await?);
     list.push(identities(sql, publication, found.as_ref()).await?);
+    list.push(rights::select(sql, publication, found.is_some()).await?);
     list.push(slot_check(sql, options, slot, state.as_ref()).await?);
     list.push(slot_limits(sql, state.as_ref()).await?);
     list.push(other_publications(sql, publication).await?);

@@ -202,7 +202,7 @@ pub enum Scope<'a> {
     AllTables,
 }
 
-/// Tables without a usable replica identity. With a partitioned table, its partitions are looked at.
+/// Tables without a usable replica identity, those of the hub's own schema aside. With a partitioned table, its partitions are looked at.
 ///
 /// From PostgreSQL 18 on, REPLICA IDENTITY FULL makes UPDATE and DELETE fail (42P10) too if the table has a generated
 /// column that is not published.
@@ -247,7 +247,7 @@ pub async fn identity_gaps(sql: &Sql, scope: Scope<'_>) -> Result<Vec<IdentityGa
                    AND g.attgenerated <> '' AND NOT (g.attname = ANY (l.published)))
          FROM leaves l
          JOIN pg_catalog.pg_class c ON c.oid = l.oid AND c.relkind = 'r'
-         JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+         JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace AND n.nspname <> '{OWN_SCHEMA}'
          ORDER BY 1"
     );
     let mut gaps = Vec::new();

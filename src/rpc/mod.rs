@@ -81,10 +81,13 @@ impl Places {
     fn take(&self) -> Result<OwnedSemaphorePermit, Status> {
         self.free.clone().try_acquire_owned().map_err(|_| {
             let text = match &self.refusal {
-                Refusal::Streams(limit) => format!("{limit} streams are open on this connection, which is the limit"),
+                Refusal::Streams(limit) => {
+                    let key = "limits.streams_per_connection";
+                    format!("{limit} streams are open on this connection, which is the limit ({key})")
+                }
                 Refusal::Connections(limit, told) => {
                     told.cancel();
-                    format!("{limit} connections are open, which is the limit")
+                    format!("{limit} connections are open, which is the limit (limits.connections)")
                 }
             };
             status::refuse(crate::reason::Reason::TooManyStreams, &text)

@@ -3,8 +3,22 @@
 use super::{Error, Literal, OWN_SCHEMA, Selection, pattern::Pattern};
 use crate::model::{Printed, Relation, Spelled};
 
-/// Tables of which it is told what is wrong with a predicate; more are only counted.
+/// Tables of which it is told what is wrong with a predicate, and columns that are missing; more are only counted or left out.
 const TABLES_NAMED: usize = 10;
+
+/// A column that a filter names without wildcards.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamedColumn {
+    /// Its field, such as `filter.columns[0]`.
+    path: String,
+    /// `schema.table.column`.
+    name: String,
+}
+
+/// The column's own name, if `schema.table.column` may be one of this table.
+fn column_of<'a>(name: &'a str, schema: &str, table: &str) -> Option<&'a str> {
+    name.strip_prefix(schema)?.strip_prefix('.')?.strip_prefix(table)?.strip_prefix('.')
+}
 
 impl Selection {
     /// Checks the tables that the filter names before a stream opens. An exact name must be published; a name or an
@@ -51,9 +65,57 @@ impl Selection {
 
     /// Whether a predicate holds for this table: it is selected, and may be read.
     pub fn judges(&self, schema: &str, table: &str) -> bool {
+        self.reaches(schema, table) && self.rule(&format!("{schema}.{table}")).predicate.is_some()
+    }
+
+    /// Whether the filter selects this table, and the principal may read it.
+    fn reaches(&self, schema: &str, table: &str) -> bool {
         let table = format!("{schema}.{table}");
-        let selected = schema != OWN_SCHEMA && self.table(&table) && self.may_read(&table);
-        selected && self.rule(&table).predicate.is_some()
+        schema != OWN_SCHEMA && self.table(&table) && self.may_read(&table)
+    }
+
+    /// Columns that the filter names without wildcards and that no selected table has, as far as these relation versions
+    /// tell.
+    pub fn missing_columns<'a>(&self, relations: impl Iterator<Item = &'a Relation> + Clone) -> Vec<NamedColumn> {
+        let has = |relation: &Relation, name: &str| {
+            column_of(name, &relation.schema, &relation.table)
+                .is_some_and(|column| relation.columns.iter().any(|known| known.name == column))
+                && self.reaches(&relation.schema, &relation.table)
+        };
+        let mut named = self.named_columns();
+        named.retain(|named| !relations.clone().any(|relation| has(relation, &named.name)));
+        named
+    }
+
+    fn named_columns(&self) -> Vec<NamedColumn> {
+        let rules = self.rules.iter().enumerate().map(|(at, (_, rule))| (format!("filter.rules[{at}]"), rule));
+        let rules = std::iter::once(("filter".to_owned(), &self.rows)).chain(rules);
+        let named = rules.flat_map(|(path, rule)| {
+            rule.columns.0.iter().enumerate().filter_map(move |(at, pattern)| match pattern {
+                Pattern::Exact(name) => Some(NamedColumn { path: format!("{path}.columns[{at}]"), name: name.clone() }),
+                Pattern::Glob(_) => None,
+            })
+        });
+        named.collect()
+    }
+
+    /// Whether this could be a column of a table that is selected, going by the names alone.
+    pub fn could_hold(&self, schema: &str, table: &str, column: &NamedColumn) -> bool {
+        column_of(&column.name, schema, table).is_some() && self.reaches(schema, table)
+    }
+
+    /// The refusal of columns that none of the published tables has.
+    pub fn no_such_columns(&self, missing: &[NamedColumn], published: &[(String, String)]) -> Error {
+        let told = |missing: &NamedColumn| {
+            let holder = published.iter().find(|(schema, table)| self.could_hold(schema, table, missing));
+            let column = holder.and_then(|(schema, table)| column_of(&missing.name, schema, table));
+            match holder.zip(column) {
+                Some(((schema, table), column)) => format!("table {schema}.{table} has no column {column:?}"),
+                None => format!("no selected table has the column {}", missing.name),
+            }
+        };
+        let violation = |missing: &NamedColumn| (missing.path.clone(), told(missing));
+        Error::Invalid(missing.iter().take(TABLES_NAMED).map(violation).collect())
     }
 
     /// Whether there is a predicate that [`Selection::check_relations`] would check.

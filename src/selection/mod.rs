@@ -11,6 +11,7 @@ mod error;
 mod pattern;
 mod plan;
 
+pub use check::NamedColumn;
 pub use error::Error;
 pub use plan::{Literal, Operations, RelationPlan, RowPredicate};
 

@@ -75,6 +75,7 @@ async fn requests_that_are_not_well_formed_name_the_field() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn filters_that_cannot_be_applied_name_the_field() {
     let stage = with_rows().await;
+    stage.db.run("CREATE TABLE never (id int PRIMARY KEY, \"W\" int)").await;
     let failure = refusal(&stage, Request::new().tables(&["public.missing"]), "TABLE_NOT_PUBLISHED").await;
     assert!(failure.message.contains("public.missing"), "{failure:?}");
     let where_ = |text: &str| Request::new().tables(&["public.t"]).filter(|f| f.r#where = text.into());
@@ -86,6 +87,12 @@ async fn filters_that_cannot_be_applied_name_the_field() {
         (where_("v > 5"), "filter.where"),
         (where_("v = 'x'"), "filter.where"), // not in the replica identity, and DELETE is selected
         (Request::new().tables(&["[a"]), "filter.tables"),
+        (Request::new().filter(|f| f.columns = vec!["public.t.v".into(), "public.t.w".into()]), "filter.columns[1]"),
+        (Request::new().filter(|f| f.columns = vec!["pubic.t.v".into()]), "filter.columns[0]"),
+        (
+            Request::new().tables(&["public.never"]).filter(|f| f.columns = vec!["public.t.v".into()]),
+            "filter.columns[0]",
+        ),
         (bad_operation, "filter.operations"),
     ];
     for (request, field) in cases {
@@ -96,6 +103,12 @@ async fn filters_that_cannot_be_applied_name_the_field() {
         typed(failure).expect("a typed error of the table");
         assert!(matches!(failure.reason.as_str(), "FILTER_INVALID" | "REQUEST_INVALID"), "{shown}: {failure:?}");
         assert!(failure.violations.iter().any(|path| path.starts_with(field)), "{shown}: {failure:?}");
+    }
+    // Columns of a table that has never changed, of one that was added a moment ago, and of the past.
+    stage.db.run("ALTER TABLE t ADD w int").await;
+    stage.db.run("ALTER TABLE t DROP v").await;
+    for column in ["public.never.W", "public.t.w", "public.t.v"] {
+        stage.collect(Request::new().filter(|f| f.columns = vec![column.to_owned()])).await;
     }
 }
 
@@ -189,11 +202,11 @@ async fn limits_are_told_and_can_be_retried() {
     let (client, other) = (stage.client(), stage.client());
     let one = Request::named("one").latest();
     let mut open = vec![opens(&client, &one).await];
-    refused(&client, &Request::named("two").latest(), "1 named subscribers").await;
+    refused(&client, &Request::named("two").latest(), "(limits.subscribers); `walcast subscribers delete`").await;
     open.push(opens(&client, &Request::new()).await);
     refused(&client, &Request::new(), "2 streams are open on this connection").await;
     open.push(opens(&other, &Request::new()).await);
-    refused(&other, &Request::new(), "3 streams are open").await;
+    refused(&other, &Request::new(), "3 streams are open, which is the limit (limits.streams)").await;
     refused(&stage.client(), &one, "3 streams are open").await;
     open.pop();
     crate::harness::eventually(std::time::Duration::from_secs(20), || async {

@@ -200,12 +200,42 @@ fn completions_and_exit_codes() {
     fs::write(&bash, walcast(&["completions", "bash"], &[]).good()).expect("script");
     run(Path::new("/bin/bash"), &["-n", &bash.display().to_string()], &[]).good();
     let nobody = format!("http://127.0.0.1:{}", process::free_port());
+    let dir = process::fresh_dir("settings");
+    let (file, config, token) = (dir.join("file"), dir.join("walcast.toml"), dir.join("token"));
+    for (path, text) in
+        [(&file, ""), (&token, "secret"), (&config, "[source]\ndsn = 'host=127.0.0.1 port=1 user=of_the_file'")]
+    {
+        fs::write(path, text).expect("a file");
+    }
+    let [file, config, token] = [file, config, token].map(|path| path.display().to_string());
+    let listen = format!("127.0.0.1:{}", process::free_port());
+    // Of a pair a flag replaces what a variable says; what a person can mend is said, and is no defect of a hub.
+    for (args, env, hint) in [
+        (
+            vec!["status", "--hub", &nobody, "--token-file", &token],
+            ("WALCAST_TOKEN", "other"),
+            "is `walcast serve` running?",
+        ),
+        (vec!["doctor", "--config", &config], ("WALCAST_SLOT", "s"), "Check host and port"),
+        (vec!["slot", "list"], ("WALCAST_CONFIG", &config), "Check host and port"),
+        (
+            vec!["serve", "--config", &config, "--http", "off", "--listen", &listen, "--data-dir", &file],
+            ("WALCAST_SLOTT", "s"),
+            "file is no directory: name another with --data-dir",
+        ),
+    ] {
+        let ended = walcast(&args, &[env]);
+        assert!(ended.code == 1 && ended.stderr.contains(hint), "{args:?}: {ended:?}");
+        assert!(!ended.stderr.contains("reason:"), "{ended:?}");
+        assert_eq!(args[0] == "serve", ended.stderr.contains("WALCAST_SLOTT"), "{ended:?}");
+    }
     for (args, code) in [
         (vec!["--version"], 0),
         (vec!["tail", "--help"], 0),
         (vec![], 2),
         (vec!["serve"], 2),
         (vec!["tail", "--ack"], 2),
+        (vec!["subscribers", "reset", "s", "--to", "snapshot"], 2),
         (vec!["journal", "verify", "--data-dir", "/nowhere/at/all"], 2),
         (vec!["status", "--hub", &nobody], 1),
         (vec!["subscribers", "list", "--hub", &nobody], 1),

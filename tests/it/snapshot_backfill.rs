@@ -425,6 +425,11 @@ async fn the_command_tells_a_terminal_how_it_goes() {
         })
         .await;
     }
+    let mut misspelt = Command::new(env!("CARGO_BIN_EXE_walcast"));
+    misspelt.args(["snapshot", "public.items", "--columns", "public.items.iid", "--to", "items.csv", "--hub", &url]);
+    let output = misspelt.current_dir(stage.hub.dir()).output().expect("walcast");
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.code() == Some(1) && told.contains("table public.items has no column \"iid\""), "{told}");
     assert_eq!(std::fs::read_to_string(stage.hub.dir().join("items.csv")).expect("items.csv").lines().count(), 3001);
 }
 

@@ -197,6 +197,11 @@ async fn a_data_directory_serves_one_hub() {
         "a failure, said in a line: {}",
         process::tail(&stage.hub.dir().join("second.log"), 5)
     );
+    let told = fs::read_to_string(stage.hub.dir().join("second.log")).expect("log");
+    assert!(
+        told.contains("stop that hub, or name another directory with --data-dir") && !told.contains("INTERNAL"),
+        "{told}"
+    );
     let history = stage.collect(Request::new().earliest()).await;
     assert!(matches!(history.last().end, End::Completed));
 }

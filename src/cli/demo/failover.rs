@@ -148,7 +148,7 @@ impl Story<'_> {
 
     /// Whether the standby has what a recovery from the log tables begins with.
     async fn is_protected(&self, standby: &Client) -> Result<bool, Error> {
-        let horizon = inspect::horizon(&self.hub_dir).map_err(|error| Error::classified(&error))?;
+        let horizon = inspect::horizon(&self.hub_dir).map_err(|error| crate::cli::advice::journal(&error))?;
         let Some(horizon) = horizon else { return Ok(false) };
         let replayed = "SELECT (pg_last_wal_replay_lsn() - '0/0'::pg_lsn)::int8";
         Ok(number(standby, replayed).await?.unsigned_abs() >= horizon.high.0)

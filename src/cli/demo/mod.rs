@@ -16,6 +16,7 @@ use tokio::time::{Instant, interval, sleep, timeout};
 
 use self::{built::Built, failover::Story, postgres::Cluster};
 use super::{
+    advice,
     args::{DemoArgs, Format, HubArgs},
     client::Hub,
     error::Error,
@@ -66,6 +67,7 @@ async fn with_cluster(args: &DemoArgs, cluster: &mut Cluster, output: &Output, s
     if args.format == Format::Pretty {
         output.print(&introduction(cluster, &version, &config))?;
     }
+    output.status(|| "starting the hub".to_owned());
     let listen = config.grpc.listen;
     let drain = Drain::new();
     let mut hub = tokio::spawn(app::serve(config, drain.clone()));
@@ -100,6 +102,7 @@ async fn with_pair(
     if args.format == Format::Pretty {
         output.print(&introduction(cluster, &version, &config))?;
     }
+    output.status(|| "starting the hub".to_owned());
     let listen = config.grpc.listen;
     let drain = Drain::new();
     let mut hub = tokio::spawn(app::serve(config, drain.clone()));
@@ -182,7 +185,7 @@ async fn follow(
 fn hub_ended(served: Result<Result<(), app::Error>, tokio::task::JoinError>) -> Error {
     match served {
         Ok(Ok(())) => Error::Failed("the hub ended by itself".to_owned()),
-        Ok(Err(error)) => Error::classified(&error),
+        Ok(Err(error)) => advice::hub(&error),
         Err(error) => Error::Failed(format!("the hub ended: {error}")),
     }
 }

@@ -18,10 +18,10 @@ use self::{
 use super::{
     args::{Format, Op, TailArgs},
     client::{Hub, MAX_MESSAGE_BYTES, transport_failure},
-    error::{Error, reason_of},
+    error::{Error, has_no_room_for_subscribers, reason_of},
     output::{Output, terminal_width},
     start::From,
-    text::plural,
+    text::{clock, plural, timestamp},
 };
 use crate::{
     shutdown::Drain,
@@ -102,21 +102,45 @@ enum Ended {
     Broken(Status),
 }
 
-/// Follows until everything asked for is printed, `stop` is told, or retrying cannot help. Returns the number of
-/// changes printed.
-pub async fn run(hub: &Hub, options: &Options, output: &Output, stop: &Drain) -> Result<u64, Error> {
-    run_observed(hub, options, output, stop, &|_| {}).await
+/// How following ended without an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Followed {
+    /// Changes printed.
+    pub changes: u64,
+    /// Whether `stop` was told before what the options ask for had come.
+    pub interrupted: bool,
 }
 
-/// The same; `observe` sees every item once, before it is printed.
+/// Follows until everything asked for is printed or retrying cannot help. Returns the number of changes printed. Without a
+/// count and without an end `stop` is how it ends; with one of them that is an error.
+pub async fn run(hub: &Hub, options: &Options, output: &Output, stop: &Drain) -> Result<u64, Error> {
+    let followed = run_observed(hub, options, output, stop, &|_| {}).await?;
+    match (followed.interrupted, options.count) {
+        (false, _) => Ok(followed.changes),
+        (true, Some(count)) => Err(Error::Failed(format!("interrupted: {} of {count} changes came", followed.changes))),
+        (true, None) => Err(Error::Failed("interrupted before the end".to_owned())),
+    }
+}
+
+/// The same until `stop` is told; `observe` sees every item once, before it is printed.
 pub async fn run_observed(
     hub: &Hub,
     options: &Options,
     output: &Output,
     stop: &Drain,
     observe: &Observe<'_>,
-) -> Result<u64, Error> {
-    let mut tail = Tail { hub, options, output, stop, observe, follower: Follower::default(), acked: None };
+) -> Result<Followed, Error> {
+    let mut tail = Tail {
+        hub,
+        options,
+        output,
+        stop,
+        observe,
+        follower: Follower::default(),
+        acked: None,
+        opened: false,
+        begins_late: None,
+    };
     let started = Instant::now();
     let mut backoff = FIRST_BACKOFF;
     let mut opened_before = false;
@@ -125,28 +149,28 @@ pub async fn run_observed(
         let ended = tail.stream().await?;
         tail.follower.disconnected();
         let status = match ended {
-            Ended::Done | Ended::Stopped => {
+            ended @ (Ended::Done | Ended::Stopped) => {
                 tail.acknowledge_last().await;
-                return Ok(tail.follower.changes());
+                return Ok(tail.followed(matches!(ended, Ended::Stopped)));
             }
             Ended::Broken(status) => status,
         };
         opened_before |= tail.follower.resume().is_some();
         let is_absent = !opened_before && transport_failure(&status).is_some();
         if is_absent && started.elapsed() >= options.patience {
-            return Err(hub.error(status));
+            return Err(hub.explain(status).await);
         }
         if tail.follower.resume() != progressed.as_ref() {
             backoff = FIRST_BACKOFF;
         }
-        let Some(wait) = retry_after(&status, backoff) else { return Err(hub.error(status)) };
+        let Some(wait) = retry_after(&status, backoff) else { return Err(hub.explain(status).await) };
         backoff = (backoff * 2).min(LONGEST_BACKOFF);
         let is_awaited = !opened_before && started.elapsed() < options.patience;
         if !is_awaited {
             tail.tell_reconnect(&status, wait);
         }
         tokio::select! {
-            () = stop.wait() => return Ok(tail.follower.changes()),
+            () = stop.wait() => return Ok(tail.followed(true)),
             () = sleep(wait) => {}
         }
     }
@@ -155,6 +179,9 @@ pub async fn run_observed(
 /// When to try again: what the hub asks for, or the back-off with full jitter where it could not say (any time up to it,
 /// so that subscribers which lost their hub together do not come back together). `None`: never.
 fn retry_after(status: &Status, backoff: Duration) -> Option<Duration> {
+    if has_no_room_for_subscribers(status) {
+        return None;
+    }
     let jittered = backoff.mul_f64(fastrand::f64());
     // What the hub asks for is jittered by the hub; one that keeps asking for less than the back-off is not hammered.
     let at_least = (backoff + jittered) / 2;
@@ -180,20 +207,35 @@ struct Tail<'a> {
     observe: &'a Observe<'a>,
     follower: Follower,
     acked: Option<pb::Position>,
+    /// Whether the hub accepted the present stream.
+    opened: bool,
+    /// The time that was asked for, of a stream that begins where the journal does.
+    begins_late: Option<Timestamp>,
 }
 
 impl Tail<'_> {
+    fn followed(&self, stopped: bool) -> Followed {
+        let changes = self.follower.changes();
+        let wanted = self.options.stop_at_tail || self.options.count.is_some_and(|count| changes < count);
+        Followed { changes, interrupted: stopped && wanted }
+    }
+
     /// One stream, from where the last one ended.
     async fn stream(&mut self) -> Result<Ended, Error> {
         let request = self.request();
+        self.opened = false;
         let opened = tokio::select! {
             () = self.stop.wait() => return Ok(Ended::Stopped),
-            opened = async { self.hub.streams().subscribe(request).await } => opened,
+            opened = self.hub.answered(async { self.hub.streams().subscribe(request).await }) => opened,
         };
         let mut stream = match opened {
             Ok(response) => response.into_inner(),
             Err(status) => return Ok(Ended::Broken(status)),
         };
+        self.opened = true;
+        if self.follower.resume().is_none() {
+            self.tell_unmatched().await;
+        }
         let mut acks = interval(ACK_INTERVAL);
         acks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -209,6 +251,10 @@ impl Tail<'_> {
                     Ok(None) => return self.ended(),
                     Err(status) => return Ok(Ended::Broken(status)),
                     Ok(Some(message)) => {
+                        self.look_at_beginning(&message.events);
+                        if let Some(asked) = self.begins_late.take() {
+                            self.tell_beginning(asked).await;
+                        }
                         if self.show(message.events)? {
                             return Ok(Ended::Done);
                         }
@@ -297,11 +343,57 @@ impl Tail<'_> {
         }
     }
 
+    /// Says that what has changed so far matches none of the globs; names without wildcards are the hub's to check.
+    async fn tell_unmatched(&self) {
+        let tables = self.options.filter.iter().flat_map(|filter| filter.tables.iter().cloned());
+        let tables: Vec<String> = tables.collect();
+        if tables.is_empty() || !tables.iter().all(|table| table.contains(['*', '?', '[', '{'])) {
+            return;
+        }
+        let shown = tables.join(", ");
+        let request = pb::ListRelationsRequest { tables, all_versions: false };
+        let known = async { self.hub.streams().list_relations(request).await };
+        if let Ok(Ok(known)) = tokio::time::timeout(Duration::from_secs(5), known).await
+            && known.into_inner().relations.is_empty()
+        {
+            self.output.note(&format!("! no published table that has changed matches {shown} yet"));
+        }
+    }
+
+    /// Notes when a time was asked for and the stream begins where the journal does.
+    fn look_at_beginning(&mut self, events: &[pb::Event]) {
+        let asked = match self.options.from {
+            Some(From::At(time)) => time,
+            Some(From::Ago(ago)) => Timestamp::now().checked_sub(ago).unwrap_or(Timestamp::MIN),
+            _ => return,
+        };
+        let is_first = self.follower.resume().is_none();
+        let at_earliest = |event: &pb::Event| match &event.kind {
+            Some(Kind::Opened(opened)) => opened.after.is_some() && opened.after == opened.earliest,
+            _ => false,
+        };
+        self.begins_late = (is_first && events.iter().any(at_earliest)).then_some(asked);
+    }
+
+    /// Says that the journal has nothing as old as was asked for, as far as the hub lets this caller know.
+    async fn tell_beginning(&self, asked: Timestamp) {
+        let status = async { self.hub.admin().get_status(pb::GetStatusRequest {}).await };
+        let Ok(Ok(status)) = tokio::time::timeout(Duration::from_secs(5), status).await else { return };
+        let first = status.into_inner().journal.and_then(|journal| journal.earliest_commit_time);
+        let Some(first) = first.as_ref().and_then(timestamp).filter(|first| *first > asked) else { return };
+        let shown = clock(first, Timestamp::now(), &TimeZone::system());
+        self.output.note(&format!("! the journal begins at {shown}, later than asked"));
+    }
+
     fn tell_reconnect(&self, status: &Status, wait: Duration) {
         let reason = reason_of(status).map_or_else(|| format!("{:?}", status.code()), |r| r.as_str().to_owned());
-        let after = self.follower.resume().map_or_else(String::new, |p| format!(", resuming after {}", p.lsn));
         let wait = crate::config::units::show_duration(wait);
-        self.output.note(&format!("stream ended ({reason}: {}){after} in {wait}", status.message()));
+        let text = status.message();
+        self.output.note(&match (self.opened, self.follower.resume()) {
+            (false, _) => format!("no stream yet ({reason}: {text}), trying again in {wait}"),
+            (true, None) => format!("the stream ended ({reason}: {text}), opening another in {wait}"),
+            (true, Some(p)) => format!("the stream ended ({reason}: {text}), resuming after {} in {wait}", p.lsn),
+        });
         self.output.status(|| "reconnecting".to_owned());
     }
 }

@@ -9,6 +9,7 @@ use super::*;
 use crate::{
     cli::{
         args::HubArgs,
+        error::explain,
         testing::{begin, change, commit, event, position, relation, row, text},
     },
     reason::{DOMAIN, Reason},
@@ -60,6 +61,8 @@ struct Scripted {
     scripts: Arc<Mutex<Vec<Script>>>,
     requests: Arc<Mutex<Vec<pb::SubscribeRequest>>>,
     acknowledged: Arc<Mutex<Vec<pb::AcknowledgeRequest>>>,
+    /// What the next stream is instead.
+    endless: Arc<Mutex<Option<BoxStream<'static, Result<pb::SubscribeResponse, Status>>>>>,
 }
 
 #[tonic::async_trait]
@@ -73,6 +76,9 @@ impl ChangeStreamService for Scripted {
         request: Request<pb::SubscribeRequest>,
     ) -> Result<Response<Self::SubscribeStream>, Status> {
         self.requests.lock().push(request.into_inner());
+        if let Some(endless) = self.endless.lock().take() {
+            return Ok(Response::new(endless));
+        }
         let mut scripts = self.scripts.lock();
         if scripts.is_empty() {
             return Err(Status::unimplemented("the script is over"));
@@ -189,7 +195,7 @@ async fn a_stream_that_breaks_inside_a_transaction_is_resumed_without_repeats() 
     let resumed = pb::Start { at: Some(pb::start::At::After(position("0/30"))) };
     assert_eq!(tailed.hub.requests.lock()[1].start, Some(resumed));
     let error = tailed.outcome.expect_err("the position expired");
-    assert!(super::super::error::explain(&error).contains("POSITION_EXPIRED"), "{error}");
+    assert!(explain(&error).contains("POSITION_EXPIRED"), "{error}");
 }
 
 #[tokio::test]
@@ -211,6 +217,69 @@ async fn a_count_ends_inside_a_message() {
     let tailed = tail(vec![script], Options { count: Some(2), ..json() }).await;
     assert_eq!(identities(&tailed.lines), ["0/20 1", "0/20 2"]);
     assert_eq!(tailed.outcome.expect("done"), 2);
+}
+
+/// Tells `stop` when a tail has printed a line, and how it ended.
+async fn interrupted(options: Options) -> Result<u64, Error> {
+    let hub = Scripted::default();
+    let endless = stream::iter([events(&[opened(), described(), begin("0/20", 1), insert(1)])]);
+    hub.endless.lock().replace(endless.chain(stream::pending()).boxed());
+    let incoming = TcpIncoming::bind("127.0.0.1:0".parse().expect("an address")).expect("a port");
+    let url = format!("http://{}", incoming.local_addr().expect("an address"));
+    let service = ChangeStreamServiceServer::new(hub);
+    tokio::spawn(tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming));
+    let stop = Drain::new();
+    let told = stop.clone();
+    let output = Output::to(move |_| {
+        told.start();
+        Ok(())
+    });
+    run(&connect(&url), &options, &output, &stop).await
+}
+
+#[tokio::test]
+async fn interrupted_before_what_was_asked_for_is_a_failure() {
+    let error = interrupted(Options { count: Some(3), ..json() }).await.expect_err("two are missing");
+    assert!(error.to_string() == "interrupted: 1 of 3 changes came" && error.exit_code() == 1, "{error}");
+    let error = interrupted(Options { stop_at_tail: true, ..json() }).await.expect_err("not at the end");
+    assert!(error.to_string().starts_with("interrupted"), "{error}");
+    assert_eq!(interrupted(json()).await.expect("how it ends"), 1);
+}
+
+#[tokio::test]
+async fn a_listener_that_never_answers_is_given_up_and_told_from_others() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let url = format!("http://{}", silent.local_addr().expect("an address"));
+    let error = run(&connect(&url), &json(), &Output::plain(), &Drain::new()).await.expect_err("silence");
+    let text = explain(&error);
+    assert!(text.contains("no answer within 10 s") && text.contains("says nothing"), "{text}");
+    for (answer, hint) in
+        [(&b"HTTP/1.1 404 Not Found\r\n\r\n"[..], "HTTP port"), (b"\x15\x03\x03\0\x02\x02\x46", "https://")]
+    {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let url = format!("http://{}", listener.local_addr().expect("an address"));
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let _ = stream.read(&mut [0; 1024]).await;
+                let _ = stream.write_all(answer).await;
+            }
+        });
+        let error = run(&connect(&url), &json(), &Output::plain(), &Drain::new()).await.expect_err("no hub");
+        assert!(explain(&error).contains(hint), "{}", explain(&error));
+    }
+}
+
+#[test]
+fn no_room_for_subscribers_is_not_waited_for() {
+    let full = |key: &str| {
+        let metadata = HashMap::from([("limit".to_owned(), key.to_owned())]);
+        let mut details = ErrorDetails::with_error_info("TOO_MANY_STREAMS", DOMAIN, metadata);
+        details.set_retry_info(Some(Duration::from_secs(5)));
+        Status::with_error_details(Code::ResourceExhausted, "full", details)
+    };
+    assert_eq!(retry_after(&full("limits.subscribers"), FIRST_BACKOFF), None);
+    assert!(retry_after(&full("limits.streams"), FIRST_BACKOFF).is_some());
 }
 
 #[tokio::test]
