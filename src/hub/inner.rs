@@ -16,6 +16,7 @@ use super::{
     group::Groups,
     lag,
     registry::Registry,
+    tide::Tide,
     turns::{Turn, Turns},
 };
 use crate::{
@@ -36,6 +37,7 @@ pub(super) struct Inner {
     pub groups: Arc<Groups>,
     pub registry: Registry,
     pub governor: Governor,
+    pub tide: Tide,
     readers: Arc<Turns>,
     pub snapshots: OnceLock<Arc<dyn Snapshots>>,
     /// How many more may be read.
@@ -83,6 +85,7 @@ impl Inner {
             limits,
             drain,
             registry: Registry::default(),
+            tide: Tide::default(),
             readers,
             snapshots: OnceLock::new(),
             streams: AtomicUsize::new(0),

@@ -58,6 +58,8 @@ pub(super) struct Running {
     reached: Option<Option<Progress>>,
     /// Incremental: where the rows stood along the stream, oldest first.
     trail: Vec<Progress>,
+    /// What names the stream in the log.
+    span: tracing::Span,
     _permit: Option<Arc<OwnedSemaphorePermit>>,
 }
 
@@ -153,6 +155,7 @@ impl Running {
             total: progress.rows,
             reached: None,
             trail: vec![progress],
+            span: tracing::Span::current(),
             _permit: permit,
         };
         (running, begin)
@@ -423,12 +426,8 @@ impl Session {
     pub(super) fn rewind_rows(&mut self, crossing: &Crossing) {
         let Some(running) = &mut self.running else { return };
         if let Some(progress) = running.rewind(crossing) {
-            tracing::info!(
-                id = running.id,
-                table = progress.table,
-                rows = progress.rows,
-                "rows are read again from here"
-            );
+            let (id, table, rows) = (&running.id, &progress.table, progress.rows);
+            running.span.in_scope(|| tracing::info!(id, table, rows, "rows are read again from here"));
             self.stamp.update(|token| token.progress = Some(progress));
         }
     }

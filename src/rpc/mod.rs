@@ -26,6 +26,7 @@ pub mod status;
 pub mod streams;
 mod throttle;
 pub mod tls;
+mod together;
 pub mod tokens;
 pub mod web;
 

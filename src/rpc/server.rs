@@ -6,13 +6,22 @@
 //! peer's preface for ever. And its TLS configuration is fixed at the start. The services are tonic's all the same:
 //! each is a tower service over HTTP requests.
 
-use std::{convert::Infallible, future::Future, io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    future::Future,
+    io,
+    net::SocketAddr,
+    pin::{Pin, pin},
+    sync::Arc,
+    task::Poll,
+    time::Duration,
+};
 
 use futures_util::{StreamExt, future::poll_fn};
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
+    rt::{TokioIo, TokioTimer},
     server::conn::auto,
 };
 use tokio::{
@@ -22,7 +31,7 @@ use tokio::{
     task::JoinSet,
     time::{sleep, timeout},
 };
-use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use tokio_util::task::AbortOnDropHandle;
 use tonic::{body::Body, codec::CompressionEncoding, service::Routes, transport::server::TcpIncoming};
 use tower::{Service, util::Either};
 
@@ -35,13 +44,14 @@ use super::{
     observe::Observe,
     preface::Counted,
     service::ChangeStreams,
-    streams::StreamServer,
+    streams::{Direct, StreamServer},
     throttle::Throttle,
+    together::{Spawner, Together},
     web::{Origins, Web},
 };
 use crate::{
     feed::{Feed, Source},
-    shutdown::{Drain, Ear},
+    shutdown::Drain,
     wire::pb::{
         FILE_DESCRIPTOR_SET, admin_service_server::AdminServiceServer,
         change_stream_service_server::ChangeStreamServiceServer,
@@ -195,7 +205,7 @@ pub async fn serve<B: Backend>(
     drain: Drain,
 ) -> Result<(), Error> {
     let health = services.health.clone();
-    let closing = CancellationToken::new();
+    let closing = Drain::new();
     let routes = routes(services, &options, &closing)?;
     let service = Observe::new(Auth::new(routes, options.tokens.clone(), options.open_paths), closing.clone());
     let service = match &options.web {
@@ -204,7 +214,7 @@ pub async fn serve<B: Backend>(
     };
     let server = Arc::new(Connections {
         service,
-        protocol: protocol(&options),
+        options: options.clone(),
         tls: options.tls.clone(),
         handshake_limit: options.handshake_limit,
         streams: options.streams_per_connection,
@@ -215,7 +225,7 @@ pub async fn serve<B: Backend>(
     let mut connections = JoinSet::new();
     accept(listener, &server, &mut connections, options.connections, &drain).await;
     health.serving(false).await;
-    server.closing.cancel();
+    server.closing.start();
     let ended = timeout(options.drain_limit, async { while connections.join_next().await.is_some() {} }).await;
     if ended.is_err() {
         tracing::warn!(connections = connections.len(), limit = ?options.drain_limit, "cutting connections that did not end");
@@ -224,7 +234,7 @@ pub async fn serve<B: Backend>(
     Ok(())
 }
 
-fn routes<B: Backend>(services: Services<B>, options: &Options, closing: &CancellationToken) -> Result<Routes, Error> {
+fn routes<B: Backend>(services: Services<B>, options: &Options, closing: &Drain) -> Result<Direct<B, Routes>, Error> {
     let Services { backend, feed, source, health } = services;
     macro_rules! limited {
         ($server:expr) => {
@@ -240,7 +250,7 @@ fn routes<B: Backend>(services: Services<B>, options: &Options, closing: &Cancel
     let changes = limited!(ChangeStreamServiceServer::new(changes));
     let streams = StreamServer::new(backend.clone(), changes, options.request_bytes, closing.clone());
     let admin = limited!(AdminServiceServer::new(Admin::new(backend, feed, source)));
-    let mut routes = Routes::new(streams)
+    let mut routes = Routes::new(streams.clone())
         .add_service(admin)
         .add_service(health.server().max_decoding_message_size(options.request_bytes));
     if options.reflection {
@@ -254,11 +264,11 @@ fn routes<B: Backend>(services: Services<B>, options: &Options, closing: &Cancel
             .add_service(reflection().build_v1()?.max_decoding_message_size(options.request_bytes))
             .add_service(reflection().build_v1alpha()?.max_decoding_message_size(options.request_bytes));
     }
-    Ok(routes.prepare())
+    Ok(Direct { streams, routes: routes.prepare() })
 }
 
-fn protocol(options: &Options) -> auto::Builder<TokioExecutor> {
-    let mut protocol = auto::Builder::new(TokioExecutor::new());
+fn protocol(options: &Options, spawner: Spawner) -> auto::Builder<Spawner> {
+    let mut protocol = auto::Builder::new(spawner);
     protocol
         .http2()
         .timer(TokioTimer::new())
@@ -351,11 +361,11 @@ fn concerns_one_connection(error: &io::Error) -> bool {
 /// What all connections share.
 struct Connections<S> {
     service: S,
-    protocol: auto::Builder<TokioExecutor>,
+    options: Options,
     tls: Option<Arc<Tls>>,
     handshake_limit: Duration,
     streams: u32,
-    closing: CancellationToken,
+    closing: Drain,
 }
 
 impl<S> Connections<S>
@@ -398,37 +408,45 @@ where
                 service.call(request).await
             }
         });
-        let mut connection = pin!(self.protocol.serve_connection(TokioIo::new(io), service));
-        let mut handshake = pin!(sleep(self.handshake_limit));
-        let mut told = Ear::new(self.closing.clone());
-        let (mut speaking, mut closing) = (false, false);
-        loop {
-            tokio::select! {
-                ended = poll_fn(|cx| {
+        let (mut together, spawner) = Together::new();
+        let connection = protocol(&self.options, spawner).serve_connection(TokioIo::new(io), service).into_owned();
+        let mut connection = pin!(connection);
+        let mut handshake = Some(Box::pin(sleep(self.handshake_limit)));
+        let mut told = self.closing.ear();
+        let mut closing = false;
+        poll_fn(|cx| {
+            loop {
+                let ended = together.poll(cx, |cx| {
                     let polled = connection.as_mut().poll(cx);
                     cork.push();
                     polled
-                }) => {
+                });
+                if let Poll::Ready(ended) = ended {
                     if let Err(error) = ended {
                         tracing::debug!(%peer, %error, "connection failed");
                     }
-                    return;
+                    return Poll::Ready(());
                 }
-                () = &mut told, if !closing => {
-                    closing = true;
-                    if !preface.complete() {
-                        return;
-                    }
-                    connection.as_mut().graceful_shutdown();
+                if handshake.is_some() && preface.complete() {
+                    handshake = None;
                 }
-                () = &mut handshake, if !speaking => {
-                    if !preface.complete() {
-                        tracing::debug!(%peer, "the peer does not speak HTTP");
-                        return;
-                    }
-                    speaking = true;
+                if let Some(handshake) = &mut handshake
+                    && handshake.as_mut().poll(cx).is_ready()
+                {
+                    tracing::debug!(%peer, "the peer does not speak HTTP");
+                    return Poll::Ready(());
                 }
+                if closing || Pin::new(&mut told).poll(cx).is_pending() {
+                    return Poll::Pending;
+                }
+                if !preface.complete() {
+                    return Poll::Ready(());
+                }
+                closing = true;
+                connection.as_mut().graceful_shutdown();
+                together.connection_is_due();
             }
-        }
+        })
+        .await;
     }
 }
