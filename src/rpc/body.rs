@@ -45,8 +45,8 @@ const SMALL: usize = 16 << 10;
 /// What the session has handed out and nobody has taken yet.
 type Handed = Arc<Mutex<Option<Result<Bytes, End>>>>;
 
-/// The session, which stays where it is: as an argument and a result of each step, as `stream::unfold` has it, its 1.5 KiB would be
-/// moved twice for each message.
+/// The session, which stays where it is: `stream::unfold` would move all of it into each step and out again, twice for each
+/// message.
 struct Messages {
     session: Pin<Box<dyn Future<Output = ()> + Send>>,
     handed: Handed,
