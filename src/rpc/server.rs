@@ -400,13 +400,14 @@ where
         let places = Places::new(self.streams);
         let service = hyper::service::service_fn(move |request: Request<Incoming>| {
             let (mut service, places) = (service.clone(), places.clone());
-            async move {
+            // Boxed, so that it is gone when the response begins: the stream keeps the place for whatever is not.
+            Box::pin(async move {
                 let mut request = request.map(Body::new);
                 request.extensions_mut().insert(Peer(peer));
                 request.extensions_mut().insert(places);
                 poll_fn(|cx| service.poll_ready(cx)).await?;
                 service.call(request).await
-            }
+            })
         });
         let (mut together, spawner) = Together::new();
         let connection = protocol(&self.options, spawner).serve_connection(TokioIo::new(io), service).into_owned();

@@ -114,6 +114,9 @@ impl Together {
         for stream in self.shared.opened.lock().drain(..) {
             let free = self.places.iter().position(Option::is_none);
             let at = free.unwrap_or_else(|| {
+                if self.places.is_empty() {
+                    self.places.reserve_exact(1); // there is seldom another
+                }
                 self.places.push(None);
                 self.places.len() - 1
             });
