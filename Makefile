@@ -2,7 +2,7 @@
 # make demo-failover   the primary is killed, a standby takes over, the stream goes on; under a minute
 # make test    what the tests need, then all tests
 # make test-clients   the clients against the built hub, where their toolchains are present
-# make bench   every figure beside its peer, about an hour; make bench-quick, about ten minutes
+# make bench   every figure beside its peer, an hour and a half; make bench-quick, about twenty minutes
 # make chaos-failover   failovers by the seed, as many as SEEDS says
 # make lint    formatting, clippy, protocol, licences
 # On Debian and Ubuntu every target installs what it is missing; only Rust must be there.
@@ -20,11 +20,11 @@ help:
 	@sed -n 's/^# //p' Makefile
 
 demo: deps-build deps-postgres
-	@$(CARGO) build --quiet --locked --bin walcast
+	@$(CARGO) build --locked --bin walcast
 	@exec $(TARGET)/debug/walcast demo --with-parent $(DEMO_ARGS)
 
 demo-failover: deps-build deps-postgres
-	@$(CARGO) build --quiet --locked --bin walcast
+	@$(CARGO) build --locked --bin walcast
 	@exec $(TARGET)/debug/walcast demo --failover --with-parent $(DEMO_ARGS)
 
 build: deps-build
@@ -37,7 +37,7 @@ test: deps-build deps-postgres
 # Each client's script says what it left out. Two at a time: they wait for the hub more than they compute.
 CLIENT_JOBS ?= 2
 test-clients: deps-build deps-postgres
-	$(CARGO) build --quiet --locked --bin walcast
+	$(CARGO) build --locked --bin walcast
 	@$(MAKE) --no-print-directory --jobs $(CLIENT_JOBS) --output-sync=target $(CLIENTS:%=test-client-%)
 
 test-client-%:

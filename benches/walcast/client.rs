@@ -8,7 +8,7 @@ use std::{
 
 use prost::Message;
 use serde::{Deserialize, Serialize};
-use walcast::wire::pb;
+use walcast::{lsn::Lsn, wire::pb};
 
 use super::{
     events::Events,
@@ -38,6 +38,10 @@ pub struct Orders {
     pub frame: u32,
     /// Compress each message once more, to know what that would save.
     pub compress: bool,
+    /// Every stream looks at changes, where otherwise the others count bytes.
+    pub all_look: bool,
+    /// With [`Until::Again`]: changes with which each pass of the first stream begins, and their hash.
+    pub expected: Option<(u64, u64)>,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -47,6 +51,8 @@ pub enum From {
     Latest,
     /// Exclusive, as text.
     AfterLsn(String),
+    /// LSNs at even distances between these, one for each stream.
+    Spread(u64, u64),
     /// With the rows that are there.
     Snapshot {
         incremental: bool,
@@ -59,12 +65,13 @@ pub enum From {
 pub enum Until {
     /// Every stream has seen so many changes; each is looked at.
     Changes(u64),
-    /// The server ends the streams at its tail; the first looks at changes, the others count bytes.
+    /// The server ends the streams at its tail; the first looks at changes, the others count bytes, of which there must be as
+    /// many.
     Tail,
-    /// For ever; reports once all streams are open.
+    /// For ever; reports once all streams are open. There must not be any change.
     #[default]
     Killed,
-    /// As [`Until::Killed`], and each stream reads up to the tail, again and again; nobody looks.
+    /// As [`Until::Tail`], each stream again and again, for ever; reports once all streams are open.
     Again,
     /// As [`Until::Changes`], and each stream reports first when it is open.
     Following(u64),
@@ -86,8 +93,12 @@ pub struct Report {
     pub changes: u64,
     pub transactions: u64,
     pub hash: u64,
-    /// Of all streams.
+    /// Sum of the ids.
+    pub ids: i64,
+    /// Of all streams, as their sockets received them.
     pub bytes: u64,
+    /// gRPC messages with their framing; of one stream.
+    pub payload: u64,
     /// Of the first stream's messages, each compressed by itself, with [`Orders::compress`].
     pub compressed: u64,
     pub latencies_us: Vec<u32>,
@@ -106,6 +117,10 @@ fn request(orders: &Orders, number: usize, after: Option<&[u8]>) -> Vec<u8> {
         (From::Earliest, None) => At::Earliest(()),
         (From::Latest, None) => At::Latest(()),
         (From::AfterLsn(lsn), None) => At::AfterLsn(lsn.clone()),
+        (From::Spread(from, to), None) => {
+            let streams = (orders.streams + orders.stalled) as u64;
+            At::AfterLsn(Lsn(from + (to - from) / streams * number as u64).to_string())
+        }
         (From::Snapshot { incremental, max_rows_per_second }, None) => {
             let mode = if *incremental { pb::SnapshotMode::Incremental } else { pb::SnapshotMode::Consistent };
             At::Snapshot(pb::SnapshotOptions { mode: mode as i32, max_rows_per_second: *max_rows_per_second })
@@ -160,6 +175,12 @@ fn say(report: &Report) {
 /// Carries out the orders and ends the process.
 pub fn main(orders: &str) {
     let orders: Orders = serde_json::from_str(orders).expect("orders");
+    // What one stream finds wrong is the end of all.
+    let say_where = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        say_where(panic);
+        std::process::exit(101);
+    }));
     match orders.until {
         Until::Reconnect => reconnect(&orders),
         Until::Latency(changes) | Until::RawLatency(changes) => say(&latency(&orders, changes)),
@@ -181,12 +202,27 @@ fn drain(orders: &Orders) {
         if number == 0 {
             sum = report;
         } else {
+            check_same(orders, number, &sum, &report);
             sum.first_us = sum.first_us.min(report.first_us);
             sum.end_us = sum.end_us.max(report.end_us);
             sum.bytes += report.bytes;
         }
     }
     say(&sum);
+}
+
+/// Bytes of the messages by which two streams of the same changes may differ: `progress`, which goes by time.
+const PROGRESS: u64 = 16 << 10;
+
+/// Every stream has what the first one has.
+fn check_same(orders: &Orders, number: usize, first: &Report, other: &Report) {
+    let looked = !matches!(orders.until, Until::Raw) && (orders.all_look || !matches!(orders.until, Until::Tail));
+    if looked {
+        let (first, other) = ((first.changes, first.hash), (other.changes, other.hash));
+        assert_eq!(other, first, "changes and hash of stream {number} and of the first one");
+    }
+    let apart = other.payload.abs_diff(first.payload);
+    assert!(apart <= PROGRESS, "stream {number} has {} bytes, the first one {}", other.payload, first.payload);
 }
 
 fn one(orders: &Orders, number: usize) -> Report {
@@ -197,7 +233,7 @@ fn one(orders: &Orders, number: usize) -> Report {
         Until::Changes(changes) | Until::Following(changes) => changes,
         _ => u64::MAX,
     };
-    let looks = number == 0 || target != u64::MAX;
+    let looks = number == 0 || target != u64::MAX || orders.all_look;
     let mut seen = Events::default();
     seen.compress = orders.compress;
     let mut bytes = 0;
@@ -223,7 +259,9 @@ fn one(orders: &Orders, number: usize) -> Report {
         changes: seen.changes,
         transactions: seen.transactions,
         hash: seen.hash,
+        ids: seen.ids,
         bytes: call.wire_bytes.max(bytes),
+        payload: if target == u64::MAX { bytes } else { 0 },
         compressed: seen.compressed,
         ..Report::default()
     }
@@ -248,17 +286,43 @@ fn idle(orders: &Orders) {
     for number in 0..orders.streams + orders.stalled {
         let (orders, opened) = (orders.clone(), opened.clone());
         let stream = move || {
-            let (mut call, _) = open(&orders, number, None, |_| {});
-            opened.send(()).expect("main");
-            if number >= orders.streams {
-                loop {
-                    std::thread::park();
-                }
-            }
+            let again = matches!(orders.until, Until::Again);
+            let stalls = number >= orders.streams;
+            let looks = !stalls && (number == 0 || !again);
+            let mut first_pass = None;
             loop {
-                while call.read(|_| {}).is_ok_and(|step| step == Step::Open) {}
-                let Until::Again = orders.until else { break };
-                (call, _) = open(&orders, number, None, |_| {});
+                let (mut seen, mut bytes) = (Events::default(), 0);
+                let mut take = |data: &[u8]| {
+                    bytes += data.len() as u64;
+                    if looks {
+                        seen.take(data, |seen| match orders.expected {
+                            Some((changes, hash)) if seen.changes == changes => {
+                                assert_eq!(seen.hash, hash, "the order")
+                            }
+                            _ => {}
+                        });
+                    }
+                    assert!(again || seen.changes == 0, "a change in a stream that selects none");
+                };
+                let (mut call, mut step) = open(&orders, number, None, &mut take);
+                if first_pass.is_none() {
+                    opened.send(()).expect("main");
+                }
+                if stalls {
+                    loop {
+                        std::thread::park();
+                    }
+                }
+                while step == Step::Open {
+                    step = call.read(&mut take).expect("the stream breaks");
+                }
+                assert!(again, "the stream ended");
+                assert!(
+                    !looks || orders.expected.is_none_or(|(changes, _)| seen.changes >= changes),
+                    "a pass is too short"
+                );
+                let first: u64 = *first_pass.get_or_insert(bytes);
+                assert!(bytes + PROGRESS >= first, "{bytes} bytes in a pass, {first} in the first one");
             }
         };
         std::thread::Builder::new().stack_size(256 << 10).spawn(stream).expect("thread");
@@ -304,18 +368,27 @@ fn latency(orders: &Orders, changes: u64) -> Report {
     last.expect("a stream")
 }
 
+/// Ids that may be taken and not committed yet: of each writer one, when the last change is seen and before the first is.
+const WRITERS: u64 = 8;
+
 fn follow(orders: &Orders, number: usize, changes: u64, opened: &std::sync::mpsc::Sender<()>) -> Report {
     let mut seen = Events::default();
     let mut latencies = Vec::with_capacity(changes as usize);
+    let (mut first, mut last) = (i64::MAX, i64::MIN);
     let (mut call, _) = open(orders, number, None, |data| seen.take(data, |_| {}));
     opened.send(()).expect("main");
     while (latencies.len() as u64) < changes {
         let mut take = |data: &[u8]| {
             let now = now_us() as i64;
-            seen.take(data, |seen| latencies.push((now - seen.values[1]).max(0) as u32));
+            seen.take(data, |seen| {
+                latencies.push((now - seen.values[1]).max(0) as u32);
+                (first, last) = (first.min(seen.values[0]), last.max(seen.values[0]));
+            });
         };
         call.read(&mut take).expect("the stream breaks");
     }
+    let missing = (last - first + 1).abs_diff(latencies.len() as i64);
+    assert!(missing <= WRITERS, "{missing} of the ids {first} to {last} are missing, or came twice");
     Report { end_us: now_us(), changes: seen.changes, latencies_us: latencies, hash: seen.hash, ..Report::default() }
 }
 

@@ -5,6 +5,11 @@ use std::{
     io::{BufRead, BufReader},
     path::Path,
     process::{Child, ChildStdout, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -48,6 +53,58 @@ pub fn memory(pid: u32, name: &str) -> u64 {
     line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok()).map_or(0, |kib| kib * 1024)
 }
 
+/// Forgets the peak: from here on `VmHWM` is that of what follows.
+pub fn forget_peak(pid: u32) {
+    fs::write(format!("/proc/{pid}/clear_refs"), "5").expect("clear_refs of an own process");
+}
+
+/// Looks at the peak of processes that end by themselves, and take what the kernel knows of it with them.
+pub struct Watch {
+    over: Arc<AtomicBool>,
+    looking: JoinHandle<u64>,
+}
+
+impl Watch {
+    pub fn start(pids: Vec<u32>) -> Watch {
+        let over = Arc::new(AtomicBool::new(false));
+        let ends = over.clone();
+        let looking = std::thread::spawn(move || {
+            let mut peaks = vec![0; pids.len()];
+            loop {
+                for (pid, peak) in pids.iter().zip(&mut peaks) {
+                    *peak = memory(*pid, "VmHWM").max(*peak);
+                }
+                if ends.load(Ordering::Relaxed) {
+                    return peaks.iter().sum();
+                }
+                std::thread::park_timeout(Duration::from_millis(5 * pids.len() as u64));
+            }
+        });
+        Watch { over, looking }
+    }
+
+    /// Bytes of all of them together.
+    pub fn end(self) -> u64 {
+        self.over.store(true, Ordering::Relaxed);
+        self.looking.thread().unpark();
+        self.looking.join().expect("the watch")
+    }
+}
+
+/// Share of the cores' time that nobody uses, in the next second.
+pub fn idle() -> f64 {
+    let times = || -> Vec<u64> {
+        let text = fs::read_to_string("/proc/stat").unwrap_or_default();
+        let line = text.lines().next().unwrap_or_default();
+        line.split_whitespace().skip(1).filter_map(|text| text.parse().ok()).collect()
+    };
+    let before = times();
+    std::thread::sleep(Duration::from_secs(1));
+    let spent: Vec<u64> = times().iter().zip(before).map(|(now, before)| now - before).collect();
+    // user, nice, system, idle, waiting for a disk, and who else had the core
+    (spent[3] + spent[4]) as f64 / spent.iter().sum::<u64>().max(1) as f64
+}
+
 /// Waits until a child has ended; its CPU seconds, read before it is gone, and whether it ended well.
 pub fn wait(child: &mut Child) -> (f64, bool) {
     let pid = Pid::from_raw(child.id() as i32).expect("a pid");
@@ -79,6 +136,10 @@ impl Client {
         Client { child, lines }
     }
 
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// The next report.
     pub fn report(&mut self) -> Report {
         let line = self.lines.next().expect("the client ended without a report").expect("stdout");
@@ -96,9 +157,12 @@ impl Client {
 
 impl Drop for Client {
     fn drop(&mut self) {
-        if let Ok(None) = self.child.try_wait() {
-            process::signal(&self.child, Signal::KILL);
-            let _ = self.child.wait();
+        match self.child.try_wait() {
+            Ok(Some(status)) => assert!(status.success() || std::thread::panicking(), "a subscriber failed"),
+            _ => {
+                process::signal(&self.child, Signal::KILL);
+                let _ = self.child.wait();
+            }
         }
     }
 }
@@ -111,5 +175,5 @@ pub fn this_program() -> std::path::PathBuf {
 pub fn first_line(program: &str, args: &[&str]) -> String {
     let output = std::process::Command::new(Path::new(program)).args(args).output();
     let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
-    text.lines().next().unwrap_or("unknown").to_owned()
+    text.lines().next().unwrap_or_default().to_owned()
 }

@@ -26,7 +26,7 @@ pub struct Section {
     /// What the bars measure.
     pub unit: String,
     pub bars: Vec<Bar>,
-    /// When, and the load average of the minute before.
+    /// When, of which commit, and what else the machine did.
     pub when: String,
 }
 
@@ -47,15 +47,15 @@ pub struct Bar {
 
 impl Section {
     pub fn new(id: &str, title: &str, about: impl Into<String>, columns: &[&str]) -> Section {
-        let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
-        let when = format!(
-            "{}, load average {} when it began",
-            proc::first_line("date", &["-u", "+%Y-%m-%d %H:%M UTC"]),
-            load.split(' ').next().unwrap_or_default()
-        );
         let columns = columns.iter().map(|column| (*column).to_owned()).collect();
         let (id, title, about) = (id.to_owned(), title.to_owned(), about.into());
-        Section { id, title, about, columns, when, ..Section::default() }
+        Section { id, title, about, columns, ..Section::default() }
+    }
+
+    /// Under what it was measured.
+    pub fn under(mut self, circumstances: String) -> Section {
+        self.when = circumstances;
+        self
     }
 
     pub fn row(&mut self, cells: &[String]) {
@@ -109,6 +109,29 @@ pub fn count(value: f64) -> String {
 
 pub fn mb(bytes: u64) -> String {
     format!("{:.1}", bytes as f64 / 1e6)
+}
+
+/// When it is, which commit is measured, and how much of the machine others use. Waits a while for that to be little.
+pub fn circumstances() -> String {
+    const CALM: f64 = 0.9;
+    let mut idle = proc::idle();
+    for _ in 0..60 {
+        if idle >= CALM {
+            break;
+        }
+        idle = proc::idle();
+    }
+    let git = |args: &[&str]| proc::first_line("git", &[&["-C", env!("CARGO_MANIFEST_DIR")], args].concat());
+    let changed = git(&["status", "--porcelain", "--", "src", "benches", "Cargo.lock"]);
+    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    format!(
+        "{}, walcast at {}{}; the cores were {:.0} % idle when it began, the load average was {}",
+        proc::first_line("date", &["-u", "+%Y-%m-%d %H:%M UTC"]),
+        git(&["rev-parse", "--short", "HEAD"]),
+        if changed.is_empty() { "" } else { " with changes" },
+        idle * 100.0,
+        load.split(' ').next().unwrap_or_default()
+    )
 }
 
 /// Where results go.
@@ -171,17 +194,11 @@ fn machine() -> String {
     let cores = std::thread::available_parallelism().map_or(0, |n| n.get());
     let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let kib = memory.lines().next().and_then(|line| line.split_whitespace().nth(1)?.parse::<f64>().ok());
-    let manifest = env!("CARGO_MANIFEST_DIR");
     [
         format!("- Machine: {cores} cores of {model}, {:.0} GB of memory", kib.unwrap_or(0.0) * 1024.0 / 1e9),
         format!("- {}", proc::first_line("uname", &["-sr"])),
         format!("- {}", proc::first_line("/usr/lib/postgresql/15/bin/postgres", &["--version"])),
-        format!(
-            "- walcast {} at {}, {}",
-            env!("CARGO_PKG_VERSION"),
-            proc::first_line("git", &["-C", manifest, "rev-parse", "--short", "HEAD"]),
-            proc::first_line("rustc", &["--version"])
-        ),
+        format!("- walcast {}, {}", env!("CARGO_PKG_VERSION"), proc::first_line("rustc", &["--version"])),
         "- Everything runs on this one machine, over 127.0.0.1: server, hub, peers and subscribers share its cores, so \
          ratios between contenders of the same run say more than rates."
             .to_owned(),

@@ -10,11 +10,11 @@ use super::{
     client::{From, Orders, Report, Until},
     events,
     harness::{
-        Cluster, Db, Hub,
+        Cluster, Db, Hub, client,
         process::{self, Account},
-        versions, wait,
+        truth, validators, versions, wait,
     },
-    proc::{self, Client, now_us},
+    proc::{self, Client, Watch, now_us},
 };
 
 pub struct Stage {
@@ -41,7 +41,7 @@ pub struct Cost {
     pub walsender: f64,
     pub reader: f64,
     pub client: f64,
-    /// Peak resident bytes of the reader.
+    /// Peak resident bytes of the reader; of several together.
     pub rss: u64,
     /// Bytes that the subscribers' sockets received.
     pub bytes: u64,
@@ -164,15 +164,16 @@ impl Stage {
         self.db.run("CHECKPOINT").await;
     }
 
-    /// Seconds that psql takes to copy a table and throw it away.
-    pub fn psql_copy(&self, table: &str) -> f64 {
+    /// Seconds that psql takes to copy a table and throw it away, and its CPU seconds.
+    pub fn psql_copy(&self, table: &str) -> (f64, f64) {
         let mut command = process::command(&versions::bin_dir(self.cluster.major()).join("psql"), Account::Own, "KILL");
         command.args(["-X", "-d", &self.cluster.dsn(), "-c", &format!("COPY {table} TO STDOUT")]);
         command.stdin(Stdio::null()).stdout(Stdio::null());
         let started = now_us();
         let mut child = process::spawn(command).expect("psql");
-        assert!(proc::wait(&mut child).1, "psql failed");
-        (now_us() - started) as f64 / 1e6
+        let (cpu, well) = proc::wait(&mut child);
+        assert!(well, "psql failed");
+        ((now_us() - started) as f64 / 1e6, cpu)
     }
 
     /// PostgreSQL's own copy of a table into a pipe.
@@ -239,6 +240,17 @@ impl Stage {
         self.db.number(&query).await as u32
     }
 
+    /// The server process that serves a slot, once one does.
+    pub async fn serving(&self, slot: &str) -> u32 {
+        wait::eventually(std::time::Duration::from_secs(60), || async {
+            match self.walsender(slot).await {
+                0 => Err("no walsender"),
+                pid => Ok(pid),
+            }
+        })
+        .await
+    }
+
     /// PostgreSQL's own client. Ends by itself at `end`, if given.
     pub fn recvlogical(&self, slot: &str, end: Option<&str>, file: &str) -> Child {
         let bin = versions::bin_dir(self.cluster.major()).join("pg_recvlogical");
@@ -266,6 +278,7 @@ impl Stage {
         let (before, started) = (proc::cpu_of_children(postmaster), now_us());
         let mut children: Vec<Child> =
             copies.iter().map(|slot| self.recvlogical(slot, Some(&backlog.end), "/dev/null")).collect();
+        let watch = Watch::start(children.iter().map(Child::id).collect());
         let mut cost = Cost::default();
         for child in &mut children {
             let (cpu, well) = proc::wait(child);
@@ -273,6 +286,7 @@ impl Stage {
             cost.reader += cpu;
         }
         cost.wall = (now_us() - started) as f64 / 1e6;
+        cost.rss = watch.end();
         for slot in &copies {
             self.drop_slot(slot).await;
         }
@@ -289,6 +303,19 @@ impl Stage {
     /// A hub on this slot with an empty journal; not started.
     pub fn hub(&self, slot: &str, args: &[&str]) -> Hub {
         Hub::new(&self.cluster.dsn()).args(&["--slot", slot, "--publication", "bench"]).args(args)
+    }
+
+    /// What a hub makes of a backlog, by the tests' validators.
+    pub async fn validate(&mut self, backlog: &Backlog) {
+        let slot = self.copy(backlog).await;
+        let mut hub = self.hub(&slot, &[]);
+        hub.start().await;
+        let (report, _) = Client::start(&orders(&hub, 1, From::Earliest, Until::Changes(backlog.changes))).finish();
+        check(backlog, &report);
+        validate(self, &hub, &backlog.slot).await;
+        hub.kill9();
+        drop(hub);
+        self.drop_slot(&slot).await;
     }
 
     /// The hub with an empty journal and so many subscribers from its beginning, all started together.
@@ -312,6 +339,27 @@ impl Stage {
         drop(hub);
         self.drop_slot(&slot).await;
         cost
+    }
+}
+
+/// Records everything that a hub has, and holds it against every guarantee that the tests' validators know, and against
+/// PostgreSQL's own account of what is behind a slot.
+pub async fn validate(stage: &Stage, hub: &Hub, slot: &str) {
+    let mut stream =
+        client::Client::new(hub.grpc_port()).subscribe(&client::Request::new().earliest().stop_at_tail()).await;
+    while stream.pull().await {}
+    let truth = truth::read_from(&stage.cluster, "postgres", "bench", slot).await;
+    assert!(truth.changes() > 0, "slot {slot} has nothing to compare with");
+    let end = stream.log.position().map(|position| position.lsn.parse::<walcast::lsn::Lsn>().expect("an LSN"));
+    assert!(
+        end >= Some(truth.end()),
+        "the stream ends at {end:?}, the source at {}: {}",
+        truth.end(),
+        stream.describe()
+    );
+    let history = stream.close();
+    if let Err(violation) = validators::all(&history, &truth) {
+        panic!("{violation}");
     }
 }
 

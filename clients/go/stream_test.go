@@ -313,9 +313,12 @@ func TestEachReasonHasItsType(test *testing.T) {
 }
 
 func TestEveryDocumentedReasonHasAType(test *testing.T) {
+	if _, err := os.Stat("../../Cargo.toml"); err != nil {
+		test.Skip("a copy of the module, without the repository around it")
+	}
 	readme, err := os.ReadFile("../../README.md")
 	if err != nil {
-		test.Skip("not in the repository")
+		test.Fatal(err)
 	}
 	rows := regexp.MustCompile("(?m)^\\| `([A-Z_]+)` \\| [A-Z_]+ \\|").FindAllStringSubmatch(string(readme), -1)
 	if len(rows) < 20 {

@@ -117,7 +117,7 @@ pub struct Limits {
     pub snapshots: u32,
     /// Bytes of projections that filtered streams share with those behind them.
     pub projection_bytes: u64,
-    /// Open connections.
+    /// Open connections. Streams over one more are refused.
     pub connections: usize,
     /// Open subscription streams per connection.
     pub streams_per_connection: u32,
@@ -131,7 +131,7 @@ pub struct Limits {
     pub keepalive_interval: Duration,
     /// Time for the answer to a ping.
     pub keepalive_timeout: Duration,
-    /// How long a client may take nothing of a consistent snapshot.
+    /// How long a client may take nothing of a snapshot: then a consistent one ends and an incremental one rests.
     pub snapshot_idle: Duration,
     /// How long a snapshot waits for commits that nobody sees yet.
     pub snapshot_settle: Duration,

@@ -13,9 +13,9 @@ pub use history::{Crossing, History, Key, LineageStart};
 
 use crate::{
     lsn::Lsn,
-    model::{Described, Lineage, LineageId, Position, Relation, RelationId},
+    model::{Described, Lineage, LineageId, Position, Printed, Relation, RelationId, Spelled},
     reason::{Classified, Reason},
-    wire::{block::Block, pb, position_to_pb},
+    wire::{block::Block, pb, position_to_pb, token::Token},
 };
 
 pub use snapshot::{
@@ -171,6 +171,18 @@ pub trait Feed: Send + Sync + 'static {
     /// What is retained now.
     fn window(&self) -> Window;
 
+    /// Whether retention has removed what a stream that goes on behind this position needs.
+    fn has_expired(&self, position: Position) -> bool {
+        self.window().is_behind(position)
+    }
+
+    /// Commit time of about the first transaction behind this position, microseconds since 2000-01-01 UTC: not before it, and
+    /// that of the first one that is retained, where that is a later one. `None`: not known.
+    fn commit_time_behind(&self, position: Position) -> Option<i64> {
+        let _ = position;
+        None
+    }
+
     /// Turns a start into a cursor. A position beyond the tail is located at the tail with `after` kept: its session
     /// waits there. `AfterLsn` resolves to the greatest resume point at or below the LSN.
     fn locate(&self, start: Start) -> BoxFuture<'_, Result<Cursor, Error>>;
@@ -275,6 +287,16 @@ pub trait Source: Send + Sync + 'static {
     fn relations<'a>(&'a self, tables: &'a [(String, String)]) -> BoxFuture<'a, Vec<Described>> {
         let _ = tables;
         Box::pin(async { Vec::new() })
+    }
+
+    /// The same for any number of tables, as they were a few seconds ago at most, so that many may ask.
+    fn relations_lately<'a>(&'a self, tables: &'a [(String, String)]) -> BoxFuture<'a, Vec<Arc<Described>>> {
+        Box::pin(async { self.relations(tables).await.into_iter().map(Arc::new).collect() })
+    }
+
+    /// The form in which each literal would be printed; `None` where that cannot be told, as while the source is away.
+    fn printed<'a>(&'a self, literals: &'a [Spelled]) -> BoxFuture<'a, Vec<Option<Printed>>> {
+        Box::pin(async { vec![None; literals.len()] })
     }
 
     /// What the source cannot give any more, as long as the hub does not go on without it: streams that have come to the
@@ -394,6 +416,14 @@ pub struct Checkpoint {
     pub created: i64,
     /// Last time it was connected, microseconds since 2000-01-01 UTC. Retention stops counting it when this is too old.
     pub last_seen: i64,
+}
+
+impl Checkpoint {
+    /// Behind what its next stream goes on; `None`: nowhere yet, or it reads the rows of a consistent snapshot anew.
+    pub fn goes_on_behind(&self) -> Option<Position> {
+        let owed = Token::decode(&self.snapshot).ok().and_then(|token| token.progress);
+        self.position.filter(|_| owed.is_none_or(|owed| owed.incremental))
+    }
 }
 
 /// The checkpoint could not be made durable.

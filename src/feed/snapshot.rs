@@ -62,8 +62,6 @@ pub struct Snapshot {
     pub run: u64,
     /// The rows.
     pub rows: Box<dyn Rows>,
-    /// The request's, for as long as there are rows to come; `None`: `rows` hold it as long as they need it.
-    pub permit: Option<Arc<OwnedSemaphorePermit>>,
 }
 
 /// Rows, piece by piece.

@@ -55,7 +55,7 @@ pub(super) struct Group {
     pub selection: Arc<Selection>,
     /// `None` for groups that every block concerns.
     pub route: Option<Arc<Route>>,
-    seat: Seat,
+    seat: Mutex<Seat>,
     pub format: RowFormat,
     feed: Arc<dyn Feed>,
     groups: Weak<Groups>,
@@ -98,6 +98,12 @@ impl Group {
         project(block, &self.selection, self.format, self, cut, None).map(Arc::new)
     }
 
+    /// Where it is routed.
+    #[cfg(test)]
+    pub fn router(&self) -> Arc<super::router::Router> {
+        self.seat.lock().router.clone()
+    }
+
     /// Blocks of which the group keeps a projection.
     #[cfg(test)]
     pub fn kept(&self) -> usize {
@@ -133,8 +139,14 @@ impl Groups {
         Groups { room, map: Mutex::default(), routers: Routers::default(), timeline: Timeline::default() }
     }
 
-    /// The group of a selection.
-    pub fn join(self: &Arc<Self>, feed: &Arc<dyn Feed>, selection: Selection, format: RowFormat) -> Arc<Group> {
+    /// The group of a selection. `unseen`: tables that the feed has not seen.
+    pub fn join<'a>(
+        self: &Arc<Self>,
+        feed: &Arc<dyn Feed>,
+        selection: Selection,
+        format: RowFormat,
+        unseen: impl IntoIterator<Item = &'a Relation>,
+    ) -> Arc<Group> {
         let key = (selection.canonical().to_owned(), format);
         let existing = |map: &HashMap<_, Weak<Group>>| map.get(&key).and_then(Weak::upgrade);
         if let Some(group) = existing(&self.map.lock()) {
@@ -145,7 +157,8 @@ impl Groups {
             true => feed.relations().into_iter().map(|relation| (relation.oid, relation)).collect(),
             false => HashMap::new(),
         };
-        let seat = self.routers.seat(&selection, relations.values().map(Arc::as_ref));
+        let unseen: Vec<&Relation> = unseen.into_iter().collect();
+        let seat = self.routers.seat(&selection, relations.values().map(Arc::as_ref).chain(unseen));
         let mut map = self.map.lock();
         if let Some(group) = existing(&map) {
             self.routers.leave(&seat);
@@ -153,7 +166,7 @@ impl Groups {
         }
         let group = Arc::new(Group {
             route: (!selection.is_everything()).then(|| seat.router.join(&selection)),
-            seat,
+            seat: Mutex::new(seat),
             selection,
             format,
             feed: feed.clone(),
@@ -166,14 +179,27 @@ impl Groups {
     }
 }
 
+impl Groups {
+    /// See [`Routers::settle`].
+    pub fn settle(&self, relation: &Relation) {
+        let groups: Vec<Arc<Group>> = self.map.lock().values().filter_map(Weak::upgrade).collect();
+        for group in &groups {
+            if let Some(route) = &group.route {
+                self.routers.settle(&mut group.seat.lock(), route, &group.selection, relation);
+            }
+        }
+    }
+}
+
 impl Drop for Group {
     fn drop(&mut self) {
         self.kept.leave();
         let Some(groups) = self.groups.upgrade() else { return };
+        let seat = self.seat.get_mut();
         if let Some(route) = &self.route {
-            self.seat.router.leave(route);
+            seat.router.leave(route);
         }
-        groups.routers.leave(&self.seat);
+        groups.routers.leave(seat);
         let mut map = groups.map.lock();
         let key = (self.selection.canonical().to_owned(), self.format);
         if map.get(&key).is_some_and(|group| group.strong_count() == 0) {

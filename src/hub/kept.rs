@@ -104,10 +104,14 @@ impl Room {
             let Some((&id, holder)) = behind.or_else(|| turns.holders.first_key_value()) else { return };
             let alone = turns.holders.len() == 1;
             let mut state = holder.state.lock();
-            if alone && state.order.len() <= 1 {
+            let spared = (id == spared.0).then_some(spared.1);
+            if state.order.len() <= 1 && alone {
                 return;
             }
-            let spared = (id == spared.0).then_some(spared.1);
+            if state.order.len() == 1 && spared.is_some() {
+                turns.last = id;
+                continue; // somebody else has something
+            }
             let newest = || state.order.iter().position(|(block, _)| Some(*block) != spared);
             let place = holder.oldest(&state, spared).or_else(newest).unwrap_or(0);
             self.bytes.fetch_sub(holder.give_up(&mut state, place), Ordering::Relaxed);

@@ -18,7 +18,7 @@ use super::{
 use crate::{
     feed::{self, Checkpoint, Cursor, Resume, Snapshot, SnapshotRequest, Start, SubscriberKey},
     lsn::Lsn,
-    model::Relation,
+    model::{Described, Printed, Relation, Spelled},
     reason::{Classified, Reason},
     selection::Selection,
     wire::token::{InvalidToken, Progress, Token},
@@ -67,7 +67,7 @@ impl Inner {
         }
         let permit = self.permit()?;
         let key = request.subscriber.as_deref().map(|name| inner::key(principal, name)).transpose()?;
-        let selection = self.selection(principal, &request).await?;
+        let (selection, unseen) = self.selection(principal, &request).await?;
         if self.feed.lineage().is_none() {
             return Err(Error::starting());
         }
@@ -83,7 +83,8 @@ impl Inner {
             StartAt::Resume(_) | StartAt::Feed(Start::After(_)) => Claim::Position,
             _ => Claim::Nothing,
         };
-        let group = self.groups.join(&self.feed, selection, request.row_format);
+        let unseen = unseen.iter().map(|told| &told.relation);
+        let group = self.groups.join(&self.feed, selection, request.row_format, unseen);
         Routers::start(&self.groups, &self.feed);
         let Begun { cursor, token, snapshot } =
             Box::pin(self.begin(start, at_checkpoint, &group.selection, principal)).await?;
@@ -149,7 +150,7 @@ impl Inner {
         };
         let shared = Shared::new(None, 0, selection.filter_hash(), String::new(), cursor.after, None, false);
         Ok(Session::new(Opening {
-            group: self.groups.join(&self.feed, selection, request.row_format),
+            group: self.groups.join(&self.feed, selection, request.row_format, []),
             hub: self.clone(),
             shared: Arc::new(shared),
             cursor,
@@ -185,7 +186,12 @@ impl Inner {
         }
     }
 
-    async fn selection(&self, principal: &Principal, request: &Subscription) -> Result<Selection, Error> {
+    /// What the request selects, and the tables with a predicate that have never changed.
+    async fn selection(
+        &self,
+        principal: &Principal,
+        request: &Subscription,
+    ) -> Result<(Selection, Vec<Arc<Described>>), Error> {
         let rights = principal.tables.as_ref().map(|tables| tables.as_slice());
         let selection = Selection::compile(request.filter.as_ref(), rights)?;
         if self.check_published(&selection).is_err() {
@@ -194,10 +200,11 @@ impl Inner {
                 return Err(self.refusal(request, error).await);
             }
         }
-        if selection.has_predicates() {
-            self.check_predicates(&selection).await?;
-        }
-        Ok(selection)
+        let unseen = match selection.has_predicates() {
+            true => self.check_predicates(&selection).await?,
+            false => Vec::new(),
+        };
+        Ok((selection, unseen))
     }
 
     /// Says more of a table that is not published, where rows of it were asked for.
@@ -213,28 +220,62 @@ impl Inner {
         }
     }
 
-    /// Holds the predicates against every table that the feed has seen. The feed learns of ALTER TABLE with the table's
+    /// Holds the predicates against every published table that they are for. The feed has seen those that have changed; the
+    /// source tells of the others, which are returned. The feed learns of ALTER TABLE with the table's
     /// next change; so where a predicate does not fit, and for tables by name that were never seen, the source tells
     /// how the table is now.
-    async fn check_predicates(&self, selection: &Selection) -> Result<(), Error> {
+    async fn check_predicates(&self, selection: &Selection) -> Result<Vec<Arc<Described>>, Error> {
         let published = self.source.published();
         let published = published.as_ref().map(|tables| tables.as_slice());
         let mut current = current(self.feed.relations(), published);
         let is = |relation: &Relation, schema: &str, table: &str| relation.schema == schema && relation.table == table;
+        let seen: HashSet<(&str, &str)> = current.iter().map(|seen| (&*seen.schema, &*seen.table)).collect();
+        let judged = published.unwrap_or_default().iter().filter(|(schema, table)| selection.judges(schema, table));
+        let unseen: Vec<_> = judged.filter(|(schema, table)| !seen.contains(&(schema, table))).cloned().collect();
+        let mut others = match unseen.is_empty() {
+            true => Vec::new(),
+            false => self.source.relations_lately(&unseen).await,
+        };
+        let fits = |it: &Described| selection.check_relations([(&it.carried, Some(&*it.partial))]).is_ok();
         let unclear = |(schema, table): &&(String, String)| match current.iter().find(|known| is(known, schema, table))
         {
             Some(known) => selection.relation(known).is_err() || self.source.is_uneven(schema, table),
-            None => selection.names(schema, table),
+            None => {
+                let told = others.iter().find(|told| is(&told.relation, schema, table));
+                selection.names(schema, table) || told.is_some_and(|told| !fits(told))
+            }
         };
         let asked: Vec<_> = published.unwrap_or_default().iter().filter(unclear).cloned().collect();
-        let mut now = Vec::new();
         if !asked.is_empty() {
-            now = self.source.relations(&asked).await;
+            let now = self.source.relations(&asked).await;
             let is_now = |known: &Relation| now.iter().any(|now| is(known, &now.relation.schema, &now.relation.table));
             current.retain(|known| !is_now(known));
+            others.retain(|told| !is_now(&told.relation));
+            others.extend(now.into_iter().map(Arc::new));
         }
         let known = current.iter().map(|known| (known.as_ref(), None));
-        Ok(selection.check_relations(known.chain(now.iter().map(|now| (&now.carried, Some(&*now.partial)))))?)
+        selection.check_relations(known.chain(others.iter().map(|it| (&it.carried, Some(&*it.partial)))))?;
+        let known = current.iter().map(|known| known.as_ref()).chain(others.iter().map(|it| &it.relation));
+        self.check_literals(selection, known).await?;
+        Ok(others)
+    }
+
+    /// Holds literals that compare in text form against the form in which the source prints them.
+    async fn check_literals<'a>(
+        &self,
+        selection: &Selection,
+        relations: impl Iterator<Item = &'a Relation>,
+    ) -> Result<(), Error> {
+        let literals: Vec<_> = relations.flat_map(|relation| selection.literals(relation)).collect();
+        let distinct: HashSet<Spelled> = literals.iter().map(|literal| literal.spelled.clone()).collect();
+        if distinct.is_empty() {
+            return Ok(());
+        }
+        let distinct: Vec<Spelled> = distinct.into_iter().collect();
+        let printed = self.source.printed(&distinct).await;
+        let printed: HashMap<Spelled, Printed> =
+            distinct.into_iter().zip(printed).filter_map(|(spelled, printed)| Some((spelled, printed?))).collect();
+        Ok(selection.check_literals(&literals, |spelled| printed.get(spelled).cloned())?)
     }
 
     pub fn check_published(&self, selection: &Selection) -> Result<(), Error> {

@@ -4,10 +4,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use bytes::BytesMut;
 use prost::Message as _;
-use tokio::{
-    sync::{OwnedSemaphorePermit, watch},
-    time::Instant,
-};
+use tokio::{sync::watch, time::Instant};
 
 use super::{
     Error, RowFormat, Session,
@@ -60,7 +57,6 @@ pub(super) struct Running {
     trail: Vec<Progress>,
     /// What names the stream in the log.
     span: tracing::Span,
-    _permit: Option<Arc<OwnedSemaphorePermit>>,
 }
 
 /// What a snapshot makes the session do.
@@ -123,7 +119,7 @@ impl Running {
         only: Option<Arc<Selection>>,
         paused: watch::Sender<bool>,
     ) -> (Self, pb::SnapshotBegin) {
-        let Snapshot { id, mode, tables, restarted, progress, run, rows, permit, .. } = snapshot;
+        let Snapshot { id, mode, tables, restarted, progress, run, rows, .. } = snapshot;
         let id = format!("{id:016x}");
         let tables = tables.into_iter().map(|(table, estimated_rows)| pb::SnapshotTable { table, estimated_rows });
         let begin = pb::SnapshotBegin {
@@ -156,7 +152,6 @@ impl Running {
             reached: None,
             trail: vec![progress],
             span: tracing::Span::current(),
-            _permit: permit,
         };
         (running, begin)
     }

@@ -288,7 +288,7 @@ impl World {
         World { hub, drain, ..self }
     }
 
-    /// Declares a relation version; every column is text, the first is the key.
+    /// Declares a relation version; every column but `amount`, which is numeric, is text, the first is the key.
     pub fn relation(&self, id: u32, table: &str, columns: &[&str]) -> Arc<Relation> {
         self.version(id, table, columns, ReplicaIdentity::Default)
     }
@@ -301,8 +301,8 @@ impl World {
     fn version(&self, id: u32, table: &str, columns: &[&str], replica_identity: ReplicaIdentity) -> Arc<Relation> {
         let column = |(index, name): (usize, &&str)| Column {
             name: (*name).to_owned(),
-            type_oid: 25,
-            type_name: "text".to_owned(),
+            type_oid: if *name == "amount" { 1700 } else { 25 },
+            type_name: if *name == "amount" { "numeric" } else { "text" }.to_owned(),
             type_modifier: -1,
             in_identity: index == 0 || replica_identity == ReplicaIdentity::Full,
         };

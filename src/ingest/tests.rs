@@ -220,10 +220,73 @@ fn delete(oid: u32, old: &str) -> Vec<u8> {
     message
 }
 
+/// Types and values, as pgoutput writes them; `None`: NULL.
+const TYPED: [(u32, Option<&str>); 14] = [
+    (20, Some("-9223372036854775808")),
+    (21, Some("7")),
+    (26, Some("4294967295")),
+    (16, Some("t")),
+    (700, Some("0.1")),
+    (701, Some("-Infinity")),
+    (1700, Some("1234567.8900")),
+    (25, Some("text, in UTF-8: ä")),
+    (17, Some("\\x00ff10")),
+    (1184, Some("2026-01-01 12:34:56.789012+00")),
+    (1082, Some("2026-01-01")),
+    (2950, Some("a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11")),
+    (1009, Some("{a,\"b c\"}")),
+    (3802, None),
+];
+
+/// Table 3 has a column of each type, the first of them its key.
+fn typed_relation() -> Vec<u8> {
+    let mut all =
+        [b"R".as_slice(), &3u32.to_be_bytes(), b"public\0every\0d", &(TYPED.len() as u16).to_be_bytes()].concat();
+    for (number, (oid, _)) in TYPED.iter().enumerate() {
+        all.push(u8::from(number == 0));
+        all.extend_from_slice(format!("c{number}\0").as_bytes());
+        all.extend_from_slice(&oid.to_be_bytes());
+        all.extend_from_slice(&(-1i32).to_be_bytes());
+    }
+    all
+}
+
+/// A tuple of table 3: the whole row, with the text as it was before if it is `unchanged`, or the key alone.
+fn typed_tuple(mark: u8, unchanged: bool, key_only: bool) -> Vec<u8> {
+    let mut all = [&[mark], (TYPED.len() as u16).to_be_bytes().as_slice()].concat();
+    for (number, (oid, value)) in TYPED.iter().enumerate() {
+        match value {
+            _ if unchanged && *oid == 25 => all.push(b'u'),
+            Some(value) if number == 0 || !key_only => {
+                all.push(b't');
+                all.extend_from_slice(&(value.len() as u32).to_be_bytes());
+                all.extend_from_slice(value.as_bytes());
+            }
+            _ => all.push(b'n'),
+        }
+    }
+    all
+}
+
+fn typed(operation: u8, tuples: &[Vec<u8>]) -> Vec<u8> {
+    [&[operation], 3u32.to_be_bytes().as_slice(), &tuples.concat()].concat()
+}
+
 /// Allocations while these transactions of so many changes each are taken in, and the blocks that they fill.
 fn allocations(state: &mut State, lsn: &mut u64, transactions: usize, changes: usize) -> (u64, u64) {
     let value = "v".repeat(120);
-    let rows = [insert(1, &value), update(1, &value, "new"), delete(1, &value), message(true, 0x10, &value)];
+    let (new, toasted) = (typed_tuple(b'N', false, false), typed_tuple(b'N', true, false));
+    let rows = [
+        insert(1, &value),
+        update(1, &value, "new"),
+        delete(1, &value),
+        message(true, 0x10, &value),
+        typed(b'I', &[new.clone()]),
+        typed(b'U', &[new.clone()]),
+        typed(b'U', &[typed_tuple(b'K', false, true), toasted.clone()]),
+        typed(b'U', &[typed_tuple(b'O', false, false), toasted]),
+        typed(b'D', &[typed_tuple(b'K', false, true)]),
+    ];
     let mut blocks = 0;
     let counted = allocation_counter::measure(|| {
         for _ in 0..transactions {
@@ -254,8 +317,10 @@ fn nothing_is_allocated_per_change_or_transaction() {
     let mut state = state();
     let mut lsn = 0x10_000;
     data(&mut state, 0, &relation(1, "t", "v")).expect("relation");
+    data(&mut state, 0, &typed_relation()).expect("relation");
     state.described.clear();
     allocations(&mut state, &mut lsn, 20, 500);
+    state.described.clear();
     drop(state.builder.seal());
     assert_eq!(allocations(&mut state, &mut lsn, 1, 200), (0, 0), "within a block");
     drop(state.builder.seal());

@@ -21,6 +21,8 @@ pub(super) struct Decoded {
     /// Ascending; not consecutive where there is damage.
     pub blocks: Vec<Arc<Block>>,
     pub gaps: Vec<Gap>,
+    /// Bytes of memory of all blocks.
+    pub footprint: u64,
 }
 
 /// Blocks that are damaged.
@@ -69,7 +71,7 @@ fn all_bad(chunk: &Chunk, why: &str) -> Decoded {
     let detail = format!("{}: {why}", chunk.path.display());
     let gap =
         Gap { first: chunk.first_block, next: chunk.next_block, after: chunk.after, up_to: chunk.next_after, detail };
-    Decoded { blocks: Vec::new(), gaps: vec![gap] }
+    Decoded { gaps: vec![gap], ..Decoded::default() }
 }
 
 /// A read buffer whose payloads are copied: a large one into a buffer of its own, small ones into shared ones.
@@ -144,6 +146,7 @@ pub(super) fn decode(chunk: &Chunk, bytes: impl Pieces) -> io::Result<Decoded> {
                 pending = None;
                 expected = block.number + 1;
                 last = block.up_to;
+                decoded.footprint += block.footprint() as u64;
                 decoded.blocks.push(Arc::new(block));
             }
         }
@@ -195,6 +198,13 @@ struct Entry {
     cell: Cell,
 }
 
+impl Entry {
+    /// Of the file while it is being read, then of memory.
+    fn bytes(&self) -> u64 {
+        self.cell.get().map_or(self.to - self.from, |decoded| decoded.footprint)
+    }
+}
+
 impl ChunkCache {
     pub fn new(limit: u64) -> Self {
         ChunkCache { limit, entries: Mutex::default() }
@@ -223,9 +233,9 @@ impl ChunkCache {
         });
         let cell = entry.cell.clone();
         entries.push_front(entry);
-        let mut bytes: u64 = entries.iter().map(|entry| entry.to - entry.from).sum();
+        let mut bytes: u64 = entries.iter().map(Entry::bytes).sum();
         while bytes > self.limit && entries.len() > 1 {
-            bytes -= entries.pop_back().map_or(0, |entry| entry.to - entry.from);
+            bytes -= entries.pop_back().map_or(0, |entry| entry.bytes());
         }
         cell
     }

@@ -13,14 +13,17 @@
 pub mod catalog;
 mod connect;
 pub mod conninfo;
+mod contents;
 pub mod copier;
 pub mod copy;
+pub mod database;
 pub mod decoding;
 mod error;
 pub mod lineage;
 pub mod logtables;
 mod partitions;
 pub mod preflight;
+pub mod printed;
 pub mod publication;
 pub mod replication;
 pub mod server;

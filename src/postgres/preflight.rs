@@ -9,7 +9,7 @@ use super::{
     error::{Error, Result},
     logtables,
     publication::{self, IdentityGap, OWN_SCHEMA, Publication, Scope},
-    replication::{Replication, identifier},
+    replication::{Replication, begins_amid, identifier},
     slot::{self, SlotState},
     sql::{Sql, get, text},
     standby,
@@ -66,6 +66,11 @@ fn check(name: &'static str, outcome: Outcome, detail: impl Into<String>, fix: O
 fn version(number: u32) -> Check {
     let detail = format!("PostgreSQL {}.{}", number / 10_000, number % 10_000);
     match number / 10_000 {
+        14..=18 if begins_amid(number) => {
+            let why = "whose slots on standbys may begin amid a transaction, and those of other tools on the primary";
+            let fix = Some("Upgrade the server to its release of August 2024 (14.13, 15.8, 16.4) or later.".into());
+            check("server version", Outcome::Warning, format!("{detail}, {why}"), fix)
+        }
         14..=18 => check("server version", Outcome::Ok, detail, None),
         19.. => check("server version", Outcome::Warning, format!("{detail} is newer than walcast knows (18)"), None),
         _ => {

@@ -153,8 +153,17 @@ impl StreamBody {
     }
 
     /// Keeps this as long as the stream is open.
-    pub fn holding(self, place: Option<OwnedSemaphorePermit>) -> Self {
-        StreamBody { place, ..self }
+    pub fn holding(mut self, place: Option<OwnedSemaphorePermit>) -> Self {
+        self.place = place;
+        self
+    }
+}
+
+impl Drop for StreamBody {
+    /// At once: who watches the token has a share in the session, and goes when the runtime gets to it.
+    fn drop(&mut self) {
+        let left = std::mem::take(&mut *self.shared.held.lock());
+        drop(left);
     }
 }
 

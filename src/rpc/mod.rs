@@ -35,6 +35,8 @@ use std::{fmt, net::SocketAddr, sync::Arc};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::Status;
 
+use crate::shutdown::Drain;
+
 pub use health::Health;
 pub use server::{Options, Services, bind, refuse_plaintext, serve};
 pub use tls::{Offer, Tls, TlsFiles};
@@ -55,18 +57,38 @@ impl fmt::Display for Peer {
 #[derive(Clone, Debug)]
 struct Places {
     free: Arc<Semaphore>,
-    limit: u32,
+    refusal: Refusal,
+}
+
+/// Why a connection may open nothing more.
+#[derive(Clone, Debug)]
+enum Refusal {
+    /// It has so many streams.
+    Streams(u32),
+    /// There are so many other connections. Who has been told so comes back over another connection: this one closes.
+    Connections(usize, Drain),
 }
 
 impl Places {
     fn new(limit: u32) -> Self {
-        Places { free: Arc::new(Semaphore::new(limit as usize)), limit }
+        Places { free: Arc::new(Semaphore::new(limit as usize)), refusal: Refusal::Streams(limit) }
+    }
+
+    /// Of a connection beyond the limit. `told` starts when its client has been refused.
+    fn none(connections: usize, told: Drain) -> Self {
+        Places { free: Arc::new(Semaphore::new(0)), refusal: Refusal::Connections(connections, told) }
     }
 
     /// A place for one subscription stream, for as long as it is held.
     fn take(&self) -> Result<OwnedSemaphorePermit, Status> {
         self.free.clone().try_acquire_owned().map_err(|_| {
-            let text = format!("{} streams are open on this connection, which is the limit", self.limit);
+            let text = match &self.refusal {
+                Refusal::Streams(limit) => format!("{limit} streams are open on this connection, which is the limit"),
+                Refusal::Connections(limit, told) => {
+                    told.start();
+                    format!("{limit} connections are open, which is the limit")
+                }
+            };
             status::refuse(crate::reason::Reason::TooManyStreams, &text)
         })
     }

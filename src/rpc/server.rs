@@ -29,7 +29,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
     task::JoinSet,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tokio_util::task::AbortOnDropHandle;
 use tonic::{body::Body, codec::CompressionEncoding, service::Routes, transport::server::TcpIncoming};
@@ -79,6 +79,10 @@ const FRAME: u32 = 16 * 1024;
 /// so. At HTTP/2's own limit clients wait in silence.
 const OTHER_STREAMS: u32 = 32;
 
+/// Connections beyond the limit, at the same time, whose clients are told that it is reached. Each lasts as long as that
+/// takes, and twice [`Options::handshake_limit`] at most.
+const REFUSED: usize = 64;
+
 /// Streams that a peer may make the server reset (MadeYouReset) before the connection is closed.
 const LOCAL_RESETS: usize = 256;
 
@@ -101,7 +105,8 @@ pub struct Options {
     pub open_paths: bool,
     /// Serve gRPC-web, over HTTP/1.1 too, to pages of these origins. `None`: native gRPC and HTTP/2 only.
     pub web: Option<Arc<Origins>>,
-    /// Connections at the same time; further ones are closed at once.
+    /// Connections at the same time. On a few further ones streams are refused with TOO_MANY_STREAMS; beyond them a connection is
+    /// closed at once.
     pub connections: usize,
     /// Subscription streams at the same time on one connection; further ones are refused with TOO_MANY_STREAMS.
     pub streams_per_connection: u32,
@@ -217,13 +222,14 @@ pub async fn serve<B: Backend>(
         options: options.clone(),
         tls: options.tls.clone(),
         handshake_limit: options.handshake_limit,
+        limit: options.connections,
         streams: options.streams_per_connection,
         closing,
     });
     let _watches = watch_files(&options);
 
     let mut connections = JoinSet::new();
-    accept(listener, &server, &mut connections, options.connections, &drain).await;
+    accept(listener, &server, &mut connections, &drain).await;
     health.serving(false).await;
     server.closing.start();
     let ended = timeout(options.drain_limit, async { while connections.join_next().await.is_some() {} }).await;
@@ -302,18 +308,13 @@ fn watch_files(options: &Options) -> Vec<AbortOnDropHandle<()>> {
 }
 
 /// Accepts until the drain token is told, then gives the port back.
-async fn accept<S>(
-    listener: TcpListener,
-    server: &Arc<Connections<S>>,
-    connections: &mut JoinSet<()>,
-    limit: usize,
-    drain: &Drain,
-) where
+async fn accept<S>(listener: TcpListener, server: &Arc<Connections<S>>, connections: &mut JoinSet<()>, drain: &Drain)
+where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + Sync + 'static,
     S::Future: Send,
 {
     let mut incoming = TcpIncoming::from(listener).with_nodelay(Some(true)).with_keepalive(Some(TCP_KEEPALIVE));
-    let permits = Arc::new(Semaphore::new(limit));
+    let (room, refused) = (Arc::new(Semaphore::new(server.limit)), Arc::new(Semaphore::new(REFUSED)));
     let log = Throttle::new(1);
     loop {
         let accepted = tokio::select! {
@@ -323,16 +324,17 @@ async fn accept<S>(
             accepted = incoming.next() => accepted,
         };
         match accepted {
-            Some(Ok(stream)) => match Arc::clone(&permits).try_acquire_owned() {
-                Ok(permit) => {
-                    connections.spawn(Arc::clone(server).connection(stream, permit));
+            Some(Ok(stream)) => {
+                let permit = Arc::clone(&room).try_acquire_owned();
+                let served = permit.is_ok();
+                if !served && let Some(unreported) = log.pass() {
+                    let limit = server.limit;
+                    tracing::warn!(limit, unreported, "connection refused: the limit on connections is reached");
                 }
-                Err(_) => {
-                    if let Some(unreported) = log.pass() {
-                        tracing::warn!(limit, unreported, "connection closed: the limit on connections is reached");
-                    }
+                if let Ok(permit) = permit.or_else(|_| Arc::clone(&refused).try_acquire_owned()) {
+                    connections.spawn(Arc::clone(server).connection(stream, permit, served));
                 }
-            },
+            }
             Some(Err(error)) if concerns_one_connection(&error) => {}
             Some(Err(error)) => {
                 if let Some(unreported) = log.pass() {
@@ -364,6 +366,7 @@ struct Connections<S> {
     options: Options,
     tls: Option<Arc<Tls>>,
     handshake_limit: Duration,
+    limit: usize,
     streams: u32,
     closing: Drain,
 }
@@ -373,31 +376,35 @@ where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + Sync + 'static,
     S::Future: Send,
 {
-    async fn connection(self: Arc<Self>, stream: TcpStream, _permit: OwnedSemaphorePermit) {
+    async fn connection(self: Arc<Self>, stream: TcpStream, _permit: OwnedSemaphorePermit, served: bool) {
         let Ok(peer) = stream.peer_addr() else { return };
         let (stream, cork) = Corked::new(stream);
         match &self.tls {
             // Boxed, so that a connection without TLS does not hold the space for it: 2 KB instead of 8.5.
-            Some(tls) => Box::pin(self.encrypted(tls, stream, cork, peer)).await,
-            None => self.http(stream, cork, peer).await,
+            Some(tls) => Box::pin(self.encrypted(tls, stream, cork, peer, served)).await,
+            None => self.http(stream, cork, peer, served).await,
         }
     }
 
-    async fn encrypted(&self, tls: &Tls, stream: Corked, cork: Cork, peer: SocketAddr) {
+    async fn encrypted(&self, tls: &Tls, stream: Corked, cork: Cork, peer: SocketAddr, served: bool) {
         match Box::pin(timeout(self.handshake_limit, tls.acceptor().accept(stream))).await {
-            Ok(Ok(stream)) => self.http(stream, cork, peer).await,
+            Ok(Ok(stream)) => self.http(stream, cork, peer, served).await,
             Ok(Err(error)) => tracing::debug!(%peer, %error, "TLS handshake failed"),
             Err(_) => tracing::debug!(%peer, "TLS handshake took too long"),
         }
     }
 
-    async fn http<IO>(&self, io: IO, cork: Cork, peer: SocketAddr)
+    async fn http<IO>(&self, io: IO, cork: Cork, peer: SocketAddr, served: bool)
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let (io, preface) = Counted::new(io);
         let service = self.service.clone();
-        let places = Places::new(self.streams);
+        let refused = (!served).then(Drain::new);
+        let places = match &refused {
+            None => Places::new(self.streams),
+            Some(refused) => Places::none(self.limit, refused.clone()),
+        };
         let service = hyper::service::service_fn(move |request: Request<Incoming>| {
             let (mut service, places) = (service.clone(), places.clone());
             // Boxed, so that it is gone when the response begins: the stream keeps the place for whatever is not.
@@ -413,7 +420,7 @@ where
         let connection = protocol(&self.options, spawner).serve_connection(TokioIo::new(io), service).into_owned();
         let mut connection = pin!(connection);
         let mut handshake = Some(Box::pin(sleep(self.handshake_limit)));
-        let mut told = self.closing.ear();
+        let (mut told, mut refused) = (self.closing.ear(), refused.map(|refused| refused.ear()));
         let mut closing = false;
         poll_fn(|cx| {
             loop {
@@ -428,16 +435,26 @@ where
                     }
                     return Poll::Ready(());
                 }
-                if handshake.is_some() && preface.complete() {
+                if served && handshake.is_some() && preface.complete() {
                     handshake = None;
                 }
+                let mut close = false;
                 if let Some(handshake) = &mut handshake
                     && handshake.as_mut().poll(cx).is_ready()
                 {
-                    tracing::debug!(%peer, "the peer does not speak HTTP");
-                    return Poll::Ready(());
+                    if !preface.complete() {
+                        tracing::debug!(%peer, "the peer does not speak HTTP");
+                        return Poll::Ready(());
+                    }
+                    if closing {
+                        return Poll::Ready(());
+                    }
+                    handshake.as_mut().reset(Instant::now() + self.handshake_limit);
+                    close = true;
                 }
-                if closing || Pin::new(&mut told).poll(cx).is_pending() {
+                close |= Pin::new(&mut told).poll(cx).is_ready();
+                close |= refused.as_mut().is_some_and(|refused| Pin::new(refused).poll(cx).is_ready());
+                if closing || !close {
                     return Poll::Pending;
                 }
                 if !preface.complete() {

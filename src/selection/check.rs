@@ -1,7 +1,7 @@
 //! What a filter may name, given what is published and what its principal may read.
 
-use super::{Error, OWN_SCHEMA, Selection, pattern::Pattern};
-use crate::model::Relation;
+use super::{Error, Literal, OWN_SCHEMA, Selection, pattern::Pattern};
+use crate::model::{Printed, Relation, Spelled};
 
 /// Tables of which it is told what is wrong with a predicate; more are only counted.
 const TABLES_NAMED: usize = 10;
@@ -49,6 +49,13 @@ impl Selection {
         })
     }
 
+    /// Whether a predicate holds for this table: it is selected, and may be read.
+    pub fn judges(&self, schema: &str, table: &str) -> bool {
+        let table = format!("{schema}.{table}");
+        let selected = schema != OWN_SCHEMA && self.table(&table) && self.may_read(&table);
+        selected && self.rule(&table).predicate.is_some()
+    }
+
     /// Whether there is a predicate that [`Selection::check_relations`] would check.
     pub fn has_predicates(&self) -> bool {
         self.rows.predicate.is_some() || self.rules.iter().any(|(_, rule)| rule.predicate.is_some())
@@ -73,6 +80,24 @@ impl Selection {
         if let Some((_, detail)) = found.last_mut().filter(|_| more > 0) {
             detail.push_str(&format!("; {more} more tables do not fit either"));
         }
+        if found.is_empty() { Ok(()) } else { Err(Error::Invalid(found)) }
+    }
+
+    /// Literals of predicates that fit the table, and that only PostgreSQL can judge.
+    pub fn literals(&self, relation: &Relation) -> Vec<Literal> {
+        let predicate = self.relation(relation).ok().and_then(|plan| plan.predicate);
+        predicate.iter().flat_map(|predicate| predicate.literals(relation)).collect()
+    }
+
+    /// Whether PostgreSQL would print all of them as they are written, as far as it says.
+    pub fn check_literals(
+        &self,
+        literals: &[Literal],
+        printed: impl Fn(&Spelled) -> Option<Printed>,
+    ) -> Result<(), Error> {
+        let wrong = literals.iter().filter_map(|literal| literal.violation(&printed(&literal.spelled)?));
+        let mut found: Vec<(String, String)> = wrong.take(TABLES_NAMED).collect();
+        found.dedup();
         if found.is_empty() { Ok(()) } else { Err(Error::Invalid(found)) }
     }
 }

@@ -48,12 +48,36 @@ fn compile_rights(rights: &[String]) -> Result<Patterns, Error> {
     Ok(Patterns(rights.iter().map(compile).collect::<Result<_, _>>()?))
 }
 
+/// Globs of a filter, and bytes of all of them together, inclusive: each takes 7 KB, and 100 bytes for each character, for as
+/// long as somebody selects by it. Names without glob characters are not counted.
+const MAX_GLOBS: usize = 256;
+const MAX_GLOB_BYTES: usize = 16 * 1024;
+/// Fields of which it is told what is wrong with them; more are only counted.
+const FIELDS_NAMED: usize = 20;
+
 #[derive(Default)]
-struct Violations(Vec<(String, String)>);
+struct Violations {
+    found: Vec<(String, String)>,
+    globs: usize,
+    glob_bytes: usize,
+}
 
 impl Violations {
     fn pattern(&mut self, path: String, text: &str, parts: usize) -> Option<Pattern> {
-        Pattern::new(text, parts).map_err(|detail| self.0.push((path, detail))).ok()
+        let fits = |it: &Self| it.globs <= MAX_GLOBS && it.glob_bytes <= MAX_GLOB_BYTES;
+        let fitted = fits(self);
+        if Pattern::is_glob(text) {
+            self.globs += 1;
+            self.glob_bytes += text.len();
+        }
+        if fits(self) {
+            return Pattern::new(text, parts).map_err(|detail| self.found.push((path, detail))).ok();
+        }
+        if fitted {
+            let detail = format!("a filter has at most {MAX_GLOBS} globs with {MAX_GLOB_BYTES} bytes together");
+            self.found.push((path, detail + "; names without wildcards are not counted"));
+        }
+        None
     }
 
     fn patterns(&mut self, path: &str, texts: &[String], parts: usize) -> Patterns {
@@ -83,13 +107,18 @@ impl Violations {
                 Some(Where { path: path.into(), predicate, canonical })
             }
             Err(error) => {
-                self.0.push((path, error.to_string()));
+                self.found.push((path, error.to_string()));
                 None
             }
         }
     }
 
-    fn finish(self) -> Result<(), Error> {
-        if self.0.is_empty() { Ok(()) } else { Err(Error::Invalid(self.0)) }
+    fn finish(mut self) -> Result<(), Error> {
+        let more = self.found.len().saturating_sub(FIELDS_NAMED);
+        self.found.truncate(FIELDS_NAMED);
+        if let Some((_, detail)) = self.found.last_mut().filter(|_| more > 0) {
+            detail.push_str(&format!("; {more} more fields are wrong"));
+        }
+        if self.found.is_empty() { Ok(()) } else { Err(Error::Invalid(self.found)) }
     }
 }

@@ -12,7 +12,7 @@ mod pattern;
 mod plan;
 
 pub use error::Error;
-pub use plan::{Operations, RelationPlan, RowPredicate};
+pub use plan::{Literal, Operations, RelationPlan, RowPredicate};
 
 use std::sync::Arc;
 
@@ -131,8 +131,12 @@ impl Selection {
         if relation.schema == OWN_SCHEMA || !self.table(&table) || !self.may_read(&table) {
             return Ok(RelationPlan::default());
         }
-        let rule = self.rules.iter().find(|(tables, _)| tables.matches(&table)).map_or(&self.rows, |(_, rule)| rule);
-        rule.plan(&table, relation, partial)
+        self.rule(&table).plan(&table, relation, partial)
+    }
+
+    /// What holds for the rows of this `schema.table`.
+    fn rule(&self, table: &str) -> &RowRule {
+        self.rules.iter().find(|(tables, _)| tables.matches(table)).map_or(&self.rows, |(_, rule)| rule)
     }
 
     /// Whether the filter alone, rights aside, asks for this `schema.table`.
@@ -180,19 +184,21 @@ impl Selection {
             return Vec::new();
         }
         let mut found: Vec<(Arc<str>, Option<Key>)> = Vec::new();
-        for relation in relations {
-            if let Some(predicate) = self.relation(relation).ok().and_then(|plan| plan.predicate) {
-                let equality = predicate.compiled().equality();
-                let key = equality.map(|equality| Key::Column(relation.oid, equality.clone()));
-                found.push((predicate.canonical().clone(), key));
-            }
-        }
+        found.extend(relations.into_iter().filter_map(|relation| self.found_in(relation)));
         for predicate in predicates {
             if !found.iter().any(|(text, _)| *text == predicate.canonical) {
                 found.push((predicate.canonical.clone(), predicate.predicate.equality().map(Key::Text)));
             }
         }
         found
+    }
+
+    /// The same for one relation version, if it selects that with a predicate.
+    pub fn found_in(&self, relation: &Relation) -> Option<(Arc<str>, Option<Key>)> {
+        let predicate = self.relation(relation).ok()?.predicate?;
+        let equality = predicate.compiled().equality();
+        let key = equality.map(|equality| Key::Column(relation.oid, equality.clone()));
+        Some((predicate.canonical().clone(), key))
     }
 
     /// Equal for selections that select the same way, whatever the order in which things were named.

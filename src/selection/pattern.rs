@@ -13,9 +13,14 @@ pub(super) enum Pattern {
 }
 
 impl Pattern {
+    /// Whether it is more than a name.
+    pub fn is_glob(text: &str) -> bool {
+        text.contains(['*', '?', '[', ']', '{', '}', '\\'])
+    }
+
     /// A pattern for names of at least `parts` dotted parts.
     pub fn new(text: &str, parts: usize) -> Result<Self, String> {
-        if !text.contains(['*', '?', '[', ']', '{', '}', '\\']) {
+        if !Pattern::is_glob(text) {
             if parts > 1 && (text.split('.').count() < parts || text.split('.').any(str::is_empty)) {
                 let form = if parts == 2 { "schema.table" } else { "schema.table.column" };
                 return Err(format!("{text:?} has neither the form {form} nor a glob character"));

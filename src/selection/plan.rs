@@ -6,7 +6,7 @@ use super::{
     Error,
     predicate::{Compiled, Decision, Predicate},
 };
-use crate::model::{Operation, Relation, RowAccess};
+use crate::model::{Operation, Printed, Relation, RowAccess, Spelled};
 
 /// A set of operations.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -94,6 +94,20 @@ impl RowPredicate {
             .map_err(|error| Error::Invalid(vec![(self.path.to_string(), format!("table {}: {error}", self.table))]))
     }
 
+    /// What the predicate's literals are to be asked about.
+    pub(super) fn literals<'a>(&'a self, relation: &'a Relation) -> impl Iterator<Item = Literal> + 'a {
+        self.compiled.spelled().filter_map(|(column, text, offset)| {
+            let column = relation.columns.get(column)?;
+            let (type_oid, type_modifier) = (column.type_oid, column.type_modifier);
+            Some(Literal {
+                spelled: Spelled { type_oid, type_modifier, text: text.to_owned() },
+                path: self.path.clone(),
+                of: format!("table {}: column {:?} is {}", self.table, column.name, column.type_name),
+                offset,
+            })
+        })
+    }
+
     /// The predicate as such.
     pub fn compiled(&self) -> &Compiled {
         &self.compiled
@@ -102,6 +116,31 @@ impl RowPredicate {
     /// The same for predicates that are written differently and decide the same way on the same relation version.
     pub fn canonical(&self) -> &Arc<str> {
         &self.canonical
+    }
+}
+
+/// A literal of a predicate that only PostgreSQL can judge.
+#[derive(Clone, Debug)]
+pub struct Literal {
+    /// What to ask.
+    pub spelled: Spelled,
+    path: Arc<str>,
+    of: String,
+    offset: usize,
+}
+
+impl Literal {
+    /// The field and what is wrong, if the answer is that no value equals the literal.
+    pub fn violation(&self, printed: &Printed) -> Option<(String, String)> {
+        let wrong = match printed {
+            Printed::As(text) if *text == self.spelled.text => return None,
+            Printed::As(text) => {
+                let text = text.replace('\'', "''");
+                format!("it compares in the form in which PostgreSQL prints it, and this is printed as '{text}'")
+            }
+            Printed::Refused(why) => why.clone(),
+        };
+        Some((self.path.to_string(), format!("{}: {wrong} (at character offset {})", self.of, self.offset)))
     }
 }
 

@@ -275,3 +275,30 @@ fn the_canonical_text_knows_no_spelling_of_predicates() {
     assert_eq!(rule("a IS NULL"), rule("(a is  null)"));
     assert_ne!(rule("a IS NULL"), rule("a IS NOT NULL"));
 }
+
+/// A request of 64 KiB could hold 16,000 globs, which took 115 MB for as long as their stream was open.
+#[test]
+fn globs_are_few_and_short() {
+    let many = |count: usize, glob: &str| tables(&vec![glob; count]);
+    let refused = |filter: &Filter| match Selection::compile(Some(filter), None) {
+        Err(Error::Invalid(violations)) => violations,
+        other => panic!("{other:?}"),
+    };
+    for (fits, filter, path) in [
+        (many(256, "a*"), many(300, "a*"), "filter.tables[256]"),
+        (many(1, &"a*".repeat(8 << 10)), many(1, &"a*".repeat(9 << 10)), "filter.tables[0]"),
+        (
+            many(20_000, "a.b"),
+            Filter { message_prefixes: strings(&["b*"]), ..many(256, "*") },
+            "filter.message_prefixes[0]",
+        ),
+    ] {
+        assert!(Selection::compile(Some(&fits), None).is_ok());
+        let violations = refused(&filter);
+        assert_eq!((violations.len(), violations[0].0.as_str()), (1, path));
+        assert!(violations[0].1.contains("256 globs"), "{violations:?}");
+    }
+    let violations = refused(&many(5000, "[z"));
+    assert_eq!(violations.len(), 20);
+    assert!(violations[19].1.ends_with("; 237 more fields are wrong"), "{}", violations[19].1);
+}

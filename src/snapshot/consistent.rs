@@ -200,7 +200,7 @@ pub(super) async fn start(
     let jobs = Jobs { left: left_jobs, messages: sender, asked: asked.clone(), _held: session, _permit: permit };
     let start = |connection| {
         let pacer = Pacer::new(rows_per_second);
-        let reader = Reader { connection, jobs: jobs.clone(), cut: Cut::new(pacer.piece()), pacer };
+        let reader = Reader { connection, jobs: jobs.clone(), cut: Cut::new(pacer.piece(), rows_per_second), pacer };
         AbortOnDropHandle::new(tokio::spawn(reader.run()))
     };
     let readers = readers.into_iter().map(start).collect();

@@ -26,6 +26,12 @@
 //!
 //! Where a part of a chunk has to be read again, what was read behind it was never marked and is thrown away. Memory holds
 //! what the stream sends, what waits for it or for its mark, and what is being read: three chunks.
+//!
+//! # Resting
+//!
+//! A client that stalls, is paused, or is busy with the changes in front of a chunk may want the next one in a year. After
+//! `limits.snapshot_idle` its snapshot gives back what others wait for, sessions on the primary and the place among the
+//! snapshots that are read, and takes them again when a chunk is wanted: nothing is lost but the chunk that was read ahead.
 
 use std::{
     collections::HashMap,
@@ -33,7 +39,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
@@ -63,16 +69,53 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// source is no subscriber's error, however long it takes.
 const FAILURES: u32 = 20;
 
+type Pieces = mpsc::Sender<Result<Piece, SnapshotError>>;
+
 /// A snapshot that is being read.
 pub(super) struct Incremental {
     pieces: mpsc::Receiver<Result<Piece, SnapshotError>>,
     _placer: AbortOnDropHandle<()>,
     order: Order,
+    place: Place,
+}
+
+/// The snapshot's place among those that are read at the same time.
+#[derive(Clone)]
+pub(super) struct Place {
+    all: Arc<Semaphore>,
+    /// `None`: it rests.
+    held: Arc<parking_lot::Mutex<Option<Arc<OwnedSemaphorePermit>>>>,
+}
+
+impl Place {
+    pub fn new(permit: Arc<OwnedSemaphorePermit>) -> Self {
+        Place { all: permit.semaphore().clone(), held: Arc::new(Some(permit).into()) }
+    }
+
+    /// For another reader, whose predecessor may not have ended yet.
+    fn hand_over(&self) -> Self {
+        Place { all: self.all.clone(), held: Arc::new(self.held.lock().take().into()) }
+    }
+
+    /// Waits until it is held; false: never again.
+    async fn take(&self) -> bool {
+        if self.held.lock().is_some() {
+            return true;
+        }
+        let Ok(permit) = self.all.clone().acquire_owned().await else { return false };
+        *self.held.lock() = Some(Arc::new(permit));
+        true
+    }
+
+    fn give_back(&self) {
+        self.held.lock().take();
+    }
 }
 
 /// `marker`: with a position at and in front of which all snapshots see everything.
 pub(super) fn start(
     order: Order,
+    place: Place,
     marker: Option<(Session, Position)>,
     run: u64,
     progress: Progress,
@@ -82,6 +125,7 @@ pub(super) fn start(
     let (marker, needed) = marker.unzip();
     let placer = Placer {
         order: order.clone(),
+        place: place.clone(),
         run,
         session: marker.map(shared),
         needed,
@@ -95,7 +139,14 @@ pub(super) fn start(
         reservation,
         waits: false,
     };
-    Incremental { pieces, _placer: AbortOnDropHandle::new(tokio::spawn(placer.run(sender))), order }
+    Incremental { pieces, _placer: AbortOnDropHandle::new(tokio::spawn(placer.run(sender))), order, place }
+}
+
+impl Drop for Incremental {
+    /// At once: the placer ends when the runtime comes to it.
+    fn drop(&mut self) {
+        self.place.give_back();
+    }
 }
 
 impl Rows for Incremental {
@@ -107,7 +158,7 @@ impl Rows for Incremental {
         let run = fastrand::u64(1..);
         let feed = &self.order.exporter.feed;
         let reservation = feed.reserve(feed.marks().borrow().tail);
-        *self = start(self.order.clone(), None, run, progress, reservation);
+        *self = start(self.order.clone(), self.place.hand_over(), None, run, progress, reservation);
         Some(run)
     }
 }
@@ -119,6 +170,7 @@ fn shared(session: Session) -> Shared {
 /// Puts each chunk behind its mark.
 struct Placer {
     order: Order,
+    place: Place,
     run: u64,
     /// Writes marks, and tells the reader what tables are like.
     session: Option<Shared>,
@@ -143,16 +195,19 @@ struct Placer {
 }
 
 impl Placer {
-    async fn run(mut self, pieces: mpsc::Sender<Result<Piece, SnapshotError>>) {
+    async fn run(mut self, pieces: Pieces) {
         let mut failures = 0;
         let mut pause = FIRST_PAUSE;
-        loop {
-            let Ok(place) = pieces.reserve().await else { return };
+        while let Some(place) = self.wanted(&pieces).await {
             let piece = match self.chunk().await {
-                Ok(chunk) => {
+                Ok(Some(chunk)) => {
                     failures = 0;
                     pause = FIRST_PAUSE;
                     Ok(Piece::Chunk(chunk))
+                }
+                Ok(None) => {
+                    self.rest();
+                    continue;
                 }
                 Err(error) => {
                     self.ahead = None;
@@ -187,8 +242,44 @@ impl Placer {
         }
     }
 
-    /// The next chunk, and what of it holds at its mark.
-    async fn chunk(&mut self) -> Result<Chunk, SnapshotError> {
+    /// Waits until a chunk is wanted and may be read; `None`: never again.
+    async fn wanted<'a>(&mut self, pieces: &'a Pieces) -> Option<mpsc::Permit<'a, Result<Piece, SnapshotError>>> {
+        let mut pause = self.order.pause.clone();
+        let mut wanted = std::pin::pin!(async {
+            let place = pieces.reserve().await.ok()?;
+            pause.wait_for(|paused| !*paused).await.ok()?;
+            Some(place)
+        });
+        let place = match tokio::time::timeout(self.idle(), &mut wanted).await {
+            Ok(place) => place?,
+            Err(_) => {
+                self.rest();
+                wanted.await?
+            }
+        };
+        self.place.take().await.then_some(place)
+    }
+
+    fn idle(&self) -> Duration {
+        self.order.exporter.patience.idle
+    }
+
+    /// Gives back what others may want, until a chunk is wanted.
+    fn rest(&mut self) {
+        tracing::info!(
+            table = self.progress.table,
+            rows = self.progress.rows,
+            "a snapshot rests, since nobody takes its rows"
+        );
+        (self.ahead, self.session) = (None, None);
+        self.place.give_back();
+        self.seen = Seen::default();
+        self.reservation = Reservation::default();
+    }
+
+    /// The next chunk, and what of it holds at its mark; `None`: it is paused for long.
+    async fn chunk(&mut self) -> Result<Option<Chunk>, SnapshotError> {
+        let idle = self.idle();
         let session = match &self.session {
             Some(session) => session.clone(),
             None => {
@@ -208,7 +299,10 @@ impl Placer {
             let (asked, progress) = (moved.ask(&self.last), self.progress.clone());
             Ahead::start(self.order.clone(), session.clone(), asked, progress, self.pace)
         };
-        let read = self.ahead.get_or_insert_with(start).next().await?;
+        let read = tokio::select! {
+            read = self.ahead.get_or_insert_with(start).next() => read?,
+            () = paused_for(self.order.pause.clone(), idle) => return Ok(None),
+        };
         let floor = match &read {
             Some(read) => Some(self.seen.before(&*self.order.exporter.feed, &read.seen).await?),
             None => None,
@@ -221,10 +315,11 @@ impl Placer {
         table::emit_mark(&session.lock().await.sql, MARK_PREFIX, &content).await.map_err(refused)?;
         let (Some(read), Some(floor)) = (read, floor) else {
             let (mark, progress) = (self.mark, self.progress.clone());
-            return Ok(Chunk { mark, relation: None, batches: Vec::new(), ended: Vec::new(), progress, last: true });
+            let none = Chunk { mark, relation: None, batches: Vec::new(), ended: Vec::new(), progress, last: true };
+            return Ok(Some(none));
         };
         self.pace = read.pace;
-        self.place(read, floor, &content).await
+        self.place(read, floor, &content).await.map(Some)
     }
 
     /// The rows that no transaction touched which the chunk's snapshot does not see, of those up to the mark.
@@ -285,6 +380,18 @@ impl Placer {
         self.progress = progress.clone();
         Ok(Chunk { mark: self.mark, relation, batches, ended, progress, last })
     }
+}
+
+/// Returns when it has been paused for so long at a stretch.
+async fn paused_for(mut pause: watch::Receiver<bool>, idle: Duration) {
+    while pause.wait_for(|paused| *paused).await.is_ok() {
+        match tokio::time::timeout(idle, pause.wait_for(|paused| !*paused)).await {
+            Err(_) => return,
+            Ok(Err(_)) => break,
+            Ok(Ok(_)) => {}
+        }
+    }
+    std::future::pending().await
 }
 
 /// The table is read from its beginning.

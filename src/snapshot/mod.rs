@@ -23,6 +23,7 @@ mod stuck;
 mod touched;
 
 use std::{
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
@@ -39,7 +40,9 @@ use crate::{
         self,
         conninfo::ConnectOptions,
         copier::Copier,
-        copy, publication, server,
+        copy,
+        database::Database,
+        publication, server,
         sql::Sql,
         table::{self, Table},
     },
@@ -62,6 +65,7 @@ static NEXT_LOCAL_ID: AtomicU32 = AtomicU32::new(0x4000_0000);
 pub struct Exporter {
     connect: ConnectOptions,
     publication: String,
+    database: PathBuf,
     feed: Arc<dyn Feed>,
     patience: Patience,
 }
@@ -69,16 +73,22 @@ pub struct Exporter {
 /// How long is waited.
 #[derive(Clone, Copy, Debug)]
 pub struct Patience {
-    /// For a client to take more of a consistent snapshot, which holds a transaction open.
+    /// For a client to take more of a snapshot. A consistent one, which holds a transaction open, then ends; an incremental one rests.
     pub idle: Duration,
     /// For commits that nobody sees yet to be released.
     pub settle: Duration,
 }
 
 impl Exporter {
-    /// `connect` and `publication`: those of the slot that fills `feed`.
-    pub fn new(connect: ConnectOptions, publication: &str, feed: Arc<dyn Feed>, patience: Patience) -> Self {
-        Exporter { connect, publication: publication.to_owned(), feed, patience }
+    /// `connect` and `publication`: those of the slot that fills `feed`. `database`: the file that says of which database it is.
+    pub fn new(
+        connect: ConnectOptions,
+        publication: &str,
+        database: PathBuf,
+        feed: Arc<dyn Feed>,
+        patience: Patience,
+    ) -> Self {
+        Exporter { connect, publication: publication.to_owned(), database, feed, patience }
     }
 
     /// A session on the primary whose changes are in the journal, whose snapshots miss nothing that the journal does not have.
@@ -112,6 +122,12 @@ impl Exporter {
         let (system_identifier, timeline) = table::identity(sql).await.map_err(refused)?;
         if system_identifier != lineage.system_identifier {
             return Err(away("the server is another cluster than the journal's"));
+        }
+        if let Some(noted) = Database::noted(&self.database) {
+            let here = Database::of(sql, system_identifier).await.map_err(refused)?;
+            if let Some(why) = here.refusal(&noted) {
+                return Err(away(&why));
+            }
         }
         if timeline != lineage.timeline {
             let journal = lineage.timeline;
@@ -283,20 +299,20 @@ impl Exporter {
             id = format!("{:016x}", progress.id), ?mode, tables = tables.len(), resumed, restarted,
             %seen, %until, %start, "snapshot begins"
         );
-        let (rows, permit): (Box<dyn crate::feed::Rows>, _) = match locked {
+        let rows: Box<dyn crate::feed::Rows> = match locked {
             Some(locked) => {
                 drop(marker);
                 let held = consistent::Held { reservation, permit: request.permit };
-                (Box::new(consistent::start(self, locked, held, progress.max_rows_per_second).await?), None)
+                Box::new(consistent::start(self, locked, held, progress.max_rows_per_second).await?)
             }
             None => {
                 let order = ahead::Order { exporter: self.clone(), selection: request.selection, pause: request.pause };
-                let rows = incremental::start(order, Some((marker, start)), run, progress.clone(), reservation);
-                (Box::new(rows), Some(request.permit))
+                let (place, marker) = (incremental::Place::new(request.permit), Some((marker, start)));
+                Box::new(incremental::start(order, place, marker, run, progress.clone(), reservation))
             }
         };
         let handover = Handover { lineage, until, seen };
-        Ok(Snapshot { id: progress.id, mode, tables, restarted, start, handover, progress, run, rows, permit })
+        Ok(Snapshot { id: progress.id, mode, tables, restarted, start, handover, progress, run, rows })
     }
 }
 

@@ -1,11 +1,16 @@
 //! What the rest of the hub may know of the source, and ask of it, while the loop connects and reconnects.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, AtomicU64, Ordering},
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwapOption;
+use jiff::Timestamp;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
@@ -13,8 +18,8 @@ use crate::{
     feed::{BoxFuture, Lost, Source, SourceAway, SourceStatus, WalPositions},
     lsn::Lsn,
     metrics,
-    model::Described,
-    postgres::{publication, server, sql::Sql},
+    model::{Described, Printed, Spelled},
+    postgres::{printed, publication, server, sql::Sql},
     reason::Reason,
 };
 
@@ -25,16 +30,40 @@ pub struct SourceState(Arc<Inner>);
 struct Inner {
     publication: String,
     connected: AtomicBool,
-    journal_full: AtomicBool,
+    /// Since when the journal has had no room.
+    journal_full: Mutex<Option<Timestamp>>,
     begun: AtomicU64,
     streamed: watch::Sender<bool>,
     sql: ArcSwapOption<Sql>,
     published: ArcSwapOption<Vec<(String, String)>>,
     /// Of which partitions carry less than they say themselves.
     uneven: ArcSwapOption<Vec<(String, String)>>,
+    lately: tokio::sync::Mutex<Lately>,
     status: Mutex<SourceStatus>,
     nudge: Notify,
     lost: Mutex<Option<Lost>>,
+}
+
+/// Descriptions of tables that are told to everybody who asks within a few seconds. Who waits for the lock waits for the
+/// answer that others asked for.
+#[derive(Default)]
+struct Lately {
+    /// `None`: not published.
+    tables: HashMap<(String, String), Option<Arc<Described>>>,
+    /// When the first of them was asked for.
+    since: Option<Instant>,
+    /// What asking has taken since then.
+    took: Duration,
+}
+
+impl Lately {
+    /// As fresh as the list of what is published; older where asking takes long.
+    fn forget_old(&mut self) {
+        let lasts = super::watch::INTERVAL.max(20 * self.took);
+        if self.since.is_some_and(|since| since.elapsed() > lasts) {
+            *self = Lately::default();
+        }
+    }
 }
 
 impl SourceState {
@@ -44,12 +73,13 @@ impl SourceState {
         SourceState(Arc::new(Inner {
             publication: publication.to_owned(),
             connected: AtomicBool::new(false),
-            journal_full: AtomicBool::new(false),
+            journal_full: Mutex::new(None),
             begun: AtomicU64::new(0),
             streamed: watch::channel(false).0,
             sql: ArcSwapOption::empty(),
             published: ArcSwapOption::empty(),
             uneven: ArcSwapOption::empty(),
+            lately: tokio::sync::Mutex::default(),
             status: Mutex::new(status),
             nudge: Notify::new(),
             lost: Mutex::new(None),
@@ -63,7 +93,8 @@ impl SourceState {
 
     /// Whether reading waits for the journal to have room.
     pub fn journal_full(&self, full: bool) {
-        self.0.journal_full.store(full, Ordering::Release);
+        let mut since = self.0.journal_full.lock();
+        *since = full.then(|| since.unwrap_or_else(Timestamp::now));
     }
 
     pub(super) fn nudged(&self) -> &Notify {
@@ -180,6 +211,39 @@ impl Source for SourceState {
         })
     }
 
+    fn relations_lately<'a>(&'a self, tables: &'a [(String, String)]) -> BoxFuture<'a, Vec<Arc<Described>>> {
+        Box::pin(async move {
+            let mut lately = self.0.lately.lock().await;
+            lately.forget_old();
+            let unknown: Vec<_> = tables.iter().filter(|name| !lately.tables.contains_key(*name)).cloned().collect();
+            if !unknown.is_empty() {
+                let Some(sql) = self.0.sql.load_full() else { return Vec::new() };
+                let began = Instant::now();
+                lately.since.get_or_insert(began);
+                match publication::described(&sql, &self.0.publication, &unknown).await {
+                    Ok(found) => {
+                        lately.tables.extend(unknown.into_iter().map(|name| (name, None)));
+                        let name = |it: &Described| (it.relation.schema.clone(), it.relation.table.clone());
+                        lately.tables.extend(found.into_iter().map(|it| (name(&it), Some(Arc::new(it)))));
+                        lately.took += began.elapsed();
+                    }
+                    Err(error) => tracing::warn!(%error, "tables cannot be described"),
+                }
+            }
+            tables.iter().filter_map(|name| lately.tables.get(name)?.clone()).collect()
+        })
+    }
+
+    fn printed<'a>(&'a self, literals: &'a [Spelled]) -> BoxFuture<'a, Vec<Option<Printed>>> {
+        Box::pin(async move {
+            let Some(sql) = self.0.sql.load_full() else { return vec![None; literals.len()] };
+            printed::printed(&sql, literals).await.unwrap_or_else(|error| {
+                tracing::warn!(%error, "literals cannot be checked");
+                vec![None; literals.len()]
+            })
+        })
+    }
+
     fn lost(&self) -> Option<Lost> {
         if self.connected() { None } else { self.0.lost.lock().clone() }
     }
@@ -190,9 +254,12 @@ impl Source for SourceState {
 
     fn status(&self) -> SourceStatus {
         let mut status = self.0.status.lock().clone();
-        if self.0.journal_full.load(Ordering::Acquire) && status.last_error.is_empty() {
+        if let Some(since) = *self.0.journal_full.lock()
+            && status.last_error.is_empty()
+        {
             let reason = Reason::DiskFull;
-            status.last_error = format!("{}: {} {}", reason.as_str(), reason.meaning(), reason.action());
+            let (name, meaning, action) = (reason.as_str(), reason.meaning(), reason.action());
+            status.last_error = format!("{name}: {meaning} {action} (since {since:.0})");
         }
         status
     }

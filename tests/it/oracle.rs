@@ -14,7 +14,7 @@ const ROWS: usize = 60;
 const PREDICATES: usize = 2000;
 
 /// Name, type of the literals, type OID. Domains have OIDs of their own, which are all the same here.
-const COLUMNS: [(&str, &str, u32); 28] = [
+const COLUMNS: [(&str, &str, u32); 45] = [
     ("id", "int8", 20),
     ("i2", "int2", 21),
     ("i4", "int4", 23),
@@ -43,6 +43,23 @@ const COLUMNS: [(&str, &str, u32); 28] = [
     ("dom_b", "bool", DOMAIN),
     ("dom_y", "bytea", DOMAIN),
     ("dom_tz", "timestamptz", DOMAIN),
+    ("nm", "name", 19),
+    ("ch", "char", 18),
+    ("ip", "inet", 869),
+    ("ints", "_int4", 1007),
+    ("doc", "jsonb", 3802),
+    ("during", "int4range", 3904),
+    ("dom_t", "text", DOMAIN),
+    ("dom_v", "varchar", DOMAIN),
+    ("dom_s", "int2", DOMAIN),
+    ("dom_l", "int8", DOMAIN),
+    ("dom_g", "float8", DOMAIN),
+    ("dom_u", "uuid", DOMAIN),
+    ("dom_d", "date", DOMAIN),
+    ("dom_tm", "time", DOMAIN),
+    ("dom_tt", "timetz", DOMAIN),
+    ("dom_ts", "timestamp", DOMAIN),
+    ("dom_iv", "interval", DOMAIN),
 ];
 const DOMAIN: u32 = 16600;
 
@@ -76,7 +93,9 @@ fn pool(type_name: &str) -> &'static [&'static str] {
             "Infinity",
             "-Infinity",
         ],
-        "text" | "varchar" => &["", "a", "ab", "A", "b", "a ", "%", "_", "it''s", "ä", "Äb", "a\\b", "aXb", "日本"],
+        "text" | "varchar" => {
+            &["", "a", "ab", "A", "b", "a ", "%", "_", "it''s", "ä", "Äb", "a\\b", "aXb", "日本", "aİb", "KΩ"]
+        }
         "bpchar" => &["", "a", "a  ", "ab", "A", "b", "ä"],
         "bool" => &["t", "f", "true", "no"],
         "uuid" => &[
@@ -135,6 +154,12 @@ fn pool(type_name: &str) -> &'static [&'static str] {
             "2 weeks",
         ],
         "public.mood" => &["sad", "ok", "happy"],
+        "name" => &["", "a", "ab", "A", "ä", "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxäyz"],
+        "char" => &["", "a", "b", "A", "abc"],
+        "inet" => &["10.0.0.1", "10.0.0.0/8", "::1"],
+        "_int4" => &["{}", "{1,2}", "{{1},{NULL}}"],
+        "jsonb" => &["{}", "null", "{\"a\": [1, \"x\"]}", "\"ä\""],
+        "int4range" => &["empty", "[1,5)", "(,3)", "(,)"],
         _ => &["{}", "{a,b}", "{NULL,\"x y\"}"],
     }
 }
@@ -151,6 +176,17 @@ fn literal(random: &mut fastrand::Rng, type_name: &str) -> String {
     let text = pick(random, pool(type_name));
     match type_name {
         _ if random.u8(..12) == 0 => "NULL".to_owned(),
+        "bool" if random.bool() => pick(random, &["TRUE", "false"]).to_owned(),
+        "date" | "time" | "timetz" | "timestamp" | "timestamptz" | "interval" | "uuid" | "bytea" | "numeric"
+        | "bool" | "jsonb" | "inet"
+            if random.u8(..6) == 0 =>
+        {
+            if random.bool() {
+                format!("{type_name} '{text}'")
+            } else {
+                format!("'{text}'::{type_name}")
+            }
+        }
         "oid" if random.bool() => pick(random, &["0", "1", "7", "32768"]).to_owned(),
         "int2" | "int4" | "int8" if random.bool() => {
             pick(random, &["0", "1", "7.0", "1.5", "-1.5", "-0.5", "1e3", "99999999999999999999", "-1e30", "32768"])
@@ -177,10 +213,10 @@ fn condition(random: &mut fastrand::Rng, depth: usize, qualified: bool) -> (Stri
             }
         };
     }
-    let (name, type_name, oid) = COLUMNS[random.usize(..COLUMNS.len())];
+    let (name, type_name, _) = COLUMNS[random.usize(..COLUMNS.len())];
     let side = |random: &mut fastrand::Rng| if !qualified { "" } else { pick(random, &["before.", "after."]) };
     let column = format!("{}{name}", side(random));
-    let ordered = !matches!(type_name, "public.mood" | "_text");
+    let ordered = !matches!(type_name, "public.mood" | "_text" | "inet" | "_int4" | "jsonb" | "int4range");
     let op = match ordered {
         true => pick(random, &["=", "<>", "<", "<=", ">", ">=", "IS DISTINCT FROM", "IS NOT DISTINCT FROM"]),
         false => pick(random, &["=", "<>", "IS DISTINCT FROM", "IS NOT DISTINCT FROM"]),
@@ -196,8 +232,8 @@ fn condition(random: &mut fastrand::Rng, depth: usize, qualified: bool) -> (Stri
             let (low, high) = (literal(random, type_name), literal(random, type_name));
             format!("{column} {} {low} AND {high}", pick(random, &["BETWEEN", "NOT BETWEEN"]))
         }
-        4 if matches!(oid, 25 | 1042 | 1043) => {
-            let parts = ["%", "_", "a", "b", "A", "ä", "\\%", " ", "X", "%%", "本"];
+        4 if matches!(type_name, "text" | "varchar" | "bpchar" | "name") => {
+            let parts = ["%", "_", "a", "b", "A", "ä", "\\%", " ", "X", "%%", "本", "i", "k", "Ω"];
             let pattern: String = (0..random.usize(..5)).map(|_| pick(random, &parts)).collect();
             format!("{column} {} '{pattern}'", pick(random, &["LIKE", "NOT LIKE", "ILIKE"]))
         }
@@ -305,6 +341,8 @@ fn schema(random: &mut fastrand::Rng) -> String {
             "bpchar" => "char(5) COLLATE \"C\"",
             "text" | "varchar" => &format!("{type_name} COLLATE \"C.utf8\""),
             "_text" => "text[]",
+            "_int4" => "int4[]",
+            "char" => "\"char\"",
             _ => type_name,
         };
         if oid == DOMAIN {

@@ -7,6 +7,7 @@ use walcast::wire::pb::{self, SnapshotMode, event::Kind};
 use crate::harness::{
     Shutdown, Stage,
     client::{Request, Stream},
+    command::walcast,
     eventually,
     history::{End, History, StreamLog},
     parsed::{Cell, Parsed, Unit, What},
@@ -315,6 +316,31 @@ async fn beyond_the_cap_a_snapshot_ends_with_an_error() {
     stream.fails_with("POSITION_EXPIRED").await;
     let small = |bytes: f64| bytes <= f64::from(5 << 20);
     stage.hub.metric_becomes("walcast_journal_bytes", Duration::from_secs(30), small).await;
+    whom_retention_passes_is_told_of(&stage).await;
+}
+
+async fn whom_retention_passes_is_told_of(stage: &Stage) {
+    let mut slow = stage.client().subscribe(&Request::named("slow").earliest()).await;
+    slow.until("a transaction", |log| log.commits() > 0).await;
+    let first = slow.log.position().expect("a position");
+    stage.client().acknowledge("slow", &first, slow.opened().session).await.expect("acknowledged");
+    drop(slow);
+    let hub = format!("http://127.0.0.1:{}", stage.hub.grpc_port());
+    let listed = || {
+        let list = walcast(&["subscribers", "list", "--hub", &hub], &[]).stdout;
+        list.lines().find(|line| line.starts_with("slow")).map(str::to_owned).unwrap_or_default()
+    };
+    assert!(!listed().contains("expired"), "{}", listed());
+    for n in 0..12 {
+        stage.db.run(&format!("INSERT INTO load SELECT {n}, repeat('x', 1000) FROM generate_series(1, 500)")).await;
+    }
+    stage.hub.metric_becomes("walcast_subscriber_expired", Duration::from_secs(30), |expired| expired == 1.0).await;
+    assert!(listed().contains("expired, gone for") && !listed().contains("  0 ms  "), "{}", listed());
+    stage.client().subscribe(&Request::named("slow")).await.fails_with("POSITION_EXPIRED").await;
+    let log = stage.hub.log();
+    let told =
+        log.lines().filter(|line| line.contains("WARN") && line.contains("slow") && line.contains("POSITION_EXPIRED"));
+    assert_eq!(told.count(), 1, "{}", stage.hub.log_tail(20));
 }
 
 /// Its rows are those of one point, which went with the connections that held it. They are more than sockets hold.
@@ -342,11 +368,12 @@ async fn a_consistent_snapshot_whose_connections_end_is_interrupted_and_begins_a
 
 /// Its transaction holds back vacuum and DDL on the primary: a client that takes nothing does not hold it open for ever.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_consistent_snapshot_of_which_nothing_is_taken_lets_the_primary_go() {
+async fn a_snapshot_of_which_nothing_is_taken_lets_the_primary_and_others_go() {
     let stage = stage()
         .sql(TABLE)
         .sql("INSERT INTO items SELECT n, repeat('x', 8000) FROM generate_series(1, 12000) n")
         .env("WALCAST_LIMITS_SNAPSHOT_IDLE", "2s")
+        .env("WALCAST_LIMITS_SNAPSHOTS", "1")
         .start()
         .await;
     let open = "SELECT count(*) FROM pg_stat_activity
@@ -363,4 +390,48 @@ async fn a_consistent_snapshot_of_which_nothing_is_taken_lets_the_primary_go() {
     .await;
     let failure = stream.fails_with("SNAPSHOT_INTERRUPTED").await;
     assert!(failure.message.contains("limits.snapshot_idle") && failure.retry.is_some(), "{failure:?}");
+    drop(stream);
+    an_incremental_one_lets_others_go_first(stage).await;
+}
+
+/// There is one place. Who stalls, or is paused, gives it back, and has everything in the end.
+async fn an_incremental_one_lets_others_go_first(stage: Stage) {
+    stage.db.run("DELETE FROM items WHERE id > 6000").await;
+    let request = Request::named("stalled").snapshot(SnapshotMode::Incremental);
+    let mut stalled = stage.client().subscribe(&request).await;
+    stalled.until("a row", |log| log.kinds().any(|kind| matches!(kind, Kind::Change(_)))).await;
+    let others = || async {
+        let request = Request::new().snapshot(SnapshotMode::Consistent);
+        let failure = stage.client().subscribe(&request).await.fails_with("TOO_MANY_STREAMS").await;
+        assert!(failure.retry.is_some(), "{failure:?}");
+        eventually(Duration::from_secs(60), || async {
+            let mut other = stage.client().subscribe(&request).await;
+            while other.pull().await && !ended(&other.log) {}
+            if ended(&other.log) { Ok(()) } else { Err(format!("{:?}", other.log.end)) }
+        })
+        .await;
+    };
+    others().await;
+    stage.db.run("UPDATE items SET name = 'changed' WHERE id % 7 = 0").await;
+    // More than was read ahead.
+    stalled.until("half of the rows", |log| log.changes() > 3000).await;
+    let paused = |paused| pb::BackfillRequest {
+        subscriber: "stalled".into(),
+        action: if paused { pb::BackfillAction::Pause } else { pb::BackfillAction::Resume } as i32,
+        ..Default::default()
+    };
+    crate::snapshot_backfill::backfill(&stage, paused(true)).await.expect("paused");
+    let taking = async {
+        loop {
+            assert!(stalled.pull().await, "{}", stalled.describe());
+        }
+    };
+    tokio::select! {
+        () = others() => {}
+        () = taking => {}
+    }
+    assert!(!ended(&stalled.log), "it is paused");
+    crate::snapshot_backfill::backfill(&stage, paused(false)).await.expect("resumed");
+    stalled.until("snapshot_end", ended).await;
+    makes_the_source(&stage, &stalled.close(), &["public.items"], true).await;
 }

@@ -8,11 +8,11 @@ use crate::{
     proc::{self, Client},
     rawtcp,
     report::{Section, Spread, count, mb},
-    stage::{Backlog, Cost, Shape, check, orders},
+    stage::{Backlog, Cost, Shape, check, orders, validate},
 };
 
-/// Fits into the ring.
-const HOT: u64 = 250_000;
+/// Fits into the ring; [`fanout`](Suites::fanout) sees that nobody reads files.
+const HOT: u64 = 160_000;
 
 impl Suites {
     /// A hub that holds a backlog in memory.
@@ -22,6 +22,7 @@ impl Suites {
         hub.start().await;
         let (report, _) = Client::start(&orders(&hub, 1, From::Earliest, Until::Changes(backlog.changes))).finish();
         check(backlog, &report);
+        validate(&self.stage, &hub, &backlog.slot).await;
         (hub, slot)
     }
 
@@ -38,6 +39,7 @@ impl Suites {
             client.report();
             client
         });
+        proc::forget_peak(hub.pid());
         let before = proc::cpu(hub.pid());
         let mut orders = orders(hub, subscribers, From::Earliest, Until::Tail);
         orders.frame = frame;
@@ -45,8 +47,15 @@ impl Suites {
         check(backlog, &report);
         let reader = proc::cpu(hub.pid()) - before;
         let wall = (report.end_us - report.first_us) as f64 / 1e6;
-        let rss = proc::memory(hub.pid(), "VmRSS");
+        let rss = proc::memory(hub.pid(), "VmHWM");
         Cost { wall, reader, client, rss, bytes: report.bytes, walsender: 0.0 }
+    }
+
+    /// That every one of so many subscribers gets everything in order; not measured, since looking costs more than reading.
+    fn all_of(hub: &Hub, backlog: &Backlog, subscribers: usize) {
+        let mut orders = orders(hub, subscribers, From::Earliest, Until::Tail);
+        orders.all_look = true;
+        check(backlog, &Client::start(&orders).finish().0);
     }
 
     /// `pieces` of 16 KiB in each writev.
@@ -54,12 +63,13 @@ impl Suites {
         let port = process::free_port();
         let mut server = rawtcp::start(port, bytes, subscribers, pieces);
         proc::listens(port);
+        let watch = proc::Watch::start(vec![server.id()]);
         let client = Client::start(&Orders { port, streams: subscribers, until: Until::Raw, ..Orders::default() });
         let (report, client) = client.finish();
         assert_eq!(report.bytes, bytes * subscribers as u64);
         let (reader, _) = proc::wait(&mut server);
         let wall = (report.end_us - report.first_us) as f64 / 1e6;
-        Cost { wall, reader, client, bytes: report.bytes, ..Cost::default() }
+        Cost { wall, reader, client, bytes: report.bytes, rss: watch.end(), ..Cost::default() }
     }
 
     fn naive(subscribers: usize, rows: u64, encoded: Encoded) -> Cost {
@@ -68,10 +78,10 @@ impl Suites {
         let orders = Orders { port, streams: subscribers, until: Until::Changes(rows), ..Orders::default() };
         let (report, client) = Client::start(&orders).finish();
         let wall = (report.end_us - report.first_us) as f64 / 1e6;
-        let reader = proc::cpu(server.id());
+        let (reader, rss) = (proc::cpu(server.id()), proc::memory(server.id(), "VmHWM"));
         process::signal(&server, rustix::process::Signal::KILL);
         let _ = server.wait();
-        Cost { wall, reader, client, bytes: report.bytes, ..Cost::default() }
+        Cost { wall, reader, client, bytes: report.bytes, rss, ..Cost::default() }
     }
 
     pub(super) async fn fanout(&mut self) -> Section {
@@ -80,19 +90,31 @@ impl Suites {
         let about = format!(
             "{} changes of about 160 bytes in the hub's ring; so many subscribers without a filter read them all at once, \
              each over a connection of its own, in one process that counts bytes (one stream is checked for count and \
-             order). HTTP/2's frames hold 16 KiB unless the client offers more. Beside it 10 \
+             order, the others must have as many bytes; before the runs all 50 are checked). HTTP/2's frames hold 16 KiB unless the client offers more. Beside it 10 \
              pg_recvlogical on 10 slots; raw TCP, a server that writes as many bytes to as many connections with writev, 64 \
              KiB or 16 KiB at a time, and does nothing else; and a naive server, which puts each transaction of the \
              same rows into a broadcast channel and lets tonic encode it for each subscriber, or encodes it once and lets \
              tonic's codec copy the bytes for each. {runs} runs each.",
             count(rows as f64)
         );
-        let columns =
-            ["server", "wall s", "deliveries/s", "MB/s", "server CPU ns per delivery", "client CPU s", "hub RSS MB"];
+        let columns = [
+            "server",
+            "wall s",
+            "deliveries/s",
+            "MB/s",
+            "CPU ns per delivery",
+            "walsender CPU s",
+            "server CPU s",
+            "client CPU s",
+            "server RSS MB",
+        ];
         let mut section = Section::new("5-fanout", "Deliveries from a hot backlog", about, &columns);
         section.unit = "deliveries/s".to_owned();
         let backlog = self.stage.backlog("hot", Shape::Small(1000), rows).await;
         let (hub, slot) = self.hot(&backlog, &[]).await;
+        Self::all_of(&hub, &backlog, 50);
+        let reads = async || hub.metric("walcast_journal_reads_total").await;
+        let before = reads().await;
         let mut all: Vec<(String, usize, Vec<Cost>)> = Vec::new();
         let mut put = |name: String, subscribers: usize, cost: Cost| match all.iter_mut().find(|row| row.0 == name) {
             Some(row) => row.2.push(cost),
@@ -118,6 +140,7 @@ impl Suites {
             }
             put("10 direct slots".to_owned(), 10, self.stage.direct(&backlog, 10).await);
         }
+        assert_eq!(reads().await, before, "reads of files");
         drop(hub);
         self.stage.drop_slot(&slot).await;
         self.stage.drop(backlog).await;
@@ -137,8 +160,10 @@ impl Suites {
                     _ => format!("{:.0}", of(|cost| cost.bytes as f64 / cost.wall / 1e6).median),
                 },
                 format!("{:.0}", cpu.median * 1e9 / (rows * *subscribers as u64) as f64),
-                if costs[0].client > 0.0 { of(|cost| cost.client).show(2) } else { "-".to_owned() },
-                costs.iter().map(|cost| cost.rss).max().filter(|rss| *rss > 0).map_or("-".to_owned(), mb),
+                if costs[0].walsender > 0.0 { of(|cost| cost.walsender).show(2) } else { "-".to_owned() },
+                of(|cost| cost.reader).show(2),
+                if costs[0].bytes > 0 { of(|cost| cost.client).show(2) } else { "-".to_owned() },
+                costs.iter().map(|cost| cost.rss).max().map_or("-".to_owned(), mb),
             ]);
             section.bar(name.clone(), per_second, !name.starts_with("hub"));
         }
@@ -174,7 +199,8 @@ impl Suites {
              follow while it drains, and by pg_recvlogical on 1 and on 10 slots. {runs} runs each.",
             count(rows as f64)
         );
-        let columns = ["readers", "walsender CPU s", "wall s", "deliveries"];
+        let columns =
+            ["readers", "walsender CPU s", "reader CPU s", "subscriber CPU s", "reader RSS MB", "wall s", "deliveries"];
         let mut section = Section::new("7-primary", "What the primary pays", about, &columns);
         section.unit = "walsender CPU seconds".to_owned();
         let backlog = self.stage.backlog("paid", Shape::Small(1000), rows).await;
@@ -185,12 +211,21 @@ impl Suites {
             costs[2].push(self.stage.through_hub(&backlog, 1).await);
             costs[3].push(self.stage.through_hub(&backlog, 50).await);
         }
+        self.stage.validate(&backlog).await;
         self.stage.drop(backlog).await;
         let names = ["1 slot", "10 slots", "hub, 1 subscriber", "hub, 50 subscribers"];
         let cpu: Vec<Spread> = costs.iter().map(|c| Spread::of(c.iter().map(|cost| cost.walsender))).collect();
         for ((name, costs), (cpu, readers)) in names.iter().zip(&costs).zip(cpu.iter().zip([1, 10, 1, 50])) {
-            let wall = Spread::of(costs.iter().map(|cost| cost.wall));
-            section.row(&[(*name).to_owned(), cpu.show(2), wall.show(2), count((rows * readers) as f64)]);
+            let of = |value: fn(&Cost) -> f64| Spread::of(costs.iter().map(value)).show(2);
+            section.row(&[
+                (*name).to_owned(),
+                cpu.show(2),
+                of(|cost| cost.reader),
+                if name.starts_with("hub") { of(|cost| cost.client) } else { "-".to_owned() },
+                mb(costs.iter().map(|cost| cost.rss).max().unwrap_or(0)),
+                of(|cost| cost.wall),
+                count((rows * readers) as f64),
+            ]);
             section.bar(*name, cpu.median, name.ends_with("slot") || name.ends_with("slots"));
         }
         let times = cpu[3].median / cpu[0].median;
@@ -207,8 +242,9 @@ impl Suites {
              read. {runs} runs each, taking turns.",
             count(rows as f64)
         );
-        let columns = ["beside", "wall s", "deliveries/s", "hub RSS MB"];
-        let mut section = Section::new("a-isolation", "Stalled subscribers", about, &columns);
+        let columns = ["beside", "wall s", "deliveries/s", "hub CPU s", "client CPU s", "hub RSS MB"];
+        let mut section = Section::new("a-isolation", "Beside stalled subscribers", about, &columns);
+        section.unit = "deliveries/s".to_owned();
         let backlog = self.stage.backlog("isolated", Shape::Small(1000), rows).await;
         let (hub, slot) = self.hot(&backlog, &[]).await;
         let mut costs = [Vec::new(), Vec::new()];
@@ -225,7 +261,16 @@ impl Suites {
             let wall = Spread::of(costs.iter().map(|cost| cost.wall));
             rates.push((rows * 10) as f64 / wall.median);
             let rss = costs.iter().map(|cost| cost.rss).max().unwrap_or(0);
-            section.row(&[(*name).to_owned(), wall.show(3), count((rows * 10) as f64 / wall.median), mb(rss)]);
+            let of = |value: fn(&Cost) -> f64| Spread::of(costs.iter().map(value)).show(2);
+            section.row(&[
+                (*name).to_owned(),
+                wall.show(3),
+                count((rows * 10) as f64 / wall.median),
+                of(|cost| cost.reader),
+                of(|cost| cost.client),
+                mb(rss),
+            ]);
+            section.bar(*name, (rows * 10) as f64 / wall.median, rates.len() == 1);
         }
         let share = rates[1] / rates[0];
         let text = "Rate beside stalled subscribers, of the rate without: 0.98";

@@ -9,8 +9,8 @@ use crate::{
     pgoutput,
     proc::{self, Client},
     rawtcp,
-    report::{Section, Spread, count},
-    stage::orders,
+    report::{Section, Spread, count, mb},
+    stage::{orders, validate},
 };
 
 /// Who reads.
@@ -40,12 +40,19 @@ const READERS: [Reader; 6] = [
     Reader { name: "eager hub, last of 100", subscribers: 100, through: Through::EagerHub },
 ];
 
-/// Percentiles in milliseconds.
+/// Percentiles in milliseconds, and what it cost.
+#[derive(Default)]
 pub(super) struct Sample {
     pub(super) p50: f64,
     pub(super) p99: f64,
     p999: f64,
     max: f64,
+    /// CPU seconds of each process, of several clients together.
+    pub(super) walsender: f64,
+    pub(super) server: f64,
+    pub(super) clients: f64,
+    /// Peak of the server, in bytes.
+    pub(super) rss: u64,
 }
 
 impl Sample {
@@ -55,7 +62,7 @@ impl Sample {
             let index = ((latencies.len() as f64 * share) as usize).min(latencies.len() - 1);
             f64::from(latencies[index]) / 1000.0
         };
-        Sample { p50: at(0.5), p99: at(0.99), p999: at(0.999), max: at(1.0) }
+        Sample { p50: at(0.5), p99: at(0.99), p999: at(0.999), max: at(1.0), ..Sample::default() }
     }
 }
 
@@ -69,10 +76,22 @@ impl Suites {
              server's own commit is in both figures. With 100 subscribers it is the last of them that counts. An eager hub \
              delivers before its fdatasync. Raw TCP is a thread that writes {} bytes to 100 connections, one after another, \
              whenever pg_recvlogical prints an insert: what the machine can do at all. {seconds} seconds per run, {runs} runs \
-             each, taking turns; nobody else reads the WAL meanwhile.",
+             each, taking turns; nobody else reads the WAL meanwhile. Every subscriber is checked for changes that are missing or \
+             come twice.",
             rawtcp::STAMPED
         );
-        let columns = ["transactions/s", "reader", "p50 ms", "p99 ms", "p99.9 ms", "max ms"];
+        let columns = [
+            "transactions/s",
+            "reader",
+            "p50 ms",
+            "p99 ms",
+            "p99.9 ms",
+            "max ms",
+            "walsender CPU s",
+            "server CPU s",
+            "clients CPU s",
+            "server RSS MB",
+        ];
         let mut section = Section::new("3-latency", "Commit to client", about, &columns);
         self.stage.db.run("CREATE TABLE stamps (id bigserial, at int8)").await;
         let peer = "latency_peer";
@@ -80,15 +99,16 @@ impl Suites {
         for (rate, last_of) in [(100, true), (1000, true), (5000, false)] {
             let changes = rate * seconds;
             let mut samples: [Vec<Sample>; READERS.len()] = Default::default();
-            for _ in 0..runs {
+            for run in 1..=runs {
+                let last = run == runs;
                 for (reader, samples) in READERS.iter().zip(&mut samples) {
                     if reader.subscribers == 1 || last_of {
                         samples.push(match reader.through {
                             Through::Nothing => self.direct_latency(peer, rate, changes).await,
                             Through::RawTcp => self.raw_latency(peer, reader.subscribers, rate, changes).await,
-                            Through::Hub => self.hub_latency(reader.subscribers, &[], rate, changes).await,
+                            Through::Hub => self.hub_latency(reader.subscribers, &[], rate, changes, last).await,
                             Through::EagerHub => {
-                                self.hub_latency(reader.subscribers, &["--eager"], rate, changes).await
+                                self.hub_latency(reader.subscribers, &["--eager"], rate, changes, last).await
                             }
                         });
                     }
@@ -105,6 +125,17 @@ impl Suites {
                     p99.show(2),
                     of(at, |sample| sample.p999).show(2),
                     of(at, |sample| sample.max).show(1),
+                    of(at, |sample| sample.walsender).show(2),
+                    if reader.through == Through::Nothing {
+                        "-".to_owned()
+                    } else {
+                        of(at, |sample| sample.server).show(2)
+                    },
+                    of(at, |sample| sample.clients).show(2),
+                    match samples[at].iter().map(|sample| sample.rss).max() {
+                        Some(rss @ 1..) => mb(rss),
+                        _ => "-".to_owned(),
+                    },
                 ]);
                 section.bar(format!("{rate}/s, {name}, p50"), p50.median, at == 0);
                 section.bar(format!("{rate}/s, {name}, p99"), p99.median, at == 0);
@@ -132,29 +163,50 @@ impl Suites {
         section
     }
 
-    async fn hub_latency(&mut self, subscribers: usize, args: &[&str], rate: u64, changes: u64) -> Sample {
+    /// The last one is held against the tests' validators, too.
+    async fn hub_latency(&mut self, subscribers: usize, args: &[&str], rate: u64, changes: u64, last: bool) -> Sample {
         const SLOT: &str = "latency_hub";
         self.stage.db.rows(&format!("SELECT pg_create_logical_replication_slot('{SLOT}', 'pgoutput')")).await;
+        let copy = self.stage.copy_of(SLOT).await;
         let mut hub = self.stage.hub(SLOT, args);
         hub.start().await;
-        let sample = self.latency_through(&hub, subscribers, rate, changes);
+        let walsender = self.stage.serving(SLOT).await;
+        let sample = self.latency_through(&hub, walsender, subscribers, rate, changes);
+        if last {
+            validate(&self.stage, &hub, &copy).await;
+        }
         hub.kill9();
         self.stage.drop_slot(SLOT).await;
+        self.stage.drop_slot(&copy).await;
         sample
     }
 
     /// With so many subscribers, of the last.
-    pub(super) fn latency_through(&self, hub: &Hub, subscribers: usize, rate: u64, changes: u64) -> Sample {
-        self.latency_of(&orders(hub, subscribers, From::Latest, Until::Latency(changes)), rate, changes)
+    pub(super) fn latency_through(
+        &self,
+        hub: &Hub,
+        walsender: u32,
+        subscribers: usize,
+        rate: u64,
+        changes: u64,
+    ) -> Sample {
+        proc::forget_peak(hub.pid());
+        let spent = || [walsender, hub.pid()].map(proc::cpu);
+        let before = spent();
+        let orders = orders(hub, subscribers, From::Latest, Until::Latency(changes));
+        let sample = self.latency_of(&orders, rate, changes);
+        let after = spent();
+        let rss = proc::memory(hub.pid(), "VmHWM");
+        Sample { walsender: after[0] - before[0], server: after[1] - before[1], rss, ..sample }
     }
 
     fn latency_of(&self, orders: &Orders, rate: u64, changes: u64) -> Sample {
         let mut client = Client::start(orders);
         client.report();
         let mut load = self.load(rate, changes);
-        let (report, _) = client.finish();
+        let (report, clients) = client.finish();
         Self::enough(&mut load);
-        Sample::of(report.latencies_us)
+        Sample { clients, ..Sample::of(report.latencies_us) }
     }
 
     async fn raw_latency(&self, slot: &str, subscribers: usize, rate: u64, changes: u64) -> Sample {
@@ -163,11 +215,15 @@ impl Suites {
         let mut server = rawtcp::start_stamps(port, subscribers, changes, &mut reader);
         proc::listens(port);
         let until = Until::RawLatency(changes);
+        let watch = proc::Watch::start(vec![server.id()]);
+        let walsender = self.stage.walsender(slot).await;
+        let before = proc::cpu(walsender);
         let sample = self.latency_of(&Orders { port, streams: subscribers, until, ..Orders::default() }, rate, changes);
+        let walsender = proc::cpu(walsender) - before;
         process::signal(&reader, rustix::process::Signal::INT);
-        let _ = reader.wait();
-        let _ = server.wait();
-        sample
+        let (through, _) = proc::wait(&mut reader);
+        let (server, _) = proc::wait(&mut server);
+        Sample { walsender, server: through + server, rss: watch.end(), ..sample }
     }
 
     /// PostgreSQL's own client on what commits from now on.
@@ -182,10 +238,11 @@ impl Suites {
         let pipe = reader.stdout.take().expect("stdout");
         let mut load = self.load(rate, changes);
         let latencies = pgoutput::latencies(pipe, changes);
+        let walsender = proc::cpu(self.stage.walsender(slot).await);
         process::signal(&reader, rustix::process::Signal::INT);
-        let _ = reader.wait();
+        let (clients, _) = proc::wait(&mut reader);
         Self::enough(&mut load);
-        Sample::of(latencies)
+        Sample { walsender, clients, ..Sample::of(latencies) }
     }
 
     /// Commits somewhat more than are waited for: a connection may fall behind. [`enough`](Self::enough) ends it.
@@ -197,6 +254,7 @@ impl Suites {
         let script = script.display().to_string();
         self.stage.pgbench(&["-n", "-M", "prepared", "-c", "4", "-R", &rate, "-t", &each, "-f", &script])
     }
+
     /// Everything that is waited for has come.
     pub(super) fn enough(load: &mut Child) {
         process::signal(load, rustix::process::Signal::INT);

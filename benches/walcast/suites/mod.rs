@@ -9,11 +9,15 @@ mod filters;
 mod latency;
 mod logtables;
 mod memory;
+mod predicates;
 mod restart;
 mod snapshot;
 mod snapshot_effect;
 
-use super::{report::Report, stage::Stage};
+use super::{
+    report::{self, Report},
+    stage::Stage,
+};
 
 pub struct Suites {
     quick: bool,
@@ -30,6 +34,7 @@ const NAMES: &[&str] = &[
     "restart-large",
     "fanout",
     "filters",
+    "predicates",
     "workloads",
     "primary",
     "memory",
@@ -54,6 +59,7 @@ impl Suites {
         assert!(unknown.is_empty(), "no suite {unknown:?}; there are {NAMES:?}");
         for name in NAMES.iter().filter(|name| names.is_empty() || names.contains(name)) {
             println!("{name}");
+            let circumstances = report::circumstances();
             let section = match *name {
                 "drain" => self.drain().await,
                 "transaction" => self.transaction().await,
@@ -68,6 +74,7 @@ impl Suites {
                 }
                 "fanout" => self.fanout().await,
                 "filters" => self.filters().await,
+                "predicates" => self.predicates().await,
                 "workloads" => self.workloads().await,
                 "primary" => self.primary().await,
                 "memory" => self.memory().await,
@@ -81,7 +88,7 @@ impl Suites {
                 "catch-up" => self.catch_up().await,
                 _ => self.isolation().await,
             };
-            self.report.add(section);
+            self.report.add(section.under(circumstances));
         }
     }
 

@@ -6,7 +6,7 @@ use super::Suites;
 use crate::{
     client::{From, Until},
     harness::process::{self, Account},
-    proc::{Client, now_us},
+    proc::{self, Client, now_us},
     report::{Section, Spread, mb},
     stage::{Shape, orders},
 };
@@ -20,7 +20,12 @@ impl Suites {
              stream, which begins behind the last position it saw. Then the same with pg_recvlogical on its slot. {runs} \
              times. The subscriber checks that nothing is missing and nothing comes twice."
         );
-        let mut section = Section::new(id, "kill -9 to the first new event", about, &["reader", "seconds"]);
+        let mut section = Section::new(
+            id,
+            "kill -9 to the first new event",
+            about,
+            &["reader", "seconds", "its CPU s", "its RSS MB"],
+        );
         section.unit = "seconds".to_owned();
         self.restart_with(&mut section, bytes, goal, runs).await;
         section
@@ -41,6 +46,7 @@ impl Suites {
         let mut ticks = self.ticks();
         client.report();
         let (mut walls, mut peers, mut holes) = (Vec::new(), Vec::new(), 0);
+        let (mut cpu, mut rss) = ([Vec::new(), Vec::new()], [0, 0]);
         for _ in 0..runs {
             tokio::time::sleep(Duration::from_secs(2)).await;
             let killed = now_us();
@@ -48,10 +54,15 @@ impl Suites {
             hub.spawn();
             let broken = client.report();
             let first = client.report();
+            cpu[1].push(proc::cpu(hub.pid()));
+            rss[1] = proc::memory(hub.pid(), "VmHWM").max(rss[1]);
             assert!(first.stream > broken.stream, "not a new stream");
             walls.push((first.first_us - killed) as f64 / 1e6);
             holes = first.holes;
-            peers.push(self.direct_restart(peer_slot).await);
+            let (wall, seconds, bytes) = self.direct_restart(peer_slot).await;
+            peers.push(wall);
+            cpu[0].push(seconds);
+            rss[0] = bytes.max(rss[0]);
         }
         assert_eq!(holes, 0, "changes were lost or came twice");
         process::signal(&ticks, rustix::process::Signal::KILL);
@@ -59,8 +70,11 @@ impl Suites {
         drop((hub, client));
         let (hub, peer) = (Spread::of(walls), Spread::of(peers));
         let size = format!("{} MB of journal", mb(journal));
-        section.row(&[format!("pg_recvlogical, {} MiB of WAL behind it", bytes >> 20), peer.show(3)]);
-        section.row(&[format!("hub, {size}"), hub.show(3)]);
+        let [peer_cpu, hub_cpu] = cpu.map(|seconds| Spread::of(seconds).show(2));
+        let readers = [format!("pg_recvlogical, {} MiB of WAL behind it", bytes >> 20), format!("hub, {size}")];
+        let [peer_name, hub_name] = readers;
+        section.row(&[peer_name, peer.show(3), peer_cpu, mb(rss[0])]);
+        section.row(&[hub_name, hub.show(3), hub_cpu, mb(rss[1])]);
         section.bar("pg_recvlogical", peer.median, true);
         section.bar(format!("hub, {size}"), hub.median, false);
         let text = format!("kill -9 to the first new event, {} MiB of journal: under {goal} s", bytes >> 20);
@@ -72,8 +86,8 @@ impl Suites {
         self.stage.drop(backlog).await;
     }
 
-    /// The same for PostgreSQL's client.
-    async fn direct_restart(&self, slot: &str) -> f64 {
+    /// The same for PostgreSQL's client: seconds, CPU seconds and peak bytes.
+    async fn direct_restart(&self, slot: &str) -> (f64, f64, u64) {
         let skip = format!("SELECT pg_replication_slot_advance('{slot}', pg_current_wal_flush_lsn())");
         self.stage.db.rows(&skip).await;
         let first_bytes = |child: &mut std::process::Child| {
@@ -93,10 +107,11 @@ impl Suites {
             let mut byte = [0];
             let read = std::io::Read::read(&mut pipe, &mut byte).unwrap_or(0);
             let took = (now_us() - killed) as f64 / 1e6;
+            let rss = proc::memory(child.id(), "VmHWM");
             process::signal(&child, rustix::process::Signal::KILL);
-            let _ = child.wait();
+            let (cpu, _) = proc::wait(&mut child);
             if read == 1 {
-                return took;
+                return (took, cpu, rss);
             }
         }
     }

@@ -9,7 +9,7 @@ use super::{log::Route, table::Table};
 use crate::{
     feed::Feed,
     hub::{frames, projection::head_of},
-    model::{Operation, RelationId},
+    model::{Operation, Relation, RelationId},
     selection::Selection,
     wire::{
         block::{Block, Entry, EntryKind, Index as BlockIndex, Span, SpanEnd},
@@ -43,17 +43,63 @@ enum Open {
     Everyone,
 }
 
+/// Members that select logical messages, and which of them want those with a prefix: each prefix is held against their globs
+/// once.
+#[derive(Default)]
+struct Messages {
+    members: HashSet<u32>,
+    wanting: HashMap<String, Vec<u32>>,
+}
+
+impl Messages {
+    /// Prefixes that are remembered, and bytes of the longest.
+    const PREFIXES: usize = 1024;
+    const PREFIX: usize = 256;
+
+    fn join(&mut self, slot: u32) {
+        self.wanting.clear();
+        self.members.insert(slot);
+    }
+
+    fn leave(&mut self, slot: u32) {
+        if self.members.remove(&slot) {
+            self.wanting.clear();
+        }
+    }
+
+    fn enter(&mut self, pass: &mut Pass<'_>, prefix: &str, mut enter: impl FnMut(&mut Pass<'_>, u32)) {
+        if let Some(slots) = self.wanting.get(prefix) {
+            return slots.iter().for_each(|slot| enter(pass, *slot));
+        }
+        pass.matched += self.members.len() as u64;
+        let wants = |slot: &u32| pass.members.get(*slot).is_some_and(|member| member.selection.messages(prefix));
+        let slots: Vec<u32> = self.members.iter().copied().filter(wants).collect();
+        slots.iter().for_each(|slot| enter(pass, *slot));
+        if prefix.len() <= Self::PREFIX {
+            if self.wanting.len() == Self::PREFIXES {
+                self.wanting.clear();
+            }
+            self.wanting.insert(prefix.to_owned(), slots);
+        }
+    }
+}
+
 pub(super) struct Index {
     /// The block to route next.
     pub next: u64,
     members: Members,
     free: Vec<u32>,
     tables: HashMap<RelationId, Table>,
-    /// Members that select logical messages.
-    messages: HashSet<u32>,
+    messages: Messages,
+    /// How many members look at the origin of transactions.
+    by_origin: usize,
     open: Open,
     /// Predicates held against changes so far.
     pub evaluated: u64,
+    /// Members held against prefixes of messages so far.
+    pub matched: u64,
+    /// Versions that were met for the first time, and that somebody selects with a predicate.
+    pub met: Vec<Arc<Relation>>,
 }
 
 impl Default for Index {
@@ -63,9 +109,12 @@ impl Default for Index {
             members: Members::default(),
             free: Vec::new(),
             tables: HashMap::new(),
-            messages: HashSet::new(),
+            messages: Messages::default(),
+            by_origin: 0,
             open: Open::Everyone,
             evaluated: 0,
+            matched: 0,
+            met: Vec::new(),
         }
     }
 }
@@ -87,8 +136,9 @@ impl Index {
         route.admit(slot, self.next);
         self.tables.values_mut().for_each(|table| table.join(slot, selection));
         if selection.selects_messages() {
-            self.messages.insert(slot);
+            self.messages.join(slot);
         }
+        self.by_origin += usize::from(selection.filters_origins());
         // Streams of the group may have begun the transaction that is open now.
         if let Open::These(open) = &mut self.open {
             open.insert(slot);
@@ -96,13 +146,13 @@ impl Index {
         self.members.0[slot as usize] = Some(Member { route: route.clone(), selection: selection.clone() });
     }
 
-    pub fn leave(&mut self, slot: u32) {
-        let Some(member) = self.members.0.get_mut(slot as usize) else { return };
-        if member.take().is_none() {
-            return;
-        }
+    pub fn leave(&mut self, route: &Arc<Route>) {
+        let slot = route.slot();
+        let Some(place) = self.members.0.get_mut(slot as usize) else { return };
+        let Some(member) = place.take_if(|member| Arc::ptr_eq(&member.route, route)) else { return };
+        self.by_origin -= usize::from(member.selection.filters_origins());
         self.tables.values_mut().for_each(|table| table.leave(slot));
-        self.messages.remove(&slot);
+        self.messages.leave(slot);
         if let Open::These(open) = &mut self.open {
             open.remove(&slot);
         }
@@ -120,8 +170,8 @@ impl Index {
 
     /// Enters the block with each member that it concerns; whom to wake.
     pub fn route(&mut self, block: &Block, feed: &dyn Feed) -> Vec<Arc<Route>> {
-        let Index { members, tables, messages, open, evaluated, .. } = self;
-        let mut pass = Pass { block: block.number, members, touched: Vec::new(), evaluated: 0 };
+        let Index { members, tables, messages, open, evaluated, matched, met, .. } = self;
+        let mut pass = Pass::new(block.number, members);
         let Ok(index) = block.index() else {
             *open = Open::Everyone;
             return pass.everyone();
@@ -133,12 +183,16 @@ impl Index {
                 Open::Everyone => (0..members.0.len() as u32).for_each(|slot| pass.touch(slot)),
             }
         }
-        let sources = Sources { payload: frames::payload(block.message()), index, feed };
+        let looks_at_origins = self.by_origin > 0;
+        let sources = Sources { block, payload: frames::payload(block.message()), index, feed, looks_at_origins };
         if sources.enter(&mut pass, tables, messages).is_none() {
+            met.append(&mut pass.met);
             *open = Open::Everyone;
             return pass.everyone();
         }
+        met.append(&mut pass.met);
         *evaluated += pass.evaluated;
+        *matched += pass.matched;
         let middle = head.is_some_and(|head| head.ending == SpanEnd::Open);
         match open {
             Open::Everyone if middle => {}
@@ -152,22 +206,42 @@ impl Index {
 /// What a pass found so far.
 pub(super) struct Pass<'a> {
     pub block: u64,
+    /// How often the origin has changed in the block.
+    pub course: u32,
+    /// Of the transaction that is looked at; empty where nobody wants to know.
+    origin: String,
     members: &'a Members,
     touched: Vec<u32>,
     pub evaluated: u64,
+    matched: u64,
+    met: Vec<Arc<Relation>>,
 }
 
-impl Pass<'_> {
+impl<'a> Pass<'a> {
+    fn new(block: u64, members: &'a Members) -> Self {
+        let (touched, met) = (Vec::new(), Vec::new());
+        Pass { block, course: 0, origin: String::new(), members, touched, evaluated: 0, matched: 0, met }
+    }
+
+    fn come_from(&mut self, origin: &str) {
+        if self.origin != origin {
+            origin.clone_into(&mut self.origin);
+            self.course += 1;
+        }
+    }
+
     fn note(&mut self, slot: u32, note: impl FnOnce(&Route) -> bool) {
-        if self.members.get(slot).is_some_and(|member| note(&member.route)) {
+        let member = self.members.get(slot).filter(|member| member.selection.origin(&self.origin));
+        if member.is_some_and(|member| note(&member.route)) {
             self.touched.push(slot);
         }
     }
 
     /// The block is to be looked at, though perhaps no entry concerns the member.
     pub fn touch(&mut self, slot: u32) {
-        let block = self.block;
-        self.note(slot, |route| route.touch(block));
+        if self.members.get(slot).is_some_and(|member| member.route.touch(self.block)) {
+            self.touched.push(slot);
+        }
     }
 
     pub fn hit(&mut self, slot: u32, entry: u32) {
@@ -196,9 +270,11 @@ impl Pass<'_> {
 }
 
 struct Sources<'a> {
+    block: &'a Block,
     payload: &'a [u8],
     index: &'a BlockIndex,
     feed: &'a dyn Feed,
+    looks_at_origins: bool,
 }
 
 impl Sources<'_> {
@@ -207,39 +283,64 @@ impl Sources<'_> {
         &self,
         pass: &mut Pass<'_>,
         tables: &mut HashMap<RelationId, Table>,
-        messages: &HashSet<u32>,
+        messages: &mut Messages,
     ) -> Option<()> {
-        for (number, entry) in self.index.entries.iter().enumerate() {
-            let number = number as u32;
-            match entry.kind {
-                EntryKind::Message if messages.is_empty() => {}
-                EntryKind::Message => {
-                    let prefix = self.prefix(entry.offset, entry.offset + entry.len)?;
-                    wanting(pass, messages, prefix).into_iter().for_each(|slot| pass.hit(slot, number));
-                }
-                EntryKind::Truncate => {
-                    for id in self.truncated(entry)? {
-                        self.table(pass, tables, id)?.truncate(pass, number);
-                    }
-                }
-                _ => {
-                    let operation = operation(entry.kind)?;
-                    let framed = self.framed(entry)?;
-                    self.table(pass, tables, entry.relation)?.change(pass, number, operation, framed);
-                }
+        for span in &self.index.spans {
+            if self.looks_at_origins {
+                pass.come_from(&self.origin(span)?);
             }
-        }
-        let outside = |span: &&Span| matches!(span.ending, SpanEnd::Message { .. });
-        for span in self.index.spans.iter().filter(outside).filter(|_| !messages.is_empty()) {
-            let prefix = self.prefix(span.start, span.end)?;
-            wanting(pass, messages, prefix).into_iter().for_each(|slot| pass.whole(slot));
+            if matches!(span.ending, SpanEnd::Message { .. }) && !messages.members.is_empty() {
+                messages.enter(pass, self.prefix(span.start, span.end)?, |pass, slot| pass.whole(slot));
+            }
+            for number in span.entries.0..span.entries.1 {
+                self.entry(pass, number, tables, messages)?;
+            }
         }
         Some(())
     }
 
+    fn entry(
+        &self,
+        pass: &mut Pass<'_>,
+        number: u32,
+        tables: &mut HashMap<RelationId, Table>,
+        messages: &mut Messages,
+    ) -> Option<()> {
+        let entry = self.index.entries.get(number as usize)?;
+        match entry.kind {
+            EntryKind::Message if messages.members.is_empty() => {}
+            EntryKind::Message => {
+                let prefix = self.prefix(entry.offset, entry.offset + entry.len)?;
+                messages.enter(pass, prefix, |pass, slot| pass.hit(slot, number));
+            }
+            EntryKind::Truncate => {
+                for id in self.truncated(entry)? {
+                    self.table(pass, tables, id)?.truncate(pass, number);
+                }
+            }
+            _ => {
+                let operation = operation(entry.kind)?;
+                let framed = self.framed(entry)?;
+                self.table(pass, tables, entry.relation)?.change(pass, number, operation, framed);
+            }
+        }
+        Some(())
+    }
+
+    /// Of a transaction; messages outside of one have none.
+    fn origin(&self, span: &Span) -> Option<String> {
+        let begin = match span.ending {
+            SpanEnd::Message { .. } => return Some(String::new()),
+            _ if span.begin_len == 0 => self.block.continued_begin(),
+            _ => self.payload.get(span.start as usize..(span.start + span.begin_len) as usize)?,
+        };
+        let begin: crate::wire::pb::Begin = prost::Message::decode(frames::first(begin)?.body).ok()?;
+        Some(begin.origin)
+    }
+
     fn table<'t>(
         &self,
-        pass: &Pass<'_>,
+        pass: &mut Pass<'_>,
         tables: &'t mut HashMap<RelationId, Table>,
         id: RelationId,
     ) -> Option<&'t mut Table> {
@@ -249,6 +350,9 @@ impl Sources<'_> {
             tables.retain(|_, table| table.relation.oid != relation.oid);
             let mut table = Table::new(relation);
             pass.members.iter().for_each(|member| table.join(member.route.slot(), &member.selection));
+            if table.has_predicates() {
+                pass.met.push(table.relation.clone());
+            }
             tables.insert(id, table);
         }
         tables.get_mut(&id)
@@ -271,11 +375,6 @@ impl Sources<'_> {
     fn prefix(&self, start: u32, end: u32) -> Option<&str> {
         frames::message_prefix(frames::first(self.payload.get(start as usize..end as usize)?)?.body)
     }
-}
-
-fn wanting(pass: &Pass<'_>, messages: &HashSet<u32>, prefix: &str) -> Vec<u32> {
-    let wants = |slot: &u32| pass.members.get(*slot).is_some_and(|member| member.selection.messages(prefix));
-    messages.iter().copied().filter(wants).collect()
 }
 
 fn operation(kind: EntryKind) -> Option<Operation> {

@@ -70,13 +70,14 @@ pub(in crate::hub) enum Next {
 #[derive(Debug)]
 pub(in crate::hub) struct Route {
     slot: AtomicU32,
-    published: Arc<Published>,
     log: Mutex<Log>,
     signal: watch::Sender<()>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Log {
+    /// How far the group's router has come. Read under the same lock: what it has published before is entered already.
+    published: Arc<Published>,
     /// Blocks below this are not known.
     from: u64,
     concerns: VecDeque<Concern>,
@@ -100,8 +101,8 @@ impl Concern {
 impl Route {
     /// Of a group that has not been admitted yet: nothing is known for it.
     pub(super) fn new(published: &Arc<Published>) -> Self {
-        let log = Mutex::new(Log { from: u64::MAX, ..Log::default() });
-        Route { slot: AtomicU32::default(), published: published.clone(), log, signal: watch::Sender::new(()) }
+        let log = Mutex::new(Log::new(published.clone(), u64::MAX));
+        Route { slot: AtomicU32::default(), log, signal: watch::Sender::new(()) }
     }
 
     /// The group is routed from this block on.
@@ -126,31 +127,28 @@ impl Route {
 
     /// What comes next for a stream that has taken in every block below `block`.
     pub fn next(&self, block: u64) -> Next {
-        if !self.published.alive.load(Ordering::Acquire) {
+        let log = self.log.lock();
+        if !log.published.alive.load(Ordering::Acquire) {
             return Next::Unknown;
         }
-        let marks = self.published.get();
+        let marks = log.published.get();
         if block > marks.next_block {
             return Next::Ahead;
         }
-        let log = self.log.lock();
         if block < log.from {
             return Next::Unknown;
         }
         match log.concerns.get(log.concerns.partition_point(|concern| concern.block < block)) {
             Some(concern) if concern.block < marks.next_block => Next::Block(concern.block),
-            _ if marks.next_block < self.published.goal.load(Ordering::Acquire) => Next::Lagging(marks),
+            _ if marks.next_block < log.published.goal.load(Ordering::Acquire) => Next::Lagging(marks),
             _ => Next::Tail(marks),
         }
     }
 
     /// The entries of a block that concern the group, ascending; `None`: not known, or any of them.
     pub fn hits(&self, block: u64) -> Option<Vec<u32>> {
-        if block >= self.published.get().next_block {
-            return None;
-        }
         let log = self.log.lock();
-        if block < log.from {
+        if block >= log.published.get().next_block || block < log.from {
             return None;
         }
         let at = log.concerns.partition_point(|concern| concern.block < block);
@@ -203,11 +201,21 @@ impl Route {
 
     /// Nothing is known of the blocks below `from`.
     pub(super) fn lose(&self, from: u64) {
-        *self.log.lock() = Log { from, ..Log::default() };
+        let mut log = self.log.lock();
+        *log = Log::new(log.published.clone(), from);
+    }
+
+    /// The group is another router's from now on, and nothing is known for it before that one admits it.
+    pub(super) fn leave_for(&self, published: &Arc<Published>) {
+        *self.log.lock() = Log::new(published.clone(), u64::MAX);
     }
 }
 
 impl Log {
+    fn new(published: Arc<Published>, from: u64) -> Self {
+        Log { published, from, concerns: VecDeque::new(), hits: VecDeque::new() }
+    }
+
     fn touch(&mut self, block: u64) -> bool {
         if self.concerns.back().is_some_and(|last| last.block == block) {
             return false;
@@ -239,6 +247,24 @@ impl Log {
 mod tests {
     use super::*;
     use crate::model::Position;
+
+    #[test]
+    fn nothing_is_known_between_two_routers() {
+        let routers = [Arc::new(Published::default()), Arc::new(Published::default())];
+        for published in &routers {
+            published.alive.store(true, Ordering::Release);
+            published.set(Marks { next_block: 10, tail: Position::default() });
+        }
+        let route = Route::new(&routers[0]);
+        route.admit(0, 0);
+        route.hit(7, 1);
+        assert_eq!((route.next(3), route.hits(7)), (Next::Block(7), Some(vec![1])));
+        route.leave_for(&routers[1]);
+        assert_eq!((route.next(3), route.hits(3)), (Next::Unknown, None));
+        route.admit(5, 8);
+        assert_eq!((route.next(7), route.hits(7)), (Next::Unknown, None));
+        assert_eq!(route.next(8), Next::Tail(Marks { next_block: 10, tail: Position::default() }));
+    }
 
     #[test]
     fn a_router_that_has_not_come_to_the_tail_says_so() {

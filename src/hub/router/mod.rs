@@ -28,6 +28,7 @@ use self::{index::Index, log::Published};
 use super::lag::Timeline;
 use crate::{
     feed::{Cursor, Feed, Fetched, Marks},
+    model::Relation,
     selection::Selection,
     wire::block::Block,
 };
@@ -83,9 +84,27 @@ impl Router {
         for request in requests {
             match request {
                 Request::Join(route, selection) => index.join(&route, &selection),
-                Request::Leave(route) => index.leave(route.slot()),
+                Request::Leave(route) => index.leave(&route),
             }
         }
+    }
+
+    /// The member is `other`'s from now on. Only the one who routes may do this: nothing is entered and published meanwhile.
+    fn hand_over(&self, route: &Arc<Route>, selection: &Arc<Selection>, other: &Router) {
+        let mut index = self.index.lock();
+        self.admit(&mut index);
+        index.leave(route);
+        route.leave_for(&other.published);
+        drop(index);
+        self.members.fetch_sub(1, Ordering::Relaxed);
+        other.members.fetch_add(1, Ordering::Relaxed);
+        other.request(Request::Join(route.clone(), selection.clone()));
+        route.signal();
+    }
+
+    /// Relation versions that the router has met since the last call, and that somebody selects with a predicate.
+    fn met(&self) -> Vec<Arc<Relation>> {
+        std::mem::take(&mut self.index.lock().met)
     }
 
     /// Routes the next block below the mark, if it is in memory, or else none of them: what is not routed is not known for
@@ -133,6 +152,10 @@ impl Router {
         let mut index = self.index.lock();
         let concerned = index.route(block, feed);
         index.next = block.number + 1;
+        if timeline.is_none() {
+            // Who evaluates keeps what it has.
+            index.met.clear();
+        }
         drop(index);
         if let Some(timeline) = timeline.filter(|_| block.commit_time != 0) {
             timeline.record(block.up_to, block.commit_time);
@@ -144,6 +167,11 @@ impl Router {
     #[cfg(test)]
     pub fn evaluated(&self) -> u64 {
         self.index.lock().evaluated
+    }
+
+    #[cfg(test)]
+    pub fn matched(&self) -> u64 {
+        self.index.lock().matched
     }
 
     /// Nothing is known of the blocks up to the mark.

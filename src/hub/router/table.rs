@@ -22,14 +22,24 @@ pub(super) struct Table {
     members: HashMap<u32, Want>,
     /// Members that every change of these operations concerns.
     plain: HashMap<u32, Operations>,
+    /// Those of them that look at the origin first.
+    by_origin: HashMap<u32, Operations>,
     predicates: Vec<Option<Distinct>>,
     free: Vec<u32>,
     by_text: HashMap<Arc<str>, u32>,
     keyed: Vec<Keyed>,
     residual: Vec<u32>,
     pick: Pick,
-    /// Operations of `plain` that were entered in the block of this number.
-    entered: (u64, u8),
+    /// Operations of `plain` that were entered in the block of this number, and of `by_origin` there since the origin changed.
+    entered: Entered,
+}
+
+#[derive(Default)]
+struct Entered {
+    block: Option<u64>,
+    course: u32,
+    plain: u8,
+    by_origin: u8,
 }
 
 struct Want {
@@ -58,13 +68,14 @@ impl Table {
             relation,
             members: HashMap::new(),
             plain: HashMap::new(),
+            by_origin: HashMap::new(),
             predicates: Vec::new(),
             free: Vec::new(),
             by_text: HashMap::new(),
             keyed: Vec::new(),
             residual: Vec::new(),
             pick: Pick::default(),
-            entered: (u64::MAX, 0),
+            entered: Entered::default(),
         }
     }
 
@@ -72,7 +83,7 @@ impl Table {
         let Ok(plan) = selection.relation(&self.relation) else {
             // Its streams are to find out that their predicate does not fit.
             self.members.insert(slot, Want { operations: Operations::ALL, predicate: None });
-            self.plain.insert(slot, Operations::ALL);
+            self.every(slot, Operations::ALL, selection);
             return;
         };
         if !plan.selected {
@@ -82,11 +93,14 @@ impl Table {
         let predicate = plan.predicate.map(|predicate| self.distinct(&predicate, operations));
         match predicate.and_then(|number| self.predicates.get_mut(number as usize)) {
             Some(Some(distinct)) => distinct.members.push((slot, operations)),
-            _ => {
-                self.plain.insert(slot, operations);
-            }
+            _ => self.every(slot, operations, selection),
         }
         self.members.insert(slot, Want { operations, predicate });
+    }
+
+    fn every(&mut self, slot: u32, operations: Operations, selection: &Selection) {
+        let members = if selection.filters_origins() { &mut self.by_origin } else { &mut self.plain };
+        members.insert(slot, operations);
     }
 
     /// The number of a predicate.
@@ -122,8 +136,14 @@ impl Table {
         number
     }
 
+    /// Whether anybody selects the table with a predicate.
+    pub fn has_predicates(&self) -> bool {
+        !self.by_text.is_empty()
+    }
+
     pub fn leave(&mut self, slot: u32) {
         self.plain.remove(&slot);
+        self.by_origin.remove(&slot);
         let Some(number) = self.members.remove(&slot).and_then(|want| want.predicate) else { return };
         let Some(Some(distinct)) = self.predicates.get_mut(number as usize) else { return };
         distinct.members.retain(|(member, _)| *member != slot);
@@ -155,16 +175,23 @@ impl Table {
     }
 
     pub fn change(&mut self, pass: &mut Pass<'_>, entry: u32, operation: Operation, framed: &[u8]) {
-        if self.entered.0 != pass.block {
-            self.entered = (pass.block, 0);
+        if self.entered.block != Some(pass.block) {
+            self.entered = Entered { block: Some(pass.block), ..Entered::default() };
+        }
+        if std::mem::replace(&mut self.entered.course, pass.course) != pass.course {
+            self.entered.by_origin = 0;
         }
         let bit = 1 << operation as u8;
-        if self.entered.1 & bit == 0 {
-            self.entered.1 |= bit;
-            let concerned = self.plain.iter().filter(|(_, operations)| operations.contains(operation));
-            concerned.for_each(|(slot, _)| pass.whole(*slot));
+        for (entered, members) in
+            [(&mut self.entered.plain, &self.plain), (&mut self.entered.by_origin, &self.by_origin)]
+        {
+            if *entered & bit == 0 {
+                *entered |= bit;
+                let concerned = members.iter().filter(|(_, operations)| operations.contains(operation));
+                concerned.for_each(|(slot, _)| pass.whole(*slot));
+            }
         }
-        if self.by_text.is_empty() {
+        if !self.has_predicates() {
             return;
         }
         let Ok(row) = self.pick.read(framed) else {

@@ -10,6 +10,7 @@
 
 use std::{
     collections::HashMap,
+    hash::{BuildHasher, RandomState},
     io,
     sync::{Arc, Weak, atomic::Ordering},
     thread,
@@ -19,7 +20,7 @@ use std::{
 use parking_lot::Mutex;
 use tokio::{runtime::Handle, sync::watch};
 
-use super::{Ahead, Router, patience::Patience};
+use super::{Ahead, Route, Router, patience::Patience};
 use crate::{
     feed::{Feed, Fetched, Marks},
     hub::group::Groups,
@@ -62,8 +63,19 @@ struct Homes {
     by_predicate: HashMap<Arc<str>, Home>,
     /// Predicates whose router is the one that keeps up.
     keeping_up: usize,
-    /// Predicates that are found by the same key, with the number of their groups.
-    by_key: HashMap<Key, HashMap<Arc<str>, usize>>,
+    /// Predicates that a key finds in each table that is known.
+    found: HashMap<Arc<str>, Found>,
+    /// How many predicates are found by the keys with this hash. There may be as many as predicates times tables.
+    alike: HashMap<u64, u32>,
+    hasher: RandomState,
+}
+
+/// One predicate.
+#[derive(Default)]
+struct Found {
+    groups: usize,
+    /// Hashes of the keys by which it is found, in order.
+    keys: Vec<u64>,
 }
 
 struct Home {
@@ -78,7 +90,7 @@ pub(in crate::hub) struct Seat {
 }
 
 enum Taken {
-    Indexed(Vec<(Arc<str>, Key)>),
+    Indexed(Vec<Arc<str>>),
     Residual(Arc<str>),
 }
 
@@ -99,11 +111,11 @@ impl Routers {
             let router = self.home(&mut homes, &predicate);
             return Seat { router, taken: Taken::Residual(predicate) };
         }
-        let keys: Vec<_> = found.into_iter().filter_map(|(predicate, key)| Some((predicate, key?))).collect();
-        for (predicate, key) in &keys {
-            *homes.by_key.entry(key.clone()).or_default().entry(predicate.clone()).or_default() += 1;
+        let mut predicates = Vec::new();
+        for (predicate, key) in found {
+            key.into_iter().for_each(|key| homes.take(&mut predicates, &predicate, &key));
         }
-        Seat { router: self.indexed.clone(), taken: Taken::Indexed(keys) }
+        Seat { router: self.indexed.clone(), taken: Taken::Indexed(predicates) }
     }
 
     fn home(&self, homes: &mut Homes, predicate: &Arc<str>) -> Arc<Router> {
@@ -118,11 +130,28 @@ impl Routers {
         router
     }
 
+    /// The router beside the streams has met a relation version. Where a group's predicate finds nothing there, as can be told
+    /// only now, the group is handed over to those who evaluate.
+    pub fn settle(&self, seat: &mut Seat, route: &Arc<Route>, selection: &Arc<Selection>, relation: &Relation) {
+        let Taken::Indexed(predicates) = &mut seat.taken else { return };
+        let Some((predicate, key)) = selection.found_in(relation) else { return };
+        let mut homes = self.homes.lock();
+        if let Some(key) = key.filter(|key| !homes.is_crowded(&predicate, key)) {
+            homes.take(predicates, &predicate, &key);
+            return;
+        }
+        predicates.drain(..).for_each(|predicate| homes.forget(&predicate));
+        let router = self.home(&mut homes, &predicate);
+        drop(homes);
+        seat.taken = Taken::Residual(predicate);
+        std::mem::replace(&mut seat.router, router.clone()).hand_over(route, selection, &router);
+    }
+
     /// A group is gone.
     pub fn leave(&self, seat: &Seat) {
         let mut homes = self.homes.lock();
         match &seat.taken {
-            Taken::Indexed(keys) => keys.iter().for_each(|(predicate, key)| homes.forget(predicate, key)),
+            Taken::Indexed(predicates) => predicates.iter().for_each(|predicate| homes.forget(predicate)),
             Taken::Residual(predicate) => {
                 let Some(home) = homes.by_predicate.get_mut(predicate) else { return };
                 home.groups -= 1;
@@ -157,25 +186,46 @@ impl Routers {
 impl Homes {
     /// The first predicate that no key finds, or one that finds too many others with it.
     fn residual(&self, found: &[(Arc<str>, Option<Key>)]) -> Option<Arc<str>> {
-        let crowded = |predicate: &Arc<str>, key: &Key| {
-            let others = self.by_key.get(key);
-            others.is_some_and(|others| others.len() >= ALIKE && !others.contains_key(predicate))
-        };
         let mut found = found.iter();
-        let residual = found.find(|(predicate, key)| key.as_ref().is_none_or(|key| crowded(predicate, key)));
+        let residual = found.find(|(predicate, key)| key.as_ref().is_none_or(|key| self.is_crowded(predicate, key)));
         residual.map(|(predicate, _)| predicate.clone())
     }
 
-    fn forget(&mut self, predicate: &Arc<str>, key: &Key) {
-        let Some(predicates) = self.by_key.get_mut(key) else { return };
-        if let Some(groups) = predicates.get_mut(predicate) {
-            *groups -= 1;
-            if *groups == 0 {
-                predicates.remove(predicate);
-            }
+    /// Whether as many others are found by the key as may be.
+    fn is_crowded(&self, predicate: &Arc<str>, key: &Key) -> bool {
+        let key = self.hasher.hash_one(key);
+        self.alike.get(&key).is_some_and(|alike| *alike as usize >= ALIKE)
+            && self.found.get(predicate).is_none_or(|found| found.keys.binary_search(&key).is_err())
+    }
+
+    /// A predicate of a group that has these is found by the key.
+    fn take(&mut self, of_group: &mut Vec<Arc<str>>, predicate: &Arc<str>, key: &Key) {
+        let found = self.found.entry(predicate.clone()).or_default();
+        if !of_group.contains(predicate) {
+            of_group.push(predicate.clone());
+            found.groups += 1;
         }
-        if predicates.is_empty() {
-            self.by_key.remove(key);
+        let key = self.hasher.hash_one(key);
+        if let Err(place) = found.keys.binary_search(&key) {
+            found.keys.insert(place, key);
+            *self.alike.entry(key).or_default() += 1;
+        }
+    }
+
+    /// One group less has the predicate.
+    fn forget(&mut self, predicate: &Arc<str>) {
+        let Some(found) = self.found.get_mut(predicate) else { return };
+        found.groups -= 1;
+        if found.groups > 0 {
+            return;
+        }
+        for key in self.found.remove(predicate).unwrap_or_default().keys {
+            if let Some(alike) = self.alike.get_mut(&key) {
+                *alike -= 1;
+                if *alike == 0 {
+                    self.alike.remove(&key);
+                }
+            }
         }
     }
 }
@@ -208,6 +258,10 @@ impl Running {
             self.router.published.begin(marks.next_block);
             let mut began = Instant::now();
             while self.router.proceed(&*feed, marks, &groups.timeline) {
+                for relation in self.router.met() {
+                    groups.settle(&relation);
+                    Routers::start(&groups, &feed);
+                }
                 if began.elapsed() >= TURN {
                     tokio::task::yield_now().await;
                     began = Instant::now();

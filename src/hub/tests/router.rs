@@ -157,6 +157,58 @@ async fn a_stream_sleeps_through_blocks_that_do_not_concern_it() {
     assert!(next.await.is_some_and(|frame| frame.is_ok()));
 }
 
+/// A stream sleeps through transactions of other origins, and sees those of its own wherever they lie in a block.
+#[tokio::test]
+async fn a_stream_sleeps_through_other_origins() {
+    const BLOCKS: u64 = 100;
+    let hour = std::time::Duration::from_secs(3600);
+    for predicate in ["", "state = 'in'", "state >= 'in'"] {
+        let mut world = World::new();
+        let orders = world.full_relation(1, "shop.orders", &["id", "state"]);
+        let from_east = Filter { origins: vec!["east".to_owned()], ..filter(predicate) };
+        let request = Subscription { filter: Some(from_east), progress_interval: Some(hour), ..earliest() };
+        let mut sleeper = world.open(request).await;
+        // Behind the router, as what it does not wait for would tell nothing.
+        let mut other = world.open(Subscription { filter: Some(filter("")), ..earliest() }).await;
+        world.begin("east");
+        world.insert(&orders, &["1", "in"]);
+        let first = world.commit();
+        world.seal();
+        assert_eq!((sleeper.until(first).await.len(), other.until(first).await.len()), (3, 3));
+
+        let (woken, started) = (Arc::new(Woken::default()), Instant::now());
+        let waker = Waker::from(woken.clone());
+        let mut context = Context::from_waker(&waker);
+        let mut next = Box::pin(sleeper.session.next());
+        assert!(next.as_mut().poll(&mut context).is_pending());
+        let mut times = 0;
+        for number in 0..BLOCKS {
+            world.begin(["", "west"][number as usize % 2]);
+            world.insert(&orders, &["2", "in"]);
+            world.commit();
+            world.seal();
+            for _ in 0..3 {
+                other.line_within(DEADLINE).await.expect("a line");
+            }
+            if woken.0.swap(false, Ordering::SeqCst) {
+                times += 1;
+                assert!(next.as_mut().poll(&mut context).is_pending());
+            }
+        }
+        let allowed = 1 + started.elapsed().as_secs();
+        assert!(times <= allowed && allowed < BLOCKS / 2, "{predicate}: woken {times} times by {BLOCKS} blocks");
+        drop(next);
+        for (id, origin) in ["", "east", "west", "east"].into_iter().enumerate() {
+            world.begin(origin);
+            world.insert(&orders, &[&id.to_string(), "in"]);
+            world.commit();
+        }
+        world.seal();
+        let lines = read_lines(sleeper, 6).await;
+        assert!(lines[1].contains("[1 in]") && lines[4].contains("[3 in]"), "{predicate}: {lines:?}");
+    }
+}
+
 #[tokio::test]
 async fn positions_move_where_nothing_concerns_a_stream() {
     let mut world = World::new();
@@ -216,7 +268,7 @@ fn joined(filters: usize, predicate: impl Fn(usize) -> String, states: usize) ->
     let feed: Arc<dyn Feed> = world.feed.clone();
     let join = |number| {
         let selection = Selection::compile(Some(&filter(&predicate(number))), None).expect("a good filter");
-        groups.join(&feed, selection, RowFormat::Compact)
+        groups.join(&feed, selection, RowFormat::Compact, [])
     };
     let joined = (0..filters).map(join).collect();
     for _ in 0..20 {
@@ -244,15 +296,9 @@ fn evaluated(groups: &Groups) -> u64 {
     routers(groups).map(|router| router.evaluated()).sum()
 }
 
-fn routed_up_to(world: &World, groups: &Groups, marks: Marks) -> std::time::Duration {
-    let started = Instant::now();
-    routers(groups).for_each(|router| router.advance(&*world.feed, marks, &groups.timeline));
-    started.elapsed()
-}
-
-fn routed(world: &World, groups: &Groups) -> std::time::Duration {
+fn routed(world: &World, groups: &Groups) {
     let marks: Marks = *world.feed.marks().borrow();
-    routed_up_to(world, groups, marks)
+    routers(groups).for_each(|router| router.advance(&*world.feed, marks, &groups.timeline));
 }
 
 #[test]
@@ -269,6 +315,28 @@ fn equality_predicates_cost_the_same_however_many_there_are() {
 }
 
 #[test]
+fn a_prefix_is_held_against_the_globs_once() {
+    const FILTERS: usize = 50;
+    let mut world = World::new();
+    let groups = Arc::new(Groups::new(64 << 20));
+    let feed: Arc<dyn Feed> = world.feed.clone();
+    let joined: Vec<_> = (0..FILTERS)
+        .map(|number| {
+            let filter = Filter { message_prefixes: vec![format!("audit.{number}*")], ..Filter::default() };
+            let selection = Selection::compile(Some(&filter), None).expect("a good filter");
+            groups.join(&feed, selection, RowFormat::Compact, [])
+        })
+        .collect();
+    for round in 0..100 {
+        world.message_outside(&format!("audit.{}", round % 4), "");
+        world.seal();
+    }
+    routed(&world, &groups);
+    assert_eq!(groups.routers.indexed.matched(), 4 * FILTERS as u64);
+    drop(joined);
+}
+
+#[test]
 fn a_predicate_is_evaluated_once_however_many_groups_have_it() {
     let (world, groups, joined) = joined(1, |_| "state > '3' AND note <> more".to_owned(), 10);
     let feed: Arc<dyn Feed> = world.feed.clone();
@@ -276,7 +344,7 @@ fn a_predicate_is_evaluated_once_however_many_groups_have_it() {
         .map(|number| {
             let columns = vec![format!("*.column{number}")];
             let filter = Filter { columns, ..filter("(state > '3') and Note != more") };
-            groups.join(&feed, Selection::compile(Some(&filter), None).expect("a good filter"), RowFormat::Compact)
+            groups.join(&feed, Selection::compile(Some(&filter), None).expect("a good filter"), RowFormat::Compact, [])
         })
         .collect();
     routed(&world, &groups);
@@ -306,37 +374,52 @@ fn an_equality_that_many_share_finds_nothing() {
     assert!(Arc::ptr_eq(&seat.router, &groups.routers.indexed), "there is room again");
 }
 
+/// Which predicates are alike, and that one finds nothing, can be told only when the table is there.
+#[tokio::test]
+async fn groups_move_when_a_table_shows_that_their_predicates_find_nothing() {
+    const FILTERS: usize = 30;
+    let mut world = World::new();
+    let mut clients = Vec::new();
+    for number in 0..FILTERS {
+        let predicate = format!("amount = 1.{}", "0".repeat(number + 1));
+        clients.push(world.open(Subscription { filter: Some(filter(&predicate)), ..earliest() }).await);
+    }
+    let routers = &world.hub.inner.groups.routers;
+    let at_home = |client: &Client| Arc::ptr_eq(&client.session.group.router(), &routers.indexed);
+    assert!(clients.iter().all(at_home));
+    let orders = world.full_relation(2, "shop.orders", &["id", "amount"]);
+    let mut readers: Vec<_> = Vec::new();
+    let rounds = 200;
+    let last = at(100 + 15 * (1 + rounds));
+    assert_eq!(world.single(&orders, &["0", "1"]), at(115));
+    for client in clients {
+        readers.push(tokio::spawn(read(client, last)));
+    }
+    for round in 0..rounds {
+        tokio::task::yield_now().await;
+        assert!(world.single(&orders, &["1", ["1", "2"][round as usize % 2]]).lsn <= last.lsn);
+    }
+    let routers = &world.hub.inner.groups.routers;
+    let (mut stayed, mut moved) = (0, 0);
+    for reader in readers {
+        let (lines, client) = reader.await.expect("no panic");
+        assert_eq!(lines.len(), 3 * (1 + 100), "{lines:?}");
+        match Arc::ptr_eq(&client.session.group.router(), &routers.indexed) {
+            true => stayed += 1,
+            false => moved += 1,
+        }
+    }
+    assert_eq!((stayed, moved), (8, FILTERS - 8));
+    let evaluated: u64 = routers.lagging.iter().chain([&routers.keeping_up]).map(|router| router.evaluated()).sum();
+    assert!(evaluated > 0, "the others evaluate");
+}
+
 #[test]
 fn groups_that_are_gone_cost_nothing() {
     let (world, groups, joined) = joined(50, |number| format!("state = '{number}' OR id = '{number}'"), 10);
     drop(joined);
     routed(&world, &groups);
     assert_eq!(evaluated(&groups), 0);
-}
-
-/// Nanoseconds per block of 500 changes: `cargo test --release router -- --ignored --nocapture`. What does not depend on the
-/// machine, how often something is evaluated, is counted above.
-#[test]
-#[ignore = "measures time"]
-fn the_cost_of_a_pass() {
-    let measure = |name: &str, filters: usize, predicate: &dyn Fn(usize) -> String| {
-        let (world, groups, _joined) = joined(filters, predicate, 10_000);
-        let mut marks: Marks = *world.feed.marks().borrow();
-        marks.next_block = 10;
-        // The first pass over a table learns the filters.
-        routed_up_to(&world, &groups, marks);
-        let before = evaluated(&groups);
-        let time = routed(&world, &groups).as_nanos() / 10;
-        let evaluated = (evaluated(&groups) - before) / 10;
-        println!("{name}: {filters} filters, {time} ns per block of 500 changes, {evaluated} evaluations in it");
-    };
-    for filters in [1, 10, 100, 1000, 10_000] {
-        measure("equality", filters, &|number| format!("state = 's{number}'"));
-        measure("equality that hits", filters, &|number| format!("state = '{number}'"));
-    }
-    for filters in [1, 2, 100, 1000] {
-        measure("residual", filters, &|number| format!("state > '{number}' AND note = more"));
-    }
 }
 
 #[tokio::test]

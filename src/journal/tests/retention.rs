@@ -43,6 +43,13 @@ async fn bytes_bound_the_journal_and_the_rest_stays_readable() {
     }
     let refused = opened.journal.fetch(&mut stale).await;
     assert!(matches!(refused, Err(Error::Expired { .. })), "{refused:?}");
+    let mut expired = 0;
+    for unit in &script.units {
+        let refused = matches!(opened.journal.locate(Start::After(unit.position)).await, Err(Error::Expired { .. }));
+        assert_eq!(opened.journal.has_expired(unit.position), refused, "{}", unit.position);
+        expired += usize::from(refused);
+    }
+    assert!(expired > 0 && expired < script.units.len());
     for reopen in [false, true] {
         if reopen {
             opened.close().await;

@@ -25,6 +25,19 @@ pub struct CreatedSlot {
     pub snapshot: Option<String>,
 }
 
+/// Whether a server of this `server_version_num` may make a slot that begins in the middle of a transaction, of which it then sends a part.
+/// Before 14.13, 15.8 and 16.4 one that is made without a snapshot takes up what another slot has left, and no longer waits for
+/// those that run ([why](https://github.com/postgres/postgres/commit/bb19b70081e2248f242cd00227abff5b1e105eb6)).
+pub fn begins_amid(version: u32) -> bool {
+    let (major, minor) = (version / 10_000, version % 10_000);
+    match major {
+        14 => minor < 13,
+        15 => minor < 8,
+        16 => minor < 4,
+        _ => false,
+    }
+}
+
 type Rows = Vec<Vec<Option<String>>>;
 
 impl Replication {
@@ -67,9 +80,15 @@ impl Replication {
         Ok(rows.into_iter().next().and_then(|row| row.into_iter().next().flatten()))
     }
 
-    /// Creates a logical pgoutput slot without exporting a snapshot. The server first waits for every transaction that
-    /// runs now, however long. `failover` (17 and later) has standbys keep it in step, and is refused on a standby.
+    /// Creates a logical pgoutput slot. The server first waits for every transaction that runs now, however long.
+    /// `failover` (17 and later) has standbys keep it in step, and is refused on a standby.
+    ///
+    /// No snapshot is exported, except by releases that without one [begin amid a transaction](begins_amid): it is gone with the next
+    /// command on this session.
     pub async fn create_slot(&mut self, name: &str, failover: bool) -> Result<CreatedSlot> {
+        if begins_amid(self.version()) {
+            return self.create_slot_with_snapshot(name, failover).await;
+        }
         let options = match (self.version(), failover) {
             (..150_000, _) => "NOEXPORT_SNAPSHOT",
             (170_000.., true) => "(SNAPSHOT 'nothing', FAILOVER)",

@@ -37,8 +37,8 @@ use super::{
 };
 use crate::lsn::Lsn;
 
-pub(super) use self::startup::PINNED;
 pub use self::{command::CreatedSlot, consistent::Consistency, frame::Frame, temporary::Outlived};
+pub(super) use self::{command::begins_amid, startup::PINNED};
 
 /// Between the epochs of Unix and PostgreSQL (2000-01-01).
 const EPOCH: Duration = Duration::from_secs(946_684_800);

@@ -26,9 +26,8 @@ impl Replication {
     /// Waits until every transaction that runs now has ended and is seen by whoever looks: makes a temporary slot of this name, or
     /// half of it. The session is of no other use afterwards.
     ///
-    /// The slot is made with a snapshot, although nobody takes it. Without one, PostgreSQL before 14.13, 15.8 and 16.4 may take up a snapshot
-    /// that another slot has left, and wait for nobody
-    /// ([why](https://github.com/postgres/postgres/commit/bb19b70081e2248f242cd00227abff5b1e105eb6)).
+    /// The slot is made with a snapshot, although nobody takes it. Without one, some releases
+    /// [wait for nobody](super::begins_amid).
     ///
     /// # Errors
     /// 55P03 when one transaction is waited for longer than `patience` (whole milliseconds, at least one). The server sees to that

@@ -253,6 +253,37 @@ async fn what_is_missing_is_told_by_phase() {
     assert!(!error.retryable());
 }
 
+/// What PostgreSQL itself got wrong before 14.13, 15.8 and 16.4, where WALCAST_TEST_PG_BIN may lead.
+#[tokio::test]
+async fn a_slot_that_waits_beside_another_begins_with_a_whole_transaction() {
+    let (cluster, sql, _) = started("").await;
+    let open = cluster.sql().await;
+    open.batch("BEGIN; INSERT INTO t (v) VALUES ('a')").await.unwrap();
+    let mut session = replication(&cluster, &sql).await;
+    let making = tokio::spawn(async move {
+        let created = session.create_slot("waits", false).await;
+        session.close().await.unwrap();
+        created
+    });
+    let waits = "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'transactionid' AND backend_type = 'walsender'";
+    let waiting = async {
+        while sql.optional(waits, &[]).await.unwrap().is_none() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, waiting).await.expect("the slot waits for the transaction");
+    // The other slot's decoder leaves its snapshot at the checkpoint's record of what runs.
+    sql.batch("CHECKPOINT; SELECT * FROM pg_logical_slot_get_binary_changes('s', NULL, NULL, 'proto_version', '1', 'publication_names', 'p')")
+        .await
+        .unwrap();
+    open.batch("INSERT INTO t (v) VALUES ('b'); COMMIT; UPDATE t SET v = 'c' WHERE id = 1").await.unwrap();
+    making.await.unwrap().unwrap();
+    let mut stream = replication(&cluster, &sql).await.start("waits", Lsn::ZERO, "p").await.unwrap();
+    sql.batch("UPDATE t SET v = 'd' WHERE id = 1").await.unwrap();
+    let (kinds, _) = transaction(&mut stream).await.unwrap();
+    assert!(["BRIIC", "BRUC"].contains(&kinds.as_str()), "the first transaction is a part of one: {kinds}");
+}
+
 #[tokio::test]
 async fn notices_are_frames() {
     let (cluster, sql, _) = started("").await;

@@ -1,4 +1,7 @@
-use std::{fs, io, sync::Arc};
+use std::{
+    fs, io,
+    sync::{Arc, atomic::Ordering},
+};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -19,6 +22,8 @@ use crate::{
 
 const BILLING: &str = "6f1e0c1b5f2a4f0f9a7c3f4f1f0e6d55";
 const OPERATOR: &str = "c2a7e4d90f1b4c7e8a6d5b3f2e1c0d9a";
+/// Type of the frame.
+const GOAWAY: u8 = 7;
 
 fn with_token<T>(message: T, token: &str) -> Request<T> {
     let mut request = Request::new(message);
@@ -118,25 +123,38 @@ async fn a_replaced_token_holds_without_a_restart() {
 }
 
 #[tokio::test]
-async fn a_connection_beyond_the_limit_is_closed_and_room_is_used_again() {
-    let server = start(Options { connections: 1, ..Options::default() }).await;
+async fn who_comes_over_a_connection_beyond_the_limit_is_told_so_and_room_is_used_again() {
+    use tonic_types::StatusExt as _;
+    let handshake_limit = std::time::Duration::from_secs(3600);
+    let server = start(Options { connections: 1, handshake_limit, ..Options::default() }).await;
     let steps = server.script();
     let mut stream = within(server.changes().await.subscribe(pb::SubscribeRequest::default())).await.unwrap();
-    let mut second = TcpStream::connect(server.address).await.unwrap();
-    second.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap_or_default();
-    let end = within(second.read(&mut [0; 64])).await;
-    assert!(matches!(&end, Ok(0)) || end.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionReset));
+    let open = server.hub.open.load(Ordering::SeqCst);
+    let mut clients = Vec::new();
+    for _ in 0..3 {
+        let mut second = server.changes().await;
+        let refused = within(second.subscribe(pb::SubscribeRequest::default())).await.unwrap_err();
+        assert_eq!(refused.code(), Code::ResourceExhausted, "{refused:?}");
+        let details = refused.get_error_details();
+        assert_eq!(details.error_info().unwrap().reason, "TOO_MANY_STREAMS");
+        assert!(details.retry_info().unwrap().retry_delay.is_some());
+        assert!(refused.message().contains("1 connections are open"), "{refused:?}");
+        clients.push(second);
+    }
+    assert_eq!(server.hub.open.load(Ordering::SeqCst), open, "nobody asked the hub");
+    // Who has been told has no connection any more, so that many more can be told.
+    let mut raw = TcpStream::connect(server.address).await.unwrap();
+    raw.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
+    assert!(within(raw.read(&mut [0; 64])).await.unwrap() > 0, "it is spoken with");
 
     steps.send(Ok(frame(1, 10))).await.unwrap();
     assert_eq!(lsn_of(&within(stream.get_mut().message()).await.unwrap().unwrap().events), "0/1");
     drop(stream);
+    server.hub.scripts.lock().extend((0..1000).map(|_| Script::Stuck));
+    // The same channel finds room as soon as there is some: it does not keep what refused it.
     within(async {
-        while tonic::transport::Channel::from_shared(format!("http://{}", server.address))
-            .unwrap()
-            .connect()
-            .await
-            .is_err()
-        {
+        while let Err(refused) = clients[0].subscribe(pb::SubscribeRequest::default()).await {
+            assert_eq!(refused.code(), Code::ResourceExhausted, "{refused:?}");
             tokio::time::sleep(std::time::Duration::from_millis(10)).await;
         }
     })
@@ -144,9 +162,32 @@ async fn a_connection_beyond_the_limit_is_closed_and_room_is_used_again() {
 }
 
 #[tokio::test]
-async fn one_connection_opens_no_more_streams_than_it_may() {
-    use std::sync::atomic::Ordering;
+async fn connections_that_say_nothing_beyond_the_limit_are_bounded_and_end() {
+    let limit = std::time::Duration::from_millis(300);
+    let server = start(Options { connections: 0, handshake_limit: limit, ..Options::default() }).await;
+    let mut sockets = Vec::new();
+    for _ in 0..200 {
+        sockets.push(TcpStream::connect(server.address).await.unwrap());
+    }
+    for mut socket in sockets {
+        let end = within(socket.read_to_end(&mut Vec::new())).await;
+        assert!(
+            end.as_ref().is_ok_and(|said| *said < 100)
+                || end.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionReset)
+        );
+    }
+    let answer = within(server.changes().await.list_relations(pb::ListRelationsRequest::default())).await;
+    assert!(answer.is_ok(), "other calls are answered: {answer:?}");
+    // One that speaks and asks for nothing is told to go, and goes although it does not answer.
+    let mut idle = TcpStream::connect(server.address).await.unwrap();
+    idle.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+    let mut all = Vec::new();
+    within(idle.read_to_end(&mut all)).await.unwrap();
+    assert!(all.windows(9).any(|frame| frame[..4] == [0, 0, 8, GOAWAY]), "{all:?}");
+}
 
+#[tokio::test]
+async fn one_connection_opens_no_more_streams_than_it_may() {
     use tonic_types::StatusExt as _;
     let server = start(Options { streams_per_connection: 2, ..Options::default() }).await;
     server.hub.scripts.lock().extend([Script::Stuck, Script::Stuck, Script::Stuck]);

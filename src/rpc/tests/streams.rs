@@ -338,3 +338,15 @@ async fn a_stalled_stream_lets_go_of_its_session_when_its_token_is_withdrawn() {
     assert_eq!(end.into_trailers().unwrap()["grpc-status"], "16");
     assert!(body.is_end_stream());
 }
+
+#[tokio::test]
+async fn a_session_goes_with_its_stream_whoever_watches_the_token() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("tokens");
+    fs::write(&path, "aaaaaaaaaaaaaaaaaaaaaaaa a *").unwrap();
+    let grant = Arc::new(Tokens::load(path).unwrap()).grant("aaaaaaaaaaaaaaaaaaaaaaaa");
+    assert!(grant.is_some());
+    let (held, mut dropped) = oneshot::channel();
+    drop(StreamBody::new(Endless(held), None, grant, tracing::Span::none()));
+    assert_eq!(dropped.try_recv(), Err(oneshot::error::TryRecvError::Closed));
+}

@@ -6,7 +6,7 @@ use super::{
     CheckError,
     ast::{ColumnRef, Expr, Literal, Op, Operand, Side, Spelling},
     class::{Class, Constant},
-    like::{Invalid, MAX_PIECE, Pattern},
+    like::{Invalid, MAX_PIECE, MAX_STEPS, Pattern},
     literal::{Reduced, Typed, reduce, typed},
     node::{Items, Node, Source, Test, Truth},
 };
@@ -20,9 +20,17 @@ pub(super) struct Checker<'a> {
     pub relation: &'a Relation,
     /// Every column reference that was resolved, with its offset, in the order of the text.
     pub seen: Vec<(Source, usize)>,
+    /// Literals of columns that compare in text form: column, text and offset.
+    pub spelled: Vec<(u32, Box<str>, usize)>,
+    /// Of all patterns so far.
+    steps: usize,
 }
 
 impl<'a> Checker<'a> {
+    pub fn new(relation: &'a Relation) -> Self {
+        Checker { relation, seen: Vec::new(), spelled: Vec::new(), steps: 0 }
+    }
+
     pub fn condition(&mut self, expr: &Expr) -> Result<Node, CheckError> {
         Ok(match expr {
             Expr::And(parts) => Node::And(self.conditions(parts)?),
@@ -94,6 +102,14 @@ impl<'a> Checker<'a> {
         Ok((source, column))
     }
 
+    fn typed(&mut self, literal: &Literal, column: &Column, source: Source) -> Result<Typed, CheckError> {
+        let typed = typed(literal, column, source.class)?;
+        if let (Class::Other, Spelling::Text(text)) = (source.class, &literal.spelling) {
+            self.spelled.push((source.column, text.as_str().into(), literal.offset));
+        }
+        Ok(typed)
+    }
+
     fn boolean(&mut self, operand: &Operand) -> Result<Node, CheckError> {
         match operand {
             Operand::Column(reference) => {
@@ -127,7 +143,7 @@ impl<'a> Checker<'a> {
         let (source, column) = self.resolve(reference)?;
         require_order(source.class, column, op, offset)?;
         let on_null = if distinct { op.holds(Ordering::Less).into() } else { Truth::NULL };
-        let test = match typed(literal, column, source.class)? {
+        let test = match self.typed(literal, column, source)? {
             Typed::Null if !distinct => return Ok(Node::Constant(Truth::NULL)),
             Typed::Null if op == Op::EQUAL => return Ok(Node::IsNull(source)),
             Typed::Null => return Ok(Node::Not(Box::new(Node::IsNull(source)))),
@@ -167,7 +183,7 @@ impl<'a> Checker<'a> {
         let mut constants = Vec::with_capacity(items.len());
         let mut has_null = false;
         for item in items {
-            match typed(item, column, source.class)? {
+            match self.typed(item, column, source)? {
                 Typed::Null => has_null = true,
                 Typed::Constant(constant) => constants.push(constant),
                 Typed::Between(_) => {}
@@ -203,7 +219,18 @@ impl<'a> Checker<'a> {
             }
         };
         let message = match Pattern::compile(text, insensitive) {
-            Ok(pattern) => return Ok(Node::Test { source, test: Test::Like(pattern), on_null: Truth::NULL }),
+            Ok(pattern) => {
+                self.steps += pattern.steps();
+                if self.steps <= MAX_STEPS {
+                    return Ok(Node::Test { source, test: Test::Like(pattern), on_null: Truth::NULL });
+                }
+                format!(
+                    "the patterns up to here take {} steps for each character of a text, more than the {MAX_STEPS} that one \
+                     predicate may: a pattern with % around a text takes 1, with _ or ILIKE as many as there are characters \
+                     between two %, 24 at most, and one more; split the filter over several streams, or compare by = or IN",
+                    self.steps
+                )
+            }
             Err(Invalid::Escape) => "a pattern cannot end with the escape character".to_owned(),
             Err(Invalid::Long) => {
                 format!("with _ or ILIKE a pattern has at most {MAX_PIECE} characters between two %")

@@ -4,13 +4,17 @@
 //!
 //! A piece with `_` is in the worst case compared at each place of the text, and either may be long. So a longer piece is
 //! followed at all places at once, a bit for each character of it
-//! ([shift-and](https://en.wikipedia.org/wiki/Bitap_algorithm)), and has at most [`MAX_PIECE`] characters: a character of the
-//! text costs 16 steps at most, whatever the pattern.
+//! ([shift-and](https://en.wikipedia.org/wiki/Bitap_algorithm)), and has at most [`MAX_PIECE`] characters. So what a character of
+//! the text costs is known beforehand ([`Pattern::steps`]), and a predicate may ask for [`MAX_STEPS`] of them, all its patterns
+//! together: sessions evaluate on the threads that serve everybody.
 
 use memchr::memmem::Finder;
 
 /// Longest piece between two `%` that is looked for by single characters, inclusive.
 pub(super) const MAX_PIECE: usize = 1024;
+/// Steps that the patterns of one predicate may take for a character of the text in the worst case, inclusive: some ten
+/// microseconds for each KiB at most.
+pub(super) const MAX_STEPS: usize = 512;
 /// Longest piece that is tried at one place after another, inclusive.
 const SHORT: usize = 16;
 const WORDS: usize = MAX_PIECE / 64;
@@ -87,6 +91,17 @@ impl Pattern {
                 last: text(&last).into(),
             },
         })
+    }
+
+    /// What a character of the text costs in the worst case: about a nanosecond each. What is anchored at an end costs the
+    /// pattern's length, whatever the text's.
+    pub fn steps(&self) -> usize {
+        match self {
+            Pattern::Exact(_) => 0,
+            Pattern::Pieces { middle, .. } => usize::from(!middle.is_empty()),
+            // The text is made UTF-8 first where it is not.
+            Pattern::General(general) => 1 + general.middle.iter().map(Piece::steps).max().unwrap_or_default(),
+        }
     }
 
     /// A LIKE pattern that matches the same; `None` for ILIKE.
@@ -242,6 +257,11 @@ impl Piece {
         Ok(Piece { tokens: tokens.into(), places })
     }
 
+    fn steps(&self) -> usize {
+        const LOOKUP: usize = 8;
+        self.places.as_ref().map_or(self.tokens.len(), |places| LOOKUP + places.words)
+    }
+
     /// What comes behind the first place at which the text has it.
     fn find<'t>(&self, text: &'t str, fold: bool) -> Option<&'t str> {
         match &self.places {
@@ -299,11 +319,8 @@ fn fold_case(c: char) -> char {
     if c.is_ascii() {
         return c.to_ascii_lowercase();
     }
-    let mut lower = c.to_lowercase();
-    match (lower.next(), lower.next()) {
-        (Some(only), None) => only,
-        _ => c,
-    }
+    // U+0130 alone becomes two, an i and a dot; the simple mapping, which PostgreSQL uses, has no dot.
+    c.to_lowercase().next().unwrap_or(c)
 }
 
 #[cfg(test)]
@@ -399,5 +416,23 @@ mod tests {
         assert_eq!(Pattern::compile(&literal, true).err(), Some(Invalid::Long));
         let ends = "a_".repeat(MAX_PIECE);
         assert!(Pattern::compile(&format!("{ends}%{ends}"), false).is_ok(), "the ends have one place each");
+    }
+
+    #[test]
+    fn steps_are_those_of_the_dearest_piece() {
+        let long = format!("%{}_%", "a".repeat(99));
+        for (pattern, like, ilike) in [
+            ("abc", 0, 1),
+            ("abc%xyz", 0, 1),
+            ("a%b%c", 1, 2),
+            ("%abcdef%", 1, 7),
+            ("%abcdef%gh%", 1, 7),
+            ("a_%", 1, 1),
+            ("%a_%", 3, 3),
+            (&*long, 1 + 8 + 2, 1 + 8 + 2),
+        ] {
+            let steps = |insensitive| Pattern::compile(pattern, insensitive).unwrap().steps();
+            assert_eq!((steps(false), steps(true)), (like, ilike), "{pattern}");
+        }
     }
 }

@@ -54,7 +54,8 @@ pub(super) fn typed(literal: &Literal, column: &Column, class: Class) -> Result<
         Spelling::Text(text) => text.as_str(),
     };
     let constant = match class {
-        Class::Text | Class::Other => Some(Constant::Text(text.as_bytes().into())),
+        Class::Text => Some(Constant::Text(cut(text, column).as_bytes().into())),
+        Class::Other => Some(Constant::Text(text.as_bytes().into())),
         Class::Padded => Some(Constant::Padded(trim(text.as_bytes()).into())),
         _ => quoted(text.trim_matches(|c: char| c.is_ascii_whitespace()), class),
     };
@@ -112,7 +113,7 @@ fn float(text: &str, parse: impl Fn(&str) -> Option<f64>) -> Option<Constant> {
     let number = Decimal::read(text.as_bytes())?;
     let value = parse(text)?;
     let finite = number.floor().is_some() && !text.to_ascii_lowercase().contains("inf");
-    let vanished = value == 0.0 && text.split('e').next()?.bytes().any(|byte| matches!(byte, b'1'..=b'9'));
+    let vanished = value == 0.0 && text.split(['e', 'E']).next()?.bytes().any(|byte| matches!(byte, b'1'..=b'9'));
     (finite == value.is_finite() && !vanished).then_some(Constant::Float(value))
 }
 
@@ -158,14 +159,17 @@ fn expected(class: Class) -> &'static str {
 fn check_cast(literal: &Literal, column: &Column, class: Class) -> Result<(), CheckError> {
     let Some(cast) = literal.cast.as_deref() else { return Ok(()) };
     let fits = match cast {
-        "int2" | "smallint" | "int4" | "int" | "integer" | "int8" | "bigint" | "oid" => class.int_range().is_some(),
-        "float4" | "real" | "float8" | "float" => matches!(class, Class::Float4 | Class::Float8),
+        "int2" | "smallint" | "int4" | "int" | "integer" | "int8" | "bigint" => {
+            class.int_range().is_some() && !rounds(&literal.spelling)
+        }
+        "float4" | "real" => class == Class::Float4,
+        "float8" | "float" => class == Class::Float8,
         "numeric" | "decimal" => class == Class::Numeric,
         "bool" | "boolean" => class == Class::Bool,
-        "text" | "varchar" | "bpchar" | "char" | "name" => class.is_text(),
-        "time" | "timetz" | "timestamp" | "timestamptz" | "date" | "interval" | "uuid" | "bytea" => {
-            base_name(column) == cast
-        }
+        // Beside these `char(n)` is text without the spaces at its end.
+        "text" | "varchar" => class == Class::Text || class == Class::Padded && !ends_with_space(&literal.spelling),
+        "bpchar" | "oid" | "name" | "time" | "timetz" | "timestamp" | "timestamptz" | "date" | "interval" | "uuid"
+        | "bytea" => base_name(column) == cast,
         other => column.type_name == other || column.type_name.split_once('.').is_some_and(|(_, name)| name == other),
     };
     if fits {
@@ -174,4 +178,26 @@ fn check_cast(literal: &Literal, column: &Column, class: Class) -> Result<(), Ch
     let message =
         format!("column {:?} is {} and does not compare with a literal of type {cast}", column.name, column.type_name);
     Err(CheckError::new(message, literal.offset))
+}
+
+/// Whether it is another number as an integer.
+fn rounds(spelling: &Spelling) -> bool {
+    let exact = |digits: &String| Some(Decimal::read(digits.as_bytes())?.floor()?.1);
+    matches!(spelling, Spelling::Number(digits) if exact(digits) != Some(true))
+}
+
+fn ends_with_space(spelling: &Spelling) -> bool {
+    matches!(spelling, Spelling::Text(text) if text.ends_with(' '))
+}
+
+/// What the types of fixed size make of a longer text: `name` has
+/// [63 bytes](https://www.postgresql.org/docs/current/datatype-character.html), `"char"` one.
+fn cut<'t>(text: &'t str, column: &Column) -> &'t str {
+    let bytes = match base_name(column) {
+        "name" => 63,
+        "char" if text.starts_with(|c: char| c.is_ascii()) => 1,
+        _ => return text,
+    };
+    let end = (0..=bytes.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
+    &text[..end.unwrap_or_default()]
 }

@@ -139,13 +139,14 @@ impl Predicate {
     /// # Errors
     /// [`CheckError`] with the character of the name, literal or operator that does not fit.
     pub fn check(&self, relation: &Relation) -> Result<Compiled, CheckError> {
-        let mut checker = check::Checker { relation, seen: Vec::new() };
+        let mut checker = check::Checker::new(relation);
         let root = checker.condition(&self.root)?;
         Ok(Compiled {
             equality: route::equality(&root),
             over_rows: checker.seen.iter().all(|(source, _)| source.side == ast::Side::Row),
             names: relation.columns.iter().map(|column| column.name.clone()).collect(),
             seen: checker.seen.into(),
+            spelled: checker.spelled.into(),
             root,
         })
     }
@@ -168,9 +169,17 @@ pub struct Compiled {
     seen: Box<[(node::Source, usize)]>,
     /// Of the relation's columns.
     names: Box<[String]>,
+    /// As [`Compiled::spelled`].
+    spelled: Box<[(u32, Box<str>, usize)]>,
 }
 
 impl Compiled {
+    /// Literals beside columns that compare in the form in which PostgreSQL prints them: the column's index, the text and its
+    /// offset. In another form they equal nothing.
+    pub fn spelled(&self) -> impl Iterator<Item = (usize, &str, usize)> {
+        self.spelled.iter().map(|(column, text, offset)| (*column as usize, &**text, *offset))
+    }
+
     /// The columns that the predicate reads: indices in [`Relation::columns`], ascending.
     pub fn columns(&self) -> Vec<usize> {
         let mut columns: Vec<usize> = self.seen.iter().map(|(source, _)| source.column as usize).collect();

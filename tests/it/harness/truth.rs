@@ -51,13 +51,18 @@ pub async fn watch(db: &Db) {
 
 /// Reads the truth. The publication may hold less than the database.
 pub async fn read(cluster: &Cluster, database: &str, publication: &str) -> Truth {
+    read_from(cluster, database, publication, SLOT).await
+}
+
+/// The same from any slot, which is not advanced.
+pub async fn read_from(cluster: &Cluster, database: &str, publication: &str, slot: &str) -> Truth {
     let db = cluster.connect_to(database).await;
     if db.text("SHOW server_encoding").await.as_deref() == Some("SQL_ASCII") {
         // With UTF8 on the client's side the server refuses to send the bytes that such a database may hold.
         db.run("SET client_encoding = 'SQL_ASCII'").await;
     }
     let sql = format!(
-        "SELECT lsn::text, data FROM pg_logical_slot_peek_binary_changes('{SLOT}', NULL, NULL, \
+        "SELECT lsn::text, data FROM pg_logical_slot_peek_binary_changes('{slot}', NULL, NULL, \
          'proto_version', '1', 'publication_names', '{publication}', 'messages', 'true')"
     );
     let mut truth = Truth::default();

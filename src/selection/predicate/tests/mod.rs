@@ -1,8 +1,8 @@
+mod allocation;
 mod decisions;
 mod language;
 mod properties;
 mod pushed;
-mod speed;
 mod typing;
 
 use super::*;

@@ -44,6 +44,11 @@ fn what_does_not_fit_is_refused_at_its_character() {
         ("id = n", 3, "different types"),
         ("mood = tags", 5, "different types"),
         ("ts = timestamptz '2026-01-01'", 5, "literal of type timestamptz"),
+        ("i4 = 1.5::int4", 5, "literal of type int4"),
+        ("f4 = '0.1'::float8", 5, "literal of type float8"),
+        ("c = 'a '::text", 4, "literal of type text"),
+        ("t = 'a '::bpchar", 4, "literal of type bpchar"),
+        ("t = 'ab'::char", 4, "literal of type char"),
         ("i4 IN (1, 'x')", 10, "expected a number"),
         ("1 IN (1)", 0, "needs a column"),
         ("changed(nix)", 8, "no column"),
@@ -51,6 +56,21 @@ fn what_does_not_fit_is_refused_at_its_character() {
         let error = check(text).map(|_| ()).expect_err(text);
         assert_eq!(error.offset, offset, "{text}: {error}");
         assert!(error.message.contains(part), "{text}: {error}");
+    }
+}
+
+#[test]
+fn patterns_cost_no_more_than_a_predicate_may() {
+    let many = |pattern: &str, count: usize| vec![format!("t {pattern}"); count].join(" OR ");
+    for (pattern, fits) in [("LIKE '%note%'", 512), ("ILIKE '%urgent%'", 73), ("LIKE '%aaaaaaaaaaaaaaa_%'", 30)] {
+        assert!(check(&many(pattern, fits)).is_ok(), "{pattern}");
+        let error = check(&many(pattern, fits + 1)).map(|_| ()).expect_err(pattern);
+        let last = many(pattern, fits + 1).rfind('\'').and_then(|end| many(pattern, fits + 1)[..end].rfind('\''));
+        assert_eq!(Some(error.offset), last, "{pattern}: {error}");
+        assert!(error.message.contains("more than the 512") && error.message.contains("= or IN"), "{error}");
+    }
+    for free in ["LIKE 'note%'", "NOT LIKE '%end'", "LIKE 'exactly'"] {
+        assert!(check(&many(free, 600)).is_ok(), "{free}");
     }
 }
 
@@ -66,6 +86,8 @@ fn selects(predicate: &str, column: &str, value: &str) -> Option<bool> {
 fn values_compare_by_type() {
     for (predicate, column, value, expected) in [
         ("i4 = 5.0", "i4", "5", true),
+        ("i4 = 5.0::int2", "i4", "5", true),
+        ("c = 'a'::text", "c", "a    ", true),
         ("i4 > 1.5", "i4", "2", true),
         ("i4 > 1.5", "i4", "1", false),
         ("i4 >= -1.5", "i4", "-1", true),
@@ -91,6 +113,7 @@ fn values_compare_by_type() {
         ("f8 = 'nan'", "f8", "NaN", true),
         ("f8 > 'Infinity'", "f8", "NaN", true),
         ("f8 = 0", "f8", "-0", true),
+        ("f8 = '0E5'", "f8", "0", true),
         ("t < 'b'", "t", "a", true),
         ("t < 'a'", "t", "Z", true),
         ("t = 'a '", "t", "a", false),
