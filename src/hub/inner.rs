@@ -19,6 +19,7 @@ use super::{
     group::Groups,
     lag,
     registry::Registry,
+    tide::Tide,
     turns::{Turn, Turns},
 };
 use crate::{
@@ -38,6 +39,7 @@ pub(super) struct Inner {
     pub groups: Arc<Groups>,
     pub registry: Registry,
     pub governor: Governor,
+    pub tide: Tide,
     readers: Arc<Turns>,
     pub snapshots: OnceLock<Arc<dyn Snapshots>>,
     /// How many more may be read.
@@ -85,6 +87,7 @@ impl Inner {
             limits,
             drain,
             registry: Registry::default(),
+            tide: Tide::default(),
             readers,
             snapshots: OnceLock::new(),
             streams: AtomicUsize::new(0),

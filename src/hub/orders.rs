@@ -76,7 +76,7 @@ impl Reserved {
         }
         orders.place = Place::Ordered(id.to_owned(), start);
         drop(orders);
-        shared.wake.notify_one();
+        shared.wake.ring();
         Ok(())
     }
 }
@@ -128,7 +128,7 @@ impl Shared {
         drop(orders);
         // What it holds is not let go of under the lock.
         drop(cancelled);
-        self.wake.notify_one();
+        self.wake.ring();
         Ok(known)
     }
 
