@@ -4,7 +4,7 @@
 ## make test            what the tests need, then all tests
 ## make test-clients    the clients against the built hub, where their toolchains are present
 ## make test-versions   what every major version of PostgreSQL must survive; make test-matrix, all tests on each
-## make bench           every figure beside its peer, about an hour; make bench-quick, about ten minutes
+## make bench           every figure beside its peer, an hour and a half; make bench-quick, about twenty minutes
 ## make chaos-failover  failovers by the seed, as many as SEEDS says
 ## make fuzz            both fuzz targets for FUZZ_SECONDS each, from the seeds that are kept
 ## make lint            formatting, clippy, protocol, licences

@@ -97,14 +97,16 @@ pub async fn serve(config: Config, drain: Drain) -> Result<(), Error> {
         opened.map_err(|error| Error::System { what: "opening the journal", error: io::Error::other(error) })??;
     let fresh = recovered.fresh;
     tracing::info!(
-        tail = %recovered.complete,
+        tail = (!fresh).then(|| tracing::field::display(recovered.complete)),
         fresh,
+        eager = config.journal.eager,
         data_dir = %config.journal.data_dir.display(),
         "journal open"
     );
     let state = SourceState::new(&config.source.slot, &config.source.publication);
     let ingest = Ingest::new(journal.clone(), appender, &recovered);
     let rows = connect.clone();
+    let database = config.journal.data_dir.join("database");
     let source = source::Options {
         connect,
         slot: config.source.slot.clone(),
@@ -113,6 +115,7 @@ pub async fn serve(config: Config, drain: Drain) -> Result<(), Error> {
         schemas: config.source.schemas.clone(),
         quarantine: config.journal.data_dir.join("quarantine"),
         rebase: config.journal.data_dir.join(source::REBASE),
+        database: database.clone(),
         failover_slot: config.source.failover_slot,
         on_slot_lost: match config.source.continue_after_gap {
             true => source::OnSlotLost::Continue,
@@ -134,18 +137,25 @@ pub async fn serve(config: Config, drain: Drain) -> Result<(), Error> {
     };
     let hub = Hub::new(feed.clone(), Arc::new(state.clone()), Arc::new(journal.clone()), limits, drain.clone());
     let patience = Patience { idle: config.limits.snapshot_idle, settle: config.limits.snapshot_settle };
-    hub.reads_rows_with(Arc::new(Exporter::new(rows, &config.source.publication, feed.clone(), patience)));
+    hub.reads_rows_with(Arc::new(Exporter::new(rows, &config.source.publication, database, feed.clone(), patience)));
     let health = Health::new().await;
     let serving = (tell_health(health.clone(), &state), tell_disk_full(&journal, state.clone()));
     let stop_pages = CancellationToken::new();
     let readiness = readiness(journal.clone(), state.clone(), drain.clone(), fresh);
     let pages = pages.map(|listener| {
-        tracing::info!(address = ?listener.local_addr().ok(), "serving metrics and health over HTTP");
+        tracing::info!(
+            address = listener.local_addr().ok().map(tracing::field::display),
+            "serving metrics and health over HTTP"
+        );
         let lags = hub.clone();
         let pages = Pages { metrics: rendered, refresh: Arc::new(move || lags.record_lags()), readiness };
         AbortOnDropHandle::new(tokio::spawn(http::serve(listener, pages, stop_pages.clone())))
     });
-    tracing::info!(address = ?grpc.local_addr().ok(), tls = config.grpc.tls.is_some(), "serving gRPC");
+    tracing::info!(
+        address = grpc.local_addr().ok().map(tracing::field::display),
+        tls = config.grpc.tls.is_some(),
+        "serving gRPC"
+    );
     let services = Services { backend: hub, feed, source: Arc::new(state), health };
     let ended = drain_when_source_ends(source, drain.clone());
     let served = rpc::serve(grpc, services, options, drain).await;

@@ -37,6 +37,7 @@ names! {
     counter SOURCE_TRANSACTIONS = "walcast_source_transactions_total", "Transactions received from the source.";
     counter SOURCE_BYTES = "walcast_source_bytes_total", "Bytes of pgoutput received from the source.";
     gauge SUBSCRIBER_LAG_BYTES = "walcast_subscriber_lag_bytes", "WAL bytes between a named subscriber's checkpoint and the journal's tail.";
+    gauge SUBSCRIBER_EXPIRED = "walcast_subscriber_expired", "1 if retention has removed what a named subscriber has not acknowledged, else 0.";
     gauge STREAMS = "walcast_streams", "Open subscription streams.";
     counter STREAMS_ENDED = "walcast_streams_ended_total", "Streams ended, by reason.";
     counter BYTES_DELIVERED = "walcast_bytes_delivered_total", "Bytes handed to subscribers' streams.";

@@ -3,6 +3,10 @@
 use std::{
     future::Future,
     pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll, Waker},
 };
 
@@ -10,7 +14,11 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 /// Told once, heard by every clone, at any time after.
 #[derive(Clone, Debug, Default)]
-pub struct Drain(CancellationToken);
+pub struct Drain {
+    /// The token's own answer takes the lock of its list.
+    told: Arc<AtomicBool>,
+    token: CancellationToken,
+}
 
 impl Drain {
     /// A token that nobody has told to drain.
@@ -20,46 +28,40 @@ impl Drain {
 
     /// Tells everybody.
     pub fn start(&self) {
-        self.0.cancel();
+        self.told.store(true, Ordering::Release);
+        self.token.cancel();
     }
 
     /// Whether draining has been told.
     pub fn started(&self) -> bool {
-        self.0.is_cancelled()
+        self.told.load(Ordering::Acquire)
     }
 
     /// Returns once draining has been told; at once if it was before.
     pub async fn wait(&self) {
-        self.0.cancelled().await;
+        self.token.cancelled().await;
     }
 
     /// The same, to be kept and polled over and over.
     pub fn ear(&self) -> Ear {
-        Ear::new(self.0.clone())
+        Ear { waiting: Box::pin(self.token.clone().cancelled_owned()), drain: self.clone(), listed: None }
     }
 }
 
-/// Finishes once a token is cancelled. Everybody who waits for a token is in one list with one lock, and is looked up there
+/// Finishes once draining has been told. Everybody who waits for a token is in one list with one lock, and is looked up there
 /// by each poll: with a hundred streams that wake for every transaction, the threads meet there. This one stays in the list
 /// from one wait to the next, and a poll by the task that polled it before reads an atomic.
 pub struct Ear {
-    token: CancellationToken,
+    drain: Drain,
     waiting: Pin<Box<WaitForCancellationFutureOwned>>,
     listed: Option<Waker>,
-}
-
-impl Ear {
-    /// Not in the list before it is polled.
-    pub fn new(token: CancellationToken) -> Self {
-        Ear { waiting: Box::pin(token.clone().cancelled_owned()), token, listed: None }
-    }
 }
 
 impl Future for Ear {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        if self.token.is_cancelled() {
+        if self.drain.started() {
             return Poll::Ready(());
         }
         if self.listed.as_ref().is_some_and(|listed| listed.will_wake(cx.waker())) {

@@ -93,6 +93,8 @@ pub struct Report {
     pub changes: u64,
     pub transactions: u64,
     pub hash: u64,
+    /// Sum of the ids.
+    pub ids: i64,
     /// Of all streams, as their sockets received them.
     pub bytes: u64,
     /// gRPC messages with their framing; of one stream.
@@ -257,6 +259,7 @@ fn one(orders: &Orders, number: usize) -> Report {
         changes: seen.changes,
         transactions: seen.transactions,
         hash: seen.hash,
+        ids: seen.ids,
         bytes: call.wire_bytes.max(bytes),
         payload: if target == u64::MAX { bytes } else { 0 },
         compressed: seen.compressed,

@@ -14,6 +14,8 @@ pub struct Events {
     pub transactions: u64,
     /// Over the first column of every new image, in order.
     pub hash: u64,
+    /// Sum of the same, where there is no order.
+    pub ids: i64,
     /// The last position, as it was sent.
     pub position: Vec<u8>,
     pub caught_up: bool,
@@ -78,6 +80,7 @@ impl Events {
                         (5, _, mut row) => {
                             self.values = [value(&mut row), value(&mut row)];
                             self.hash = hash(self.hash, self.values[0]);
+                            self.ids = self.ids.wrapping_add(self.values[0]);
                             break;
                         }
                         _ => {}

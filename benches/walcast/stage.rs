@@ -164,15 +164,16 @@ impl Stage {
         self.db.run("CHECKPOINT").await;
     }
 
-    /// Seconds that psql takes to copy a table and throw it away.
-    pub fn psql_copy(&self, table: &str) -> f64 {
+    /// Seconds that psql takes to copy a table and throw it away, and its CPU seconds.
+    pub fn psql_copy(&self, table: &str) -> (f64, f64) {
         let mut command = process::command(&versions::bin_dir(self.cluster.major()).join("psql"), Account::Own, "KILL");
         command.args(["-X", "-d", &self.cluster.dsn(), "-c", &format!("COPY {table} TO STDOUT")]);
         command.stdin(Stdio::null()).stdout(Stdio::null());
         let started = now_us();
         let mut child = process::spawn(command).expect("psql");
-        assert!(proc::wait(&mut child).1, "psql failed");
-        (now_us() - started) as f64 / 1e6
+        let (cpu, well) = proc::wait(&mut child);
+        assert!(well, "psql failed");
+        ((now_us() - started) as f64 / 1e6, cpu)
     }
 
     /// PostgreSQL's own copy of a table into a pipe.

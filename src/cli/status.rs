@@ -32,6 +32,9 @@ fn pretty(status: &pb::GetStatusResponse, retracted: &[Retracted]) -> String {
     };
     let since = journal.earliest_commit_time.as_ref().and_then(timestamp);
     let since = since.map_or_else(String::new, |time| format!("  since {time:.0}"));
+    // What the hub saw last: while it is away nothing says how it is now.
+    let seen = if source.connected || source.wal_status.is_empty() { "" } else { "  (when it last streamed)" };
+    let wal = if source.wal_status.is_empty() { String::new() } else { format!("  wal {}{seen}", source.wal_status) };
     let mut text = source.alarms.iter().fold(String::new(), |text, alarm| text + "ALARM " + alarm + "\n");
     text += &pairs(&[
         ("hub", format!("walcast {}", status.version)),
@@ -39,14 +42,17 @@ fn pretty(status: &pb::GetStatusResponse, retracted: &[Retracted]) -> String {
         ("source", state),
         ("  cluster", format!("{}  timeline {}", source.system_identifier, source.timeline)),
         ("  lineage", source.lineage),
-        ("  slot", format!("{}  wal {}", source.slot, source.wal_status)),
-        ("  confirmed", source.confirmed_flush_lsn),
-        ("  current", source.current_lsn),
-        ("  retained", show_bytes(source.retained_wal_bytes)),
+        ("  slot", format!("{}{wal}", source.slot)),
+        ("  confirmed", format!("{}{seen}", source.confirmed_flush_lsn)),
+        ("  current", format!("{}{seen}", source.current_lsn)),
+        ("  retained", format!("{}{seen}", show_bytes(source.retained_wal_bytes))),
         ("journal", show_bytes(journal.bytes)),
         ("  earliest", format!("{}{since}", lsn(journal.earliest.as_ref()))),
         ("  tail", lsn(journal.tail.as_ref())),
     ]);
+    if source.connected && !source.last_error.is_empty() {
+        text += &pairs(&[("  WAITS", source.last_error)]); // it streams, and nothing is taken from the stream
+    }
     if journal.eager {
         text += &pairs(&[("  durable", format!("{}  (eager: delivered before)", lsn(journal.durable.as_ref())))]);
     }
@@ -138,5 +144,22 @@ mod tests {
         let source = pb::SourceStatus { last_error: "SLOT_IN_USE: by pid 7".into(), ..Default::default() };
         let text = pretty(&pb::GetStatusResponse { source: Some(source), ..Default::default() }, &[]);
         assert!(text.contains("away: SLOT_IN_USE: by pid 7"), "{text}");
+    }
+
+    #[test]
+    fn what_was_true_before_an_outage_is_not_said_as_if_it_were_true_now() {
+        let source = |connected| pb::SourceStatus {
+            connected,
+            last_error: "DISK_FULL: no room".into(),
+            wal_status: "reserved".into(),
+            retained_wal_bytes: 2048,
+            ..Default::default()
+        };
+        let text = |source| pretty(&pb::GetStatusResponse { source: Some(source), ..Default::default() }, &[]);
+        let (away, there) = (text(source(false)), text(source(true)));
+        assert!(away.contains("wal reserved  (when it last streamed)\n"), "{away}");
+        assert!(away.contains("2.00 KiB  (when it last streamed)\n") && !away.contains("WAITS"), "{away}");
+        assert!(there.contains("wal reserved\n") && there.contains("2.00 KiB\n"), "{there}");
+        assert!(there.contains("WAITS") && there.contains("DISK_FULL: no room\n"), "{there}");
     }
 }

@@ -135,6 +135,9 @@ pub struct Recovery<'a> {
     pub gate: &'a [String],
     /// Hears what the recovery waits for, every two seconds while it does.
     pub blocked: &'a (dyn Fn(&[String]) + Send + Sync),
+    /// Hears, when the old slot is gone and before the new one is made, what tables are like
+    /// ([`Making::before`]): until the recovery ends the new slot has none of what the journal lacks.
+    pub begins: &'a (dyn Fn(&str) + Send + Sync),
     /// Ends every wait with [`Error::Left`]: the server is stale, and what it waits for may never come.
     pub leave: &'a Drain,
 }
@@ -180,6 +183,7 @@ impl Recovery<'_> {
             seen: horizon.snapshot.clone(),
             journaled: self.journaled_since(horizon).await?,
         };
+        failpoint::hit("recovery_checked");
         slot::drop(self.sql, self.slot).await?;
         failpoint::hit("recovery_slot_dropped");
         match self.remake(horizon, &mut so_far, replication, sink).await {
@@ -197,6 +201,7 @@ impl Recovery<'_> {
         sink: &mut S,
     ) -> Result<Done, Error<S::Error>> {
         let mut making = Making::new(self.sql).await?;
+        (self.begins)(making.before());
         let created = loop {
             let created = self.create_slot(horizon, so_far, replication, sink).await?;
             if making.may_keep(self.slot).await? {

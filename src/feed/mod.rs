@@ -15,7 +15,7 @@ use crate::{
     lsn::Lsn,
     model::{Described, Lineage, LineageId, Position, Printed, Relation, RelationId, Spelled},
     reason::{Classified, Reason},
-    wire::{block::Block, pb, position_to_pb},
+    wire::{block::Block, pb, position_to_pb, token::Token},
 };
 
 pub use snapshot::{
@@ -170,6 +170,18 @@ pub trait Feed: Send + Sync + 'static {
 
     /// What is retained now.
     fn window(&self) -> Window;
+
+    /// Whether retention has removed what a stream that goes on behind this position needs.
+    fn has_expired(&self, position: Position) -> bool {
+        self.window().is_behind(position)
+    }
+
+    /// Commit time of about the first transaction behind this position, microseconds since 2000-01-01 UTC: not before it, and
+    /// that of the first one that is retained, where that is a later one. `None`: not known.
+    fn commit_time_behind(&self, position: Position) -> Option<i64> {
+        let _ = position;
+        None
+    }
 
     /// Turns a start into a cursor. A position beyond the tail is located at the tail with `after` kept: its session
     /// waits there. `AfterLsn` resolves to the greatest resume point at or below the LSN.
@@ -404,6 +416,14 @@ pub struct Checkpoint {
     pub created: i64,
     /// Last time it was connected, microseconds since 2000-01-01 UTC. Retention stops counting it when this is too old.
     pub last_seen: i64,
+}
+
+impl Checkpoint {
+    /// Behind what its next stream goes on; `None`: nowhere yet, or it reads the rows of a consistent snapshot anew.
+    pub fn goes_on_behind(&self) -> Option<Position> {
+        let owed = Token::decode(&self.snapshot).ok().and_then(|token| token.progress);
+        self.position.filter(|_| owed.is_none_or(|owed| owed.incremental))
+    }
 }
 
 /// The checkpoint could not be made durable.

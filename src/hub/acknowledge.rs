@@ -14,7 +14,7 @@ use bytes::Bytes;
 
 use super::{
     Error, StartAt,
-    inner::{Inner, record_lag},
+    inner::{Inner, record},
     lag,
     registry::Sent,
     trail::Trail,
@@ -74,7 +74,7 @@ impl Inner {
     pub async fn delete(&self, key: &SubscriberKey) -> Result<(), Error> {
         let existed = self.checkpoints.delete(key).await?;
         self.registry.remove(key);
-        record_lag(key, 0);
+        record(key, 0, false);
         if existed { Ok(()) } else { Err(Error::subscriber_unknown(&key.name)) }
     }
 

@@ -66,7 +66,7 @@ impl Session {
                     end => return Ok(end),
                 },
                 Fetched::AtTail => tokio::select! {
-                    () = self.shared.wake.notified() => {}
+                    () = self.shared.wake.wait() => {}
                     () = self.hub.drain.wait() => {}
                     moved = marks.changed() => moved.map_err(|_| Error::draining(self.passed))?,
                 },

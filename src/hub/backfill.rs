@@ -1,5 +1,7 @@
 //! Rows of more tables into a stream that is open already: the order is left with the stream, which takes it up between
-//! two transactions. Nothing is read before it has, since chunks have their place behind marks in the journal.
+//! two transactions. Nothing is read before it has, since chunks have their place behind marks in the journal. A stream whose positions
+//! still list what was open when its first rows were read takes up a large order when that is behind it: together they could be more
+//! than a checkpoint keeps.
 
 use std::sync::Arc;
 
@@ -107,13 +109,12 @@ impl Session {
         if self.outbox.begun() {
             return;
         }
-        let Taken { start, pause, cancel } = self.shared.take_orders();
+        let stamp = &mut self.stamp;
+        let Taken { start, pause, cancel } = self.shared.take_orders(|progress| stamp.owe(progress.clone()));
         if let Some(Start { snapshot, selection, paused }) = start {
-            let progress = snapshot.progress.clone();
             let (mut running, begin) = Running::new(*snapshot, self.group.selection.clone(), Some(selection), paused);
             running.pause(pause == Some(true));
             self.running = Some(Box::new(running));
-            self.stamp.update(|token| token.progress = Some(progress));
             self.say(pb::event::Kind::SnapshotBegin(begin));
         }
         if let (Some(paused), Some(running)) = (pause, &mut self.running) {

@@ -3,17 +3,17 @@
 
 use std::sync::{
     Arc,
-    atomic::{AtomicBool, Ordering},
+    atomic::{AtomicBool, Ordering, fence},
 };
 
-use parking_lot::Mutex;
-use tokio::sync::Notify;
-
-use super::{Error, acknowledge, credit::Credits, inner::Inner, orders::Orders, registry::Sent, trail::Trail};
+use super::{
+    Error, acknowledge, bell::Bell, credit::Credits, inner::Inner, orders::Orders, registry::Sent, trail::Trail,
+};
 use crate::{
     feed::{Resume, SubscriberKey},
     model::Position,
 };
+use parking_lot::Mutex;
 
 /// One stream as others see it.
 #[derive(Debug)]
@@ -27,7 +27,9 @@ pub(super) struct Shared {
     /// Where it started.
     pub after: Position,
     /// Wakes the stream; it looks at everything then.
-    pub wake: Notify,
+    pub wake: Bell,
+    /// It waits for the marks to move.
+    wants_marks: AtomicBool,
     ended: AtomicBool,
     state: Mutex<State>,
     pub(super) orders: Mutex<Orders>,
@@ -61,7 +63,8 @@ impl Shared {
             filter_hash,
             peer,
             after,
-            wake: Notify::new(),
+            wake: Bell::default(),
+            wants_marks: AtomicBool::new(false),
             ended: AtomicBool::new(false),
             state: Mutex::new(State {
                 end: None,
@@ -76,12 +79,26 @@ impl Shared {
         }
     }
 
+    /// From now on it is woken when the marks move. Whether they have is to be asked after this.
+    pub fn want_marks(&self) {
+        self.wants_marks.store(true, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+    }
+
+    /// The marks have moved; a fence lies between that and this.
+    pub fn marks_moved(&self) {
+        if self.wants_marks.load(Ordering::Relaxed) {
+            self.wants_marks.store(false, Ordering::Relaxed);
+            self.wake.ring();
+        }
+    }
+
     /// Ends the stream with this error; the first one holds.
     pub fn end(&self, error: Error) {
         self.state.lock().end.get_or_insert(error);
         self.ended.store(true, Ordering::Release);
         self.close_orders();
-        self.wake.notify_one();
+        self.wake.ring();
     }
 
     /// Why the stream is to end, if it is.
@@ -121,7 +138,7 @@ impl Shared {
     /// The checkpoint became durable.
     pub fn checkpointed(&self, durable: Resume) {
         self.state.lock().checkpoint = Some(durable);
-        self.wake.notify_one();
+        self.wake.ring();
     }
 
     /// Whether the client may acknowledge this position.
@@ -170,12 +187,12 @@ impl SessionHandle {
                 credits.grant(events, bytes);
             }
         });
-        self.shared.wake.notify_one();
+        self.shared.wake.ring();
     }
 
     /// Checks at once that the position was sent, then makes it durable in the background, coalesced: while one write is
-    /// under way only the latest position waits. The durable one comes back in `progress.checkpoint`. A write
-    /// that fails ends the stream. Must be called within the runtime.
+    /// under way only the latest position waits. The durable one comes back in `progress.checkpoint`. One that is larger than
+    /// a checkpoint keeps leaves it as it was. A write that fails ends the stream. Must be called within the runtime.
     pub fn acknowledge(&self, resume: impl Into<Resume>) -> Result<(), Error> {
         let resume = resume.into();
         let Some(key) = &self.shared.key else {
@@ -185,6 +202,10 @@ impl SessionHandle {
             return Err(error);
         }
         self.shared.may_acknowledge(resume.position)?;
+        if let Err(error) = acknowledge::check_size(&resume) {
+            tracing::debug!(subscriber = key.name, %error, "an acknowledgement leaves the checkpoint as it is");
+            return Ok(());
+        }
         if self.shared.ask(resume) {
             let (shared, hub, key) = (self.shared.clone(), self.hub.clone(), key.clone());
             tokio::spawn(async move {

@@ -89,6 +89,13 @@ impl Message {
         self.0.len() - MESSAGE_PREFIX
     }
 
+    /// The finished message in a buffer of its own size, for those who keep it; empty bytes if nothing was added.
+    pub fn finish_exact(self) -> Frame {
+        let spare = self.0.capacity() - self.0.len();
+        let frame = self.finish();
+        if spare > frame.len() / 8 { Bytes::copy_from_slice(&frame) } else { frame }
+    }
+
     /// The finished message; empty bytes if nothing was added.
     pub fn finish(mut self) -> Frame {
         if self.is_empty() {

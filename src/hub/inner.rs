@@ -1,8 +1,11 @@
 //! What all streams of a hub have in common.
 
-use std::sync::{
-    Arc, OnceLock,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
 };
 
 use tokio::{
@@ -16,6 +19,7 @@ use super::{
     group::Groups,
     lag,
     registry::Registry,
+    tide::Tide,
     turns::{Turn, Turns},
 };
 use crate::{
@@ -35,6 +39,7 @@ pub(super) struct Inner {
     pub groups: Arc<Groups>,
     pub registry: Registry,
     pub governor: Governor,
+    pub tide: Tide,
     readers: Arc<Turns>,
     pub snapshots: OnceLock<Arc<dyn Snapshots>>,
     /// How many more may be read.
@@ -82,6 +87,7 @@ impl Inner {
             limits,
             drain,
             registry: Registry::default(),
+            tide: Tide::default(),
             readers,
             snapshots: OnceLock::new(),
             streams: AtomicUsize::new(0),
@@ -200,18 +206,27 @@ impl Inner {
         let behind = done.filter(|done| done.lineage != tail.lineage || done.order() < tail.order());
         SubscriberInfo {
             key,
+            expired: checkpoint.goes_on_behind().is_some_and(|at| self.feed.has_expired(at)),
             checkpoint,
             connected: live.is_some(),
             lag_bytes: behind.map_or(0, |done| tail.lsn.since(done.lsn)),
-            lag: behind.map(|done| self.groups.timeline.since(done, lag::now())),
+            lag: behind.map(|done| self.age(done)),
             peer: live.map(|live| live.peer.clone()).unwrap_or_default(),
         }
+    }
+
+    /// How long ago what comes behind this position was committed, as far as is known.
+    fn age(&self, done: Position) -> Duration {
+        let now = lag::now();
+        let remembered = self.groups.timeline.since(done, now);
+        let journaled = self.feed.commit_time_behind(done).map_or(0, |time| now.saturating_sub(time).max(0));
+        remembered.max(Duration::from_micros(journaled as u64))
     }
 
     pub fn record_lags(&self) {
         self.groups.timeline.record(self.tail(), lag::now());
         for info in self.subscribers(&Principal::default()) {
-            record_lag(&info.key, info.lag_bytes);
+            record(&info.key, info.lag_bytes, info.expired);
         }
     }
 
@@ -240,12 +255,13 @@ impl Inner {
     }
 }
 
-pub(super) fn record_lag(key: &SubscriberKey, bytes: u64) {
+pub(super) fn record(key: &SubscriberKey, lag_bytes: u64, expired: bool) {
     let label = match key.principal.as_str() {
         "" => key.name.clone(),
         principal => format!("{principal}/{}", key.name),
     };
-    ::metrics::gauge!(metrics::SUBSCRIBER_LAG_BYTES, "subscriber" => label).set(bytes as f64);
+    ::metrics::gauge!(metrics::SUBSCRIBER_LAG_BYTES, "subscriber" => label.clone()).set(lag_bytes as f64);
+    ::metrics::gauge!(metrics::SUBSCRIBER_EXPIRED, "subscriber" => label).set(f64::from(u8::from(expired)));
 }
 
 /// Checks the name of a subscriber.

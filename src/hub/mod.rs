@@ -7,6 +7,7 @@ use bytes::Bytes;
 mod acknowledge;
 mod ahead;
 mod backfill;
+mod bell;
 mod control;
 mod credit;
 mod crossing;
@@ -31,6 +32,7 @@ mod session;
 mod snapshot;
 mod take;
 mod telling;
+mod tide;
 mod trail;
 mod turns;
 mod waits;
@@ -161,8 +163,10 @@ pub struct SubscriberInfo {
     pub connected: bool,
     /// WAL bytes between checkpoint and tail.
     pub lag_bytes: u64,
-    /// Time since the tail's commit that the checkpoint lacks; `None` when it is at the tail.
+    /// Time since the first commit that the checkpoint lacks, at least; `None` when it is at the tail.
     pub lag: Option<Duration>,
+    /// Retention has removed what comes behind the checkpoint.
+    pub expired: bool,
     /// Remote address of the open stream.
     pub peer: String,
 }
@@ -246,7 +250,7 @@ impl Hub {
         self.inner.streams()
     }
 
-    /// Sets `walcast_subscriber_lag_bytes` of every subscriber; before metrics are rendered.
+    /// Sets the metrics of every subscriber; before they are rendered.
     pub fn record_lags(&self) {
         self.inner.record_lags();
     }

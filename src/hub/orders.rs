@@ -9,7 +9,7 @@ use std::{fmt, sync::Arc};
 use tokio::sync::watch;
 
 use super::{Error, control::Shared};
-use crate::{feed::Snapshot, reason::Reason, selection::Selection};
+use crate::{feed::Snapshot, reason::Reason, selection::Selection, wire::token::Progress};
 
 /// Rows that the stream is to take up.
 pub(super) struct Start {
@@ -76,7 +76,7 @@ impl Reserved {
         }
         orders.place = Place::Ordered(id.to_owned(), start);
         drop(orders);
-        shared.wake.notify_one();
+        shared.wake.ring();
         Ok(())
     }
 }
@@ -128,14 +128,20 @@ impl Shared {
         drop(orders);
         // What it holds is not let go of under the lock.
         drop(cancelled);
-        self.wake.notify_one();
+        self.wake.ring();
         Ok(known)
     }
 
-    /// For the stream itself.
-    pub fn take_orders(&self) -> Taken {
+    /// For the stream itself. `fits`: whether its positions can name the rows beside all else that they name; until they can, an order
+    /// waits, and so does what is ordered of it.
+    pub fn take_orders(&self, fits: impl FnOnce(&Progress) -> bool) -> Taken {
         let mut orders = self.orders.lock();
         let mut start = None;
+        if let Place::Ordered(_, ordered) = &orders.place
+            && !fits(&ordered.snapshot.progress)
+        {
+            return Taken::default();
+        }
         if matches!(orders.place, Place::Ordered(..))
             && let Place::Ordered(id, ordered) = std::mem::take(&mut orders.place)
         {

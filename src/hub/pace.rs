@@ -54,12 +54,22 @@ impl Pace {
         self.at_once || now >= self.last + self.moving
     }
 
+    /// Whether the source has come or gone since the last progress.
+    pub fn turned(&self, connected: bool) -> bool {
+        connected != self.reported.connected
+    }
+
     pub fn due(&self, now: Instant, standing: &Standing) -> bool {
-        self.at_once || standing.connected != self.reported.connected || now >= self.deadline(standing)
+        self.at_once || self.turned(standing.connected) || now >= self.deadline(standing)
     }
 
     pub fn deadline(&self, standing: &Standing) -> Instant {
         self.last + if *standing == self.reported { self.silent } else { self.moving }
+    }
+
+    /// [`deadline`](Self::deadline) where it is known from the position alone: the stream has moved.
+    pub fn deadline_after(&self, passed: Position) -> Option<Instant> {
+        (passed != self.reported.position.position).then(|| self.last + self.moving)
     }
 
     pub fn told(&mut self, now: Instant, standing: Standing) {

@@ -216,7 +216,7 @@ impl<'a> Projector<'a> {
                 tail = Some(Tail { begun: n > 0, counted: n });
             }
         }
-        let body = Part { message: body.finish(), events, counted };
+        let body = Part { message: body.finish_exact(), events, counted };
         let relations = self.relations;
         Ok(Projection { block: self.block.number, untouched: false, head, body, tail, relations, failed })
     }
@@ -235,7 +235,7 @@ impl<'a> Projector<'a> {
             SpanEnd::Discard => Bytes::copy_from_slice(self.slice(span.end_offset, span.end)?),
             _ => Bytes::new(),
         };
-        let part = Part { message: message.finish(), events: counted as u32, counted };
+        let part = Part { message: message.finish_exact(), events: counted as u32, counted };
         Ok(Head { part, ending: span.ending, discard })
     }
 

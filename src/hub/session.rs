@@ -24,6 +24,7 @@ use super::{
     pace::{Pace, Standing},
     router::{self, Route},
     snapshot::{Running, Turn},
+    tide::Told,
 };
 use crate::{
     feed::{self, Crossing, Cursor, Fetched, Frame, Marks, Resume, Snapshot},
@@ -132,6 +133,8 @@ pub struct Session {
     pub(super) stop_at: Option<Lsn>,
     pub(super) timer: Option<Pin<Box<Sleep>>>,
     pub(super) draining: Ear,
+    /// Once it has waited for the marks.
+    pub(super) told: Option<Told>,
     pub(super) next_nudge: Instant,
     next_touch: Option<Instant>,
     opened: Option<Box<pb::Opened>>,
@@ -223,6 +226,7 @@ impl Session {
             next_touch: shared.key.as_ref().map(|_| now + TOUCH),
             timer: None,
             draining: hub.drain.ear(),
+            told: None,
             hub,
             group,
             shared,
@@ -354,21 +358,19 @@ impl Session {
                 Turn::Again => continue,
                 Turn::Step(step) => return Ok(step),
             }
-            if let Some(block) = &self.incoming {
+            if let Some(block) = self.incoming.take() {
                 if taken_in == BLOCKS_PER_STEP {
+                    self.incoming = Some(block);
                     return Ok(Step::Yield);
                 }
                 taken_in += 1;
-                let block = block.clone();
-                match self.missing(&block)? {
-                    Some(step) => return Ok(step),
-                    None => {
-                        self.incoming = None;
-                        self.stride.take(&block, now);
-                        self.take_in(&block)?;
-                        continue;
-                    }
+                if let Some(step) = self.missing(&block)? {
+                    self.incoming = Some(block);
+                    return Ok(step);
                 }
+                self.stride.take(&block, now);
+                self.take_in(&block)?;
+                continue;
             }
             if self.reading.is_some() {
                 return Ok(Step::Read);

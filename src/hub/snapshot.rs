@@ -55,6 +55,8 @@ pub(super) struct Running {
     reached: Option<Option<Progress>>,
     /// Incremental: where the rows stood along the stream, oldest first.
     trail: Vec<Progress>,
+    /// What names the stream in the log.
+    span: tracing::Span,
 }
 
 /// What a snapshot makes the session do.
@@ -149,6 +151,7 @@ impl Running {
             total: progress.rows,
             reached: None,
             trail: vec![progress],
+            span: tracing::Span::current(),
         };
         (running, begin)
     }
@@ -418,12 +421,8 @@ impl Session {
     pub(super) fn rewind_rows(&mut self, crossing: &Crossing) {
         let Some(running) = &mut self.running else { return };
         if let Some(progress) = running.rewind(crossing) {
-            tracing::info!(
-                id = running.id,
-                table = progress.table,
-                rows = progress.rows,
-                "rows are read again from here"
-            );
+            let (id, table, rows) = (&running.id, &progress.table, progress.rows);
+            running.span.in_scope(|| tracing::info!(id, table, rows, "rows are read again from here"));
             self.stamp.update(|token| token.progress = Some(progress));
         }
     }

@@ -67,11 +67,14 @@ impl Session {
     }
 
     pub(super) fn progress(&mut self, now: Instant) -> Option<Frame> {
-        let standing = self.standing();
         let last = self.at_stop() && self.outbox.is_empty();
         if self.outbox.begun() || self.passage.is_some() || self.until.is_some() {
             return None;
         }
+        if !last && !self.pace.may_be_due(now) && !self.pace.turned(self.hub.source.connected()) {
+            return None;
+        }
+        let standing = self.standing();
         if !(last || self.pace.due(now, &standing)) {
             return None;
         }
@@ -84,10 +87,15 @@ impl Session {
         Some(self.hand_out_event(pb::event::Kind::Progress(event)))
     }
 
+    /// When the next progress is due.
+    pub(super) fn deadline(&self) -> Instant {
+        self.pace.deadline_after(self.passed).unwrap_or_else(|| self.pace.deadline(&self.standing()))
+    }
+
     pub(super) fn pause(&mut self, now: Instant, for_what: For) -> Step {
         let mut until = now + IDLE_CHECK;
         if !self.outbox.begun() {
-            until = until.min(self.pace.deadline(&self.standing()));
+            until = until.min(self.deadline());
         }
         if for_what == For::Marks && self.stop_at.is_some() {
             if now >= self.next_nudge {

@@ -1,5 +1,11 @@
 //! What a session waits for. All state changes in steps; a wait that is dropped loses nothing.
 
+use std::{
+    future::{Future, poll_fn},
+    pin::Pin,
+    task::{Context, Poll},
+};
+
 use tokio::time::{Instant, sleep_until};
 
 use super::{
@@ -9,7 +15,36 @@ use super::{
 use crate::feed::Fetched;
 
 impl Session {
+    /// The wait of a stream that follows the marks or its client, and nothing else.
+    fn poll_wait(&mut self, cx: &mut Context<'_>, for_what: For) -> Poll<Result<(), Error>> {
+        if self.shared.wake.poll(cx).is_ready() || Pin::new(&mut self.draining).poll(cx).is_ready() {
+            return Poll::Ready(Ok(()));
+        }
+        if for_what == For::Marks {
+            self.told.get_or_insert_with(|| self.hub.tide.join(&self.shared, &self.marks));
+            self.shared.want_marks();
+            match self.marks.has_changed() {
+                Ok(false) => {}
+                Ok(true) => return Poll::Ready(Ok(())),
+                Err(_) if self.marks.borrow().next_block > self.cursor.block => return Poll::Ready(Ok(())),
+                Err(_) => return Poll::Ready(Err(Error::draining(self.passed))),
+            }
+        }
+        match &mut self.timer {
+            Some(timer) => timer.as_mut().poll(cx).map(Ok),
+            None => Poll::Pending,
+        }
+    }
+
     pub(super) async fn wait(&mut self, until: Instant, for_what: For) -> Result<(), Error> {
+        // Kept from wait to wait: setting a timer to a later time takes no lock, starting and dropping one does.
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(until)));
+        if timer.deadline() != until {
+            timer.as_mut().reset(until);
+        }
+        if self.running.is_none() && matches!(for_what, For::Marks | For::Client) {
+            return poll_fn(|cx| self.poll_wait(cx, for_what)).await;
+        }
         let concerned = async {
             match &mut self.route {
                 // The sender lives as long as the group, and the group as long as the stream.
@@ -23,11 +58,6 @@ impl Session {
                 None => std::future::pending().await,
             }
         };
-        // Kept from wait to wait: setting a timer to a later time takes no lock, starting and dropping one does.
-        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(until)));
-        if timer.deadline() != until {
-            timer.as_mut().reset(until);
-        }
         let rested = async {
             match for_what {
                 For::Rest => self.stride.rested(&self.hub.governor).await,
@@ -38,7 +68,7 @@ impl Session {
             _ = concerned => Ok(()),
             () = rested => Ok(()),
             () = piece => Ok(()),
-            () = self.shared.wake.notified() => Ok(()),
+            () = self.shared.wake.wait() => Ok(()),
             () = &mut self.draining => Ok(()),
             () = timer => Ok(()),
             moved = self.marks.changed(), if for_what == For::Marks => moved.map_err(|_| Error::draining(self.passed)),
@@ -54,7 +84,7 @@ impl Session {
         let read = tokio::select! {
             read = reading => read,
             () = self.hub.drain.wait() => return Ok(()),
-            () = self.shared.wake.notified() => return Ok(()),
+            () = self.shared.wake.wait() => return Ok(()),
         };
         self.reading = None;
         let (cursor, fetched) = read.map_err(|error| Error::internal(format!("reading a block: {error}")))?;
@@ -66,11 +96,11 @@ impl Session {
     }
 
     pub(super) async fn pull(&mut self) -> Result<(), Error> {
-        let until = self.pace.deadline(&self.standing()).min(Instant::now() + IDLE_CHECK);
+        let until = self.deadline().min(Instant::now() + IDLE_CHECK);
         let Some(running) = &mut self.running else { return Ok(()) };
         tokio::select! {
             () = running.pull() => {}
-            () = self.shared.wake.notified() => {}
+            () = self.shared.wake.wait() => {}
             () = self.hub.drain.wait() => {}
             () = sleep_until(until) => {}
         }

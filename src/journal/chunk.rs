@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 
 use super::{
-    disk::read_range,
+    disk::{read_range, will_need},
     map::Chunk,
     segment::{Kind, Pieces, RECORD_LEN, Scanner, Slice, Step},
 };
@@ -21,6 +21,8 @@ pub(super) struct Decoded {
     /// Ascending; not consecutive where there is damage.
     pub blocks: Vec<Arc<Block>>,
     pub gaps: Vec<Gap>,
+    /// Bytes of memory of all blocks.
+    pub footprint: u64,
 }
 
 /// Blocks that are damaged.
@@ -59,46 +61,64 @@ pub(super) fn read(chunk: &Chunk) -> io::Result<Decoded> {
         return Ok(all_bad(chunk, why));
     }
     let file = File::open(&chunk.path)?;
-    let bytes = read_range(&file, chunk.from, (chunk.to - chunk.from) as usize)?;
+    will_need(&file, chunk.from, chunk.to - chunk.from);
     metrics::add(metrics::JOURNAL_READS, 1);
-    metrics::add(metrics::JOURNAL_BYTES_READ, bytes.len() as u64);
-    decode(chunk, Parted { whole: Slice { base: chunk.from, bytes }, part: Slice { base: 0, bytes: Bytes::new() } })
+    metrics::add(metrics::JOURNAL_BYTES_READ, chunk.to - chunk.from);
+    decode(chunk, Parts::new(&file, chunk.to)?)
 }
 
 fn all_bad(chunk: &Chunk, why: &str) -> Decoded {
     let detail = format!("{}: {why}", chunk.path.display());
     let gap =
         Gap { first: chunk.first_block, next: chunk.next_block, after: chunk.after, up_to: chunk.next_after, detail };
-    Decoded { blocks: Vec::new(), gaps: vec![gap] }
+    Decoded { gaps: vec![gap], ..Decoded::default() }
 }
 
-/// A read buffer whose payloads are copied: a large one into a buffer of its own, small ones into shared ones.
-struct Parted {
-    whole: Slice,
+/// A file of which each large payload is read into a buffer of its own, where it stays, and small ones together.
+struct Parts<'f> {
+    file: &'f File,
+    end: u64,
     part: Slice,
+    /// The last payload was large; then behind the next header there is another one, most likely.
+    large: bool,
 }
 
 /// Bytes of a buffer that small payloads share, and what is not small.
 const PART: usize = 64 << 10;
 const LARGE: usize = PART / 4;
 
-impl Pieces for Parted {
+impl<'f> Parts<'f> {
+    /// Reads up to `end`, or the file's end if that comes first.
+    fn new(file: &'f File, end: u64) -> io::Result<Self> {
+        let end = end.min(file.metadata()?.len());
+        Ok(Parts { file, end, part: Slice { base: 0, bytes: Bytes::new() }, large: true })
+    }
+
+    fn read(&self, offset: u64, len: usize) -> io::Result<Bytes> {
+        read_range(self.file, offset, (len as u64).min(self.end.saturating_sub(offset)) as usize)
+    }
+}
+
+impl Pieces for Parts<'_> {
     fn piece(&mut self, offset: u64, len: usize) -> io::Result<Bytes> {
-        if len == RECORD_LEN {
-            return self.whole.piece(offset, len); // a record's header, which nobody keeps
-        }
-        if len >= LARGE {
-            return Ok(Bytes::copy_from_slice(&self.whole.piece(offset, len)?));
-        }
         let part = &self.part;
-        if offset < part.base || offset + len as u64 > part.base + part.bytes.len() as u64 {
-            self.part = Slice { base: offset, bytes: Bytes::copy_from_slice(&self.whole.piece(offset, PART)?) };
+        let held = offset >= part.base && offset + len as u64 <= part.base + part.bytes.len() as u64;
+        let header = len == RECORD_LEN;
+        if !header {
+            self.large = len >= LARGE;
         }
-        self.part.piece(offset, len)
+        if self.large && !held {
+            return self.read(offset, len);
+        }
+        if !held {
+            self.part = Slice { base: offset, bytes: self.read(offset, len.max(PART))? };
+        }
+        let piece = self.part.piece(offset, len)?;
+        Ok(if self.large && !header { Bytes::copy_from_slice(&piece) } else { piece })
     }
 
     fn end(&self) -> u64 {
-        self.whole.end()
+        self.end
     }
 }
 
@@ -144,6 +164,7 @@ pub(super) fn decode(chunk: &Chunk, bytes: impl Pieces) -> io::Result<Decoded> {
                 pending = None;
                 expected = block.number + 1;
                 last = block.up_to;
+                decoded.footprint += block.footprint() as u64;
                 decoded.blocks.push(Arc::new(block));
             }
         }
@@ -195,6 +216,13 @@ struct Entry {
     cell: Cell,
 }
 
+impl Entry {
+    /// Of the file while it is being read, then of memory.
+    fn bytes(&self) -> u64 {
+        self.cell.get().map_or(self.to - self.from, |decoded| decoded.footprint)
+    }
+}
+
 impl ChunkCache {
     pub fn new(limit: u64) -> Self {
         ChunkCache { limit, entries: Mutex::default() }
@@ -211,6 +239,17 @@ impl ChunkCache {
         cell.get_or_try_init(read).await.cloned()
     }
 
+    /// The chunk, if it has been read as far as it goes now and is in memory.
+    pub fn ready(&self, chunk: &Chunk) -> Option<Arc<Decoded>> {
+        let mut entries = self.entries.lock();
+        let is_it = |entry: &Entry| entry.segment == chunk.segment && entry.from == chunk.from && entry.to >= chunk.to;
+        let at = entries.iter().position(is_it)?;
+        let entry = entries.remove(at)?;
+        let decoded = entry.cell.get().cloned();
+        entries.push_front(entry);
+        decoded
+    }
+
     fn cell(&self, chunk: &Chunk) -> Cell {
         let mut entries = self.entries.lock();
         let at = entries.iter().position(|entry| entry.segment == chunk.segment && entry.from == chunk.from);
@@ -223,9 +262,9 @@ impl ChunkCache {
         });
         let cell = entry.cell.clone();
         entries.push_front(entry);
-        let mut bytes: u64 = entries.iter().map(|entry| entry.to - entry.from).sum();
+        let mut bytes: u64 = entries.iter().map(Entry::bytes).sum();
         while bytes > self.limit && entries.len() > 1 {
-            bytes -= entries.pop_back().map_or(0, |entry| entry.to - entry.from);
+            bytes -= entries.pop_back().map_or(0, |entry| entry.bytes());
         }
         cell
     }

@@ -4,12 +4,15 @@
 use std::{
     fs::File,
     io::{self, IoSlice},
-    os::unix::fs::FileExt,
+    num::NonZeroU64,
     path::{Path, PathBuf},
 };
 
-use bytes::{Bytes, BytesMut};
-use rustix::fs::{FallocateFlags, SeekFrom};
+use bytes::Bytes;
+use rustix::{
+    buffer::spare_capacity,
+    fs::{Advice, FallocateFlags, SeekFrom, fadvise},
+};
 
 use super::segment::{FileHeader, Pieces, RECORDS};
 
@@ -143,18 +146,22 @@ impl Pieces for FilePieces<'_> {
 
 /// Reads `len` bytes at `offset`, fewer at the end of the file.
 pub(super) fn read_range(file: &File, offset: u64, len: usize) -> io::Result<Bytes> {
-    let mut buffer = BytesMut::zeroed(len);
-    let mut done = 0;
-    while done < len {
-        match file.read_at(&mut buffer[done..], offset + done as u64) {
+    let mut buffer = Vec::with_capacity(len);
+    while buffer.len() < len {
+        let at = offset + buffer.len() as u64;
+        match rustix::io::pread(file, spare_capacity(&mut buffer), at) {
             Ok(0) => break,
-            Ok(n) => done += n,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
         }
     }
-    buffer.truncate(done);
-    Ok(buffer.freeze())
+    buffer.truncate(len);
+    Ok(buffer.into())
+}
+
+/// Tells the system that this range is about to be read, so that many small reads of it wait for the disk once.
+pub(super) fn will_need(file: &File, offset: u64, len: u64) {
+    let _ = fadvise(file, offset, NonZeroU64::new(len), Advice::WillNeed); // advice: reading works without it
 }
 
 /// The directory, held exclusively for as long as this lives.

@@ -134,6 +134,24 @@ impl Map {
         self.history.onward(Cursor { block, after }).after
     }
 
+    /// The first block behind the crossing in front of which nothing comes any more that holds; `None`: something does.
+    pub fn next_crossed(&self, at: Position) -> Option<u64> {
+        let crossing = self.history.crossing(at.lineage)?;
+        let holds = crossing.departs.lineage == at.lineage && at.order() >= crossing.departs.order();
+        Some(crossing.to.first_block).filter(|first| holds && *first >= self.first_block())
+    }
+
+    /// Whether retention has removed what comes behind this position, which is a subscriber's.
+    pub fn has_expired(&self, position: Position) -> bool {
+        let tail = self.marks.tail;
+        if self.history.rank(position.lineage).is_none() {
+            return false;
+        }
+        let at = self.history.floor(position);
+        let at_tail = at.lineage == tail.lineage && at.order() >= tail.order();
+        !at_tail && self.next_crossed(at).is_none() && self.key(at) < self.key(self.earliest())
+    }
+
     /// Number of the first block that is still on disk.
     pub fn first_block(&self) -> u64 {
         self.segments.first().map_or(self.marks.next_block, |segment| segment.first_block)

@@ -42,12 +42,26 @@ impl Feed for super::Journal {
         }
     }
 
+    fn has_expired(&self, position: Position) -> bool {
+        self.shared().map.read().has_expired(position)
+    }
+
+    fn commit_time_behind(&self, position: Position) -> Option<i64> {
+        let map = self.shared().map.read();
+        if map.has_expired(position) {
+            return map.earliest_commit_time;
+        }
+        let chunk = map.chunk_of_position(map.history.floor(position))?;
+        Some(chunk.commit_time).filter(|time| *time != 0)
+    }
+
     fn locate(&self, start: Start) -> BoxFuture<'_, Result<Cursor, Error>> {
         Box::pin(self.shared().locate(start))
     }
 
     fn hot(&self, cursor: &mut Cursor) -> Option<Fetched> {
-        self.shared().hot(cursor)
+        let shared = self.shared();
+        shared.hot(cursor).or_else(|| shared.cached(cursor))
     }
 
     fn fetch<'a>(&'a self, cursor: &'a mut Cursor) -> BoxFuture<'a, Result<Fetched, Error>> {
@@ -192,6 +206,13 @@ impl Shared {
         }
     }
 
+    /// The block at the cursor, if its chunk has been read and is still in memory.
+    fn cached(&self, cursor: &mut Cursor) -> Option<Fetched> {
+        let chunk = self.map.read().chunk_of_block(cursor.block)?;
+        let block = self.chunks.ready(&chunk)?.block(cursor.block)?.ok()?;
+        Some(pass(cursor, block))
+    }
+
     async fn fetch(&self, cursor: &mut Cursor) -> Result<Fetched, Error> {
         loop {
             if let Some(fetched) = self.hot(cursor) {
@@ -279,13 +300,8 @@ impl Shared {
                     return Ok(Cursor { after, ..tail_cursor(&map) });
                 }
                 let at = map.history.normalize(position);
-                // Nothing that holds lies between here and where the history goes on.
-                if let Some(crossing) = map.history.crossing(at.lineage).filter(|_| alive)
-                    && crossing.departs.lineage == at.lineage
-                    && at.order() >= crossing.departs.order()
-                    && crossing.to.first_block >= map.first_block()
-                {
-                    return Ok(Cursor { block: crossing.to.first_block, after: at });
+                if let Some(block) = map.next_crossed(at).filter(|_| alive) {
+                    return Ok(Cursor { block, after: at });
                 }
                 let expired = Error::Expired { requested, earliest: map.earliest() };
                 let retained = !alive || map.key(at) >= map.key(map.earliest());

@@ -66,10 +66,28 @@ pub(super) fn run(shared: &Shared, desk: &Desk) {
         let map = shared.map.read();
         removable(&map, &needed, shared.options.retain_bytes, shared.options.retain_age, now())
     };
-    if count > 0
-        && let Err(error) = remove(shared, desk, count)
+    if count == 0 {
+        return;
+    }
+    let mut kept = desk.checkpoints();
     {
+        let map = shared.map.read();
+        kept.retain(|(_, checkpoint)| checkpoint.goes_on_behind().is_some_and(|at| !map.has_expired(at)));
+    }
+    if let Err(error) = remove(shared, desk, count) {
         tracing::error!(%error, "retention cannot remove segments");
+    }
+    let map = shared.map.read();
+    for (key, checkpoint) in kept {
+        if let Some(at) = checkpoint.goes_on_behind().filter(|at| map.has_expired(*at)) {
+            tracing::warn!(
+                subscriber = key.name,
+                principal = (!key.principal.is_empty()).then_some(&*key.principal),
+                checkpoint = %at.lsn,
+                earliest = %map.earliest().lsn,
+                "retention has removed what a subscriber has not acknowledged: its next stream ends with POSITION_EXPIRED"
+            );
+        }
     }
 }
 

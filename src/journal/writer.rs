@@ -159,7 +159,7 @@ impl Writer {
 
     fn add(&mut self, entry: Entry) -> Result<(), Stop> {
         let incoming = match &entry {
-            Entry::Block(block) => block.footprint() as u64 + RECORD_LEN as u64,
+            Entry::Block(block) => (block.stored_bytes() + size_of::<Block>() + RECORD_LEN) as u64,
             _ => RECORD_LEN as u64,
         };
         self.note_synced();

@@ -147,7 +147,7 @@ impl Error {
                 let resource = ["08", "25", "40", "53", "57", "58", "XX"].contains(&class(&notice.code));
                 match notice.code.as_str() {
                     "58P01" | "53400" => false,
-                    "55006" => true,
+                    "55006" | "55P03" => true,
                     "55000" => *phase == Phase::Streaming,
                     _ => resource,
                 }
@@ -212,6 +212,11 @@ impl Error {
         }
     }
 
+    /// Whether a lock was not to be had in time (`lock_timeout`): what was asked is not known now, and nothing is wrong.
+    pub fn is_locked(&self) -> bool {
+        self.is("55P03")
+    }
+
     pub(super) fn is(&self, code: &str) -> bool {
         self.sqlstate() == Some(code)
     }
@@ -245,7 +250,8 @@ fn server_hint(phase: Phase, notice: &Notice) -> Option<String> {
         ("55006", _) => "Another process streams from the slot; stop it, or choose another slot.",
         ("42704", Phase::Command) => "The slot does not exist any more; walcast slot list shows what there is.",
         ("42704", Phase::Streaming) => {
-            "The publication does not exist at this point of the WAL: CREATE PUBLICATION, then see the README on gaps."
+            "The publication does not exist at this point of the WAL, and only a new slot gets past it: see \"a publication that was \
+             dropped\" in docs/failover.md."
         }
         ("58P01", Phase::Streaming) => "WAL that the slot needs is gone: max_slot_wal_keep_size was exceeded.",
         (code, Phase::Streaming) if class(code) == "XX" => {
@@ -349,7 +355,7 @@ mod tests {
 
     #[test]
     fn what_passes_by_itself_is_retried_and_what_needs_a_person_is_not() {
-        for code in ["57P03", "57P01", "53300", "55006", "08006"] {
+        for code in ["57P03", "57P01", "53300", "55006", "55P03", "08006"] {
             assert!(server(Phase::Connecting, code).retryable(), "{code}");
         }
         for code in ["28P01", "28000", "3D000", "42501", "53400"] {

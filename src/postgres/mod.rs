@@ -13,8 +13,10 @@
 pub mod catalog;
 mod connect;
 pub mod conninfo;
+mod contents;
 pub mod copier;
 pub mod copy;
+pub mod database;
 pub mod decoding;
 mod error;
 pub mod lineage;

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use tokio_postgres::types::Type;
 
 use super::{
+    contents,
     error::Result,
     publication::replica_identity,
     sql::{Sql, get},
@@ -39,19 +40,19 @@ pub(super) async fn described(sql: &Sql, relations: Vec<Relation>, roots: &[u32]
 
 /// By the OID of their root, which comes first, in the order of their own.
 async fn leaves(sql: &Sql, roots: &[u32]) -> Result<HashMap<u32, Vec<Leaf>>> {
-    let statement = "SELECT r.oid, pg_catalog.format('%I.%I', n.nspname, c.relname), c.relreplident::text,
+    let tree = contents::tree("pg_catalog.unnest($1)");
+    let statement = format!("SELECT t.root, pg_catalog.format('%I.%I', n.nspname, c.relname), c.relreplident::text,
                             ARRAY(SELECT a.attname::text FROM pg_catalog.pg_index i
                                   JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid
                                        AND a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1])
                                   WHERE i.indrelid = c.oid
                                     AND CASE c.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident END)
-                     FROM pg_catalog.unnest($1) r(oid)
-                     CROSS JOIN LATERAL pg_catalog.pg_partition_tree(r.oid) t
-                     JOIN pg_catalog.pg_class c ON c.oid = t.relid AND (c.relkind = 'r' OR c.oid = r.oid)
+                     FROM {tree} t
+                     JOIN pg_catalog.pg_class c ON c.oid = t.relid AND (c.relkind = 'r' OR c.oid = t.root)
                      JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-                     ORDER BY r.oid, c.oid <> r.oid, c.oid";
+                     ORDER BY t.root, c.oid <> t.root, c.oid");
     let mut leaves: HashMap<u32, Vec<Leaf>> = HashMap::new();
-    for row in sql.query(statement, &[(&roots, Type::OID_ARRAY)]).await? {
+    for row in sql.query(&statement, &[(&roots, Type::OID_ARRAY)]).await? {
         leaves.entry(get(&row, 0)?).or_default().push(Leaf {
             name: get(&row, 1)?,
             identity: replica_identity(get(&row, 2)?),

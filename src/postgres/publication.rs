@@ -7,6 +7,7 @@
 use tokio_postgres::types::Type;
 
 use super::{
+    contents,
     error::{Error, Result},
     partitions,
     replication::{identifier, literal},
@@ -66,9 +67,10 @@ pub async fn find(sql: &Sql, name: &str) -> Result<Option<Publication>> {
 /// Schema and name of every table that it publishes, the hub's own left out, by name. Empty if there is no such
 /// publication.
 pub async fn published_tables(sql: &Sql, name: &str) -> Result<Vec<(String, String)>> {
-    let statement = "SELECT t.schemaname::text, t.tablename::text FROM pg_catalog.pg_publication_tables t
-                     WHERE t.pubname = $1 AND t.schemaname <> $2 ORDER BY 1, 2";
-    let rows = sql.query(statement, &[text(&name), text(&OWN_SCHEMA)]).await?;
+    let listed = contents::listed(sql.version());
+    let statement =
+        format!("SELECT t.schemaname::text, t.tablename::text FROM {listed} t WHERE t.schemaname <> $2 ORDER BY 1, 2");
+    let rows = sql.query(&statement, &[text(&name), text(&OWN_SCHEMA)]).await?;
     rows.iter().map(|row| Ok((get(row, 0)?, get(row, 1)?))).collect()
 }
 
@@ -102,11 +104,13 @@ pub async fn uneven(sql: &Sql, publication: &Publication) -> Result<Vec<(String,
     if !publication.via_partition_root {
         return Ok(Vec::new());
     }
-    let statement = "SELECT t.schemaname::text, t.tablename::text FROM pg_catalog.pg_publication_tables t
-                     JOIN pg_catalog.pg_namespace n ON n.nspname = t.schemaname
-                     JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = t.tablename AND c.relkind = 'p'
-                     WHERE t.pubname = $1 AND t.schemaname <> $2";
-    let rows = sql.query(statement, &[text(&publication.name.as_str()), text(&OWN_SCHEMA)]).await?;
+    let listed = contents::listed(sql.version());
+    let statement = format!(
+        "SELECT t.schemaname::text, t.tablename::text
+         FROM {listed} t JOIN pg_catalog.pg_class c ON c.oid = t.oid AND c.relkind = 'p'
+         WHERE t.schemaname <> $2"
+    );
+    let rows = sql.query(&statement, &[text(&publication.name.as_str()), text(&OWN_SCHEMA)]).await?;
     let roots: Vec<(String, String)> =
         rows.iter().map(|row| Ok((get(row, 0)?, get(row, 1)?))).collect::<Result<_>>()?;
     if roots.is_empty() {
@@ -119,26 +123,20 @@ pub async fn uneven(sql: &Sql, publication: &Publication) -> Result<Vec<(String,
 
 /// The same, with what is to be told of their partitions.
 pub async fn described(sql: &Sql, name: &str, tables: &[(String, String)]) -> Result<Vec<Described>> {
-    let published = match sql.version() {
-        ..=149_999 => "a.attgenerated = ''",
-        // It lists generated columns, which are never sent.
-        150_000..=179_999 => "a.attgenerated = '' AND a.attname = ANY (t.attnames)",
-        _ => "a.attname = ANY (t.attnames)",
-    };
+    let (listed, published) = (contents::listed(sql.version()), contents::is_published(sql.version()));
     let statement = format!(
         "SELECT c.oid, t.schemaname::text, t.tablename::text, c.relreplident::text, a.attname::text, a.atttypid,
                 q.nspname::text, y.typname::text, a.atttypmod,
                 c.relreplident = 'f'
                 OR coalesce(a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1]), false), c.relkind = 'p'
-         FROM pg_catalog.pg_publication_tables t
-         JOIN pg_catalog.pg_namespace n ON n.nspname = t.schemaname
-         JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = t.tablename
+         FROM {listed} t
+         JOIN pg_catalog.pg_class c ON c.oid = t.oid
          JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND {published}
          JOIN LATERAL ({BASE_TYPE}) y ON true
          JOIN pg_catalog.pg_namespace q ON q.oid = y.typnamespace
          LEFT JOIN pg_catalog.pg_index i ON i.indrelid = c.oid
               AND CASE c.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident END
-         WHERE t.pubname = $1 AND t.schemaname <> $2 AND (t.schemaname::text, t.tablename::text) IN
+         WHERE t.schemaname <> $2 AND (t.schemaname::text, t.tablename::text) IN
                (SELECT * FROM unnest($3::text[], $4::text[]))
          ORDER BY c.oid, a.attnum"
     );
@@ -209,36 +207,33 @@ pub enum Scope<'a> {
 /// From PostgreSQL 18 on, REPLICA IDENTITY FULL makes UPDATE and DELETE fail (42P10) too if the table has a generated
 /// column that is not published.
 pub async fn identity_gaps(sql: &Sql, scope: Scope<'_>) -> Result<Vec<IdentityGap>> {
-    let names = if sql.version() >= 150_000 { "t.attnames" } else { "NULL::name[]" };
     let (tables, param) = match scope {
         Scope::Publication(name) => {
+            let (listed, published) = (contents::listed(sql.version()), contents::is_published(sql.version()));
             let tables = format!(
-                "SELECT c.oid, {names} AS published
-                 FROM pg_catalog.pg_publication_tables t
-                 JOIN pg_catalog.pg_namespace n ON n.nspname = t.schemaname
-                 JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = t.tablename
-                 WHERE t.pubname = $1 AND t.schemaname <> '{OWN_SCHEMA}'"
+                "SELECT t.oid, ARRAY(SELECT a.attname FROM pg_catalog.pg_attribute a
+                                     WHERE a.attrelid = t.oid AND a.attnum > 0 AND NOT a.attisdropped
+                                       AND {published}) AS published
+                 FROM {listed} t"
             );
             (tables, name)
         }
         Scope::AllTables => {
-            let tables = format!(
-                "SELECT c.oid, ARRAY(SELECT a.attname FROM pg_catalog.pg_attribute a
+            let tables = "SELECT c.oid, ARRAY(SELECT a.attname FROM pg_catalog.pg_attribute a
                                               WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
                                                 AND a.attgenerated = '') AS published
                           FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
                           WHERE c.relkind = 'r' AND c.relpersistence = 'p' AND c.oid >= 16384
-                            AND n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', '{OWN_SCHEMA}') AND $1 = ''"
-            );
-            (tables, "")
+                            AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' AND $1 = ''";
+            (tables.to_owned(), "")
         }
     };
+    let tree = contents::tree("(SELECT l.oid FROM listed l)");
     let statement = format!(
         "WITH listed AS ({tables}),
               leaves AS (SELECT oid, published FROM listed
                          UNION ALL
-                         SELECT p.relid, l.published FROM listed l, pg_catalog.pg_partition_tree(l.oid) p
-                         WHERE p.isleaf AND p.relid <> l.oid)
+                         SELECT p.relid, l.published FROM listed l JOIN {tree} p ON p.root = l.oid AND p.relid <> l.oid)
          SELECT DISTINCT pg_catalog.format('%I.%I', n.nspname, c.relname),
                 CASE c.relreplident::text
                     WHEN 'd' THEN EXISTS (SELECT FROM pg_catalog.pg_index i
@@ -252,7 +247,7 @@ pub async fn identity_gaps(sql: &Sql, scope: Scope<'_>) -> Result<Vec<IdentityGa
                    AND g.attgenerated <> '' AND NOT (g.attname = ANY (l.published)))
          FROM leaves l
          JOIN pg_catalog.pg_class c ON c.oid = l.oid AND c.relkind = 'r'
-         JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+         JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace AND n.nspname <> '{OWN_SCHEMA}'
          ORDER BY 1"
     );
     let mut gaps = Vec::new();
@@ -281,13 +276,16 @@ pub async fn identity_gaps(sql: &Sql, scope: Scope<'_>) -> Result<Vec<IdentityGa
     Ok(gaps)
 }
 
+/// Before a statement: it waits for locks as long as it takes, be it a lock that vacuum gives up after `deadlock_timeout`.
+const UNHURRIED: &str = "SET LOCAL lock_timeout = 0; ";
+
 /// Creates a publication of everything that the role may publish, and says in one sentence what that is: all tables,
 /// otherwise the schemas named, otherwise the tables that the role owns (in these schemas; with none named, anywhere).
-/// The last needs `CREATE` on the database.
-pub async fn create(sql: &Sql, name: &str, schemas: &[String]) -> Result<String> {
+/// The last needs `CREATE` on the database. With it come the tables in which UPDATE or DELETE fail from now on.
+pub async fn create(sql: &Sql, name: &str, schemas: &[String]) -> Result<(String, Vec<IdentityGap>)> {
     let quoted = identifier(name);
     let shown = schemas.join(", ");
-    let done = match sql.batch(&format!("CREATE PUBLICATION {quoted} FOR ALL TABLES")).await {
+    let done = match sql.batch(&format!("{UNHURRIED}CREATE PUBLICATION {quoted} FOR ALL TABLES")).await {
         Ok(()) => "all tables".to_owned(),
         Err(error) if !error.is("42501") => return Err(error),
         Err(_) => match for_schemas(sql, &quoted, schemas).await {
@@ -303,7 +301,7 @@ pub async fn create(sql: &Sql, name: &str, schemas: &[String]) -> Result<String>
                     return Err(Error::NothingToPublish { publication: name.to_owned(), problem });
                 }
                 let list = tables.iter().map(|table| format!("ONLY {table}")).collect::<Vec<_>>().join(", ");
-                sql.batch(&format!("CREATE PUBLICATION {quoted} FOR TABLE {list}")).await?;
+                sql.batch(&format!("{UNHURRIED}CREATE PUBLICATION {quoted} FOR TABLE {list}")).await?;
                 format!(
                     "the {} tables that the role owns{}{shown} (all tables need a superuser; ALTER PUBLICATION adds later ones)",
                     tables.len(),
@@ -313,17 +311,7 @@ pub async fn create(sql: &Sql, name: &str, schemas: &[String]) -> Result<String>
         },
     };
     let gaps = identity_gaps(sql, Scope::Publication(name)).await?;
-    let warning = match gaps.as_slice() {
-        [] => String::new(),
-        [first, ..] => format!(
-            "; UPDATE and DELETE fail from now on in {} of them ({} {}: {})",
-            gaps.len(),
-            first.table,
-            first.problem,
-            first.fix
-        ),
-    };
-    Ok(format!("created publication {name:?} for {done}{warning}"))
+    Ok((format!("created publication {name:?} for {done}"), gaps))
 }
 
 async fn for_schemas(sql: &Sql, quoted: &str, schemas: &[String]) -> Option<Result<()>> {
@@ -331,7 +319,7 @@ async fn for_schemas(sql: &Sql, quoted: &str, schemas: &[String]) -> Option<Resu
         return None;
     }
     let list = schemas.iter().map(|schema| identifier(schema)).collect::<Vec<_>>().join(", ");
-    Some(sql.batch(&format!("CREATE PUBLICATION {quoted} FOR TABLES IN SCHEMA {list}")).await)
+    Some(sql.batch(&format!("{UNHURRIED}CREATE PUBLICATION {quoted} FOR TABLES IN SCHEMA {list}")).await)
 }
 
 /// Permanent tables that the role owns, quoted; partitions come with their table.

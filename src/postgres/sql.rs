@@ -4,6 +4,7 @@
 use std::{
     future::{Ready, ready},
     io,
+    time::Duration,
 };
 
 use tokio_postgres::{
@@ -137,6 +138,12 @@ impl Sql {
     /// nobody reads any more run to its end first.
     pub fn hang_up(&self) {
         self.connection.abort();
+    }
+
+    /// From now on no statement of this session waits longer than this (milliseconds count) for a lock; then it fails, and
+    /// [`Error::is_locked`].
+    pub async fn wait_for_locks(&self, longest: Duration) -> Result<()> {
+        self.batch(&format!("SET lock_timeout = {}", longest.as_millis())).await
     }
 
     /// All rows of a statement.

@@ -13,7 +13,7 @@ use super::{
     status,
 };
 use crate::{
-    feed::{Crossing, Feed, Source, SubscriberKey},
+    feed::{Crossing, Feed, Resume, Source, SubscriberKey, resume_to_pb},
     hub::{Principal, SubscriberInfo},
     lsn::Lsn,
     wire::{pb, position_to_pb, timestamp},
@@ -138,7 +138,10 @@ fn subscriber_to_pb(caller: &Principal, info: SubscriberInfo) -> pb::Subscriber 
     let filter = &info.checkpoint.filter;
     pb::Subscriber {
         name: shown_name(caller, &info.key),
-        checkpoint: info.checkpoint.position.map(position_to_pb),
+        checkpoint: info
+            .checkpoint
+            .position
+            .map(|position| resume_to_pb(&Resume { position, snapshot: info.checkpoint.snapshot.clone() })),
         connected: info.connected,
         lag_bytes: info.lag_bytes,
         lag: info.lag.map(duration),

@@ -8,6 +8,7 @@
 //! everything else together, and the same bytes must serve everybody.
 
 use std::{
+    future::{Future, poll_fn},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -15,7 +16,7 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use futures_util::{Stream, stream, task::AtomicWaker};
+use futures_util::task::AtomicWaker;
 use http_body::Frame;
 use parking_lot::Mutex;
 use tokio::sync::OwnedSemaphorePermit;
@@ -41,7 +42,42 @@ pub struct StreamBody {
 /// Messages of less than this are joined, to at most a frame of this size and the last of them.
 const SMALL: usize = 16 << 10;
 
-type Messages = Pin<Box<dyn Stream<Item = Result<Bytes, End>> + Send>>;
+/// What the session has handed out and nobody has taken yet.
+type Handed = Arc<Mutex<Option<Result<Bytes, End>>>>;
+
+/// The session, which stays where it is: `stream::unfold` would move all of it into each step and out again, twice for each
+/// message.
+struct Messages {
+    session: Pin<Box<dyn Future<Output = ()> + Send>>,
+    handed: Handed,
+}
+
+impl Messages {
+    fn new<S>(mut session: S) -> Self
+    where
+        S: Session,
+        S::Error: Classified + Send,
+    {
+        let handed = Handed::default();
+        let hand = handed.clone();
+        let session = async move {
+            while let Some(message) = session.next().await {
+                *hand.lock() = Some(message.map_err(End::from));
+                let mut taken = false;
+                poll_fn(|_| if std::mem::replace(&mut taken, true) { Poll::Ready(()) } else { Poll::Pending }).await;
+            }
+        };
+        Messages { session: Box::pin(session), handed }
+    }
+
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, End>>> {
+        let polled = self.session.as_mut().poll(cx);
+        match self.handed.lock().take() {
+            Some(message) => Poll::Ready(Some(message)),
+            None => polled.map(|()| None),
+        }
+    }
+}
 
 /// What reads the client's half of Consume.
 pub type Requests = AbortOnDropHandle<Option<request::Error>>;
@@ -105,11 +141,7 @@ impl StreamBody {
         S::Error: Classified + Send,
     {
         span.in_scope(|| tracing::info!("stream opened"));
-        let messages = stream::unfold(session, |mut session| async move {
-            let message = session.next().await?;
-            Some((message.map_err(End::from), session))
-        });
-        let held = Held { messages: Some(Box::pin(messages)), requests, withdrawn: None };
+        let held = Held { messages: Some(Messages::new(session)), requests, withdrawn: None };
         let shared = Arc::new(Shared { held: Mutex::new(held), waker: AtomicWaker::new() });
         StreamBody {
             _watch: grant.map(|grant| AbortOnDropHandle::new(tokio::spawn(shared.clone().watch(grant)))),
@@ -148,7 +180,7 @@ fn next(
             return Poll::Ready(Some(Err(violation.into())));
         }
     }
-    messages.as_mut().poll_next(cx)
+    messages.poll_next(cx)
 }
 
 impl http_body::Body for StreamBody {
@@ -157,7 +189,6 @@ impl http_body::Body for StreamBody {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let this = &mut *self;
-        let _entered = this.log.span.enter();
         if this._watch.is_some() {
             this.shared.waker.register(cx.waker());
         }

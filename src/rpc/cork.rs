@@ -16,7 +16,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use rustix::net::{SendAncillaryBuffer, SendFlags, Shutdown, sendmsg, shutdown, sockopt::set_tcp_nodelay};
+use rustix::net::{SendAncillaryBuffer, SendFlags, Shutdown, send, sendmsg, shutdown, sockopt::set_tcp_nodelay};
 use tokio::{
     io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
     net::{
@@ -70,8 +70,9 @@ impl Shared {
         let flags = if full { SendFlags::NOSIGNAL | SendFlags::MORE } else { SendFlags::NOSIGNAL };
         loop {
             ready!(socket.poll_write_ready(cx))?;
-            let sent = socket.try_io(Interest::WRITABLE, || {
-                Ok(sendmsg(socket, slices, &mut SendAncillaryBuffer::default(), flags)?)
+            let sent = socket.try_io(Interest::WRITABLE, || match slices {
+                [only] => Ok(send(socket, only, flags)?),
+                _ => Ok(sendmsg(socket, slices, &mut SendAncillaryBuffer::default(), flags)?),
             });
             match sent {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}

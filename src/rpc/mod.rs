@@ -26,14 +26,16 @@ pub mod status;
 pub mod streams;
 mod throttle;
 pub mod tls;
+mod together;
 pub mod tokens;
 pub mod web;
 
 use std::{fmt, net::SocketAddr, sync::Arc};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio_util::sync::CancellationToken;
 use tonic::Status;
+
+use crate::shutdown::Drain;
 
 pub use health::Health;
 pub use server::{Options, Services, bind, refuse_plaintext, serve};
@@ -64,7 +66,7 @@ enum Refusal {
     /// It has so many streams.
     Streams(u32),
     /// There are so many other connections. Who has been told so comes back over another connection: this one closes.
-    Connections(usize, CancellationToken),
+    Connections(usize, Drain),
 }
 
 impl Places {
@@ -72,8 +74,8 @@ impl Places {
         Places { free: Arc::new(Semaphore::new(limit as usize)), refusal: Refusal::Streams(limit) }
     }
 
-    /// Of a connection beyond the limit. `told` is cancelled when its client has been refused.
-    fn none(connections: usize, told: CancellationToken) -> Self {
+    /// Of a connection beyond the limit. `told` starts when its client has been refused.
+    fn none(connections: usize, told: Drain) -> Self {
         Places { free: Arc::new(Semaphore::new(0)), refusal: Refusal::Connections(connections, told) }
     }
 
@@ -86,7 +88,7 @@ impl Places {
                     format!("{limit} streams are open on this connection, which is the limit ({key})")
                 }
                 Refusal::Connections(limit, told) => {
-                    told.cancel();
+                    told.start();
                     format!("{limit} connections are open, which is the limit (limits.connections)")
                 }
             };

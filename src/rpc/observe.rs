@@ -13,12 +13,15 @@ use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
 use http_body::{Frame, SizeHint};
 use metrics::counter;
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::{Code, Status, body::Body};
 use tower::Service;
 
 use super::status;
-use crate::{metrics::REQUESTS, reason::Reason};
+use crate::{
+    metrics::REQUESTS,
+    reason::Reason,
+    shutdown::{Drain, Ear},
+};
 
 /// Every method that is counted under its own name.
 pub const METHODS: &[&str] = &[
@@ -45,12 +48,12 @@ const OTHER: &str = "other";
 #[derive(Clone)]
 pub struct Observe<S> {
     inner: S,
-    closing: CancellationToken,
+    closing: Drain,
 }
 
 impl<S> Observe<S> {
     /// `closing`: told after the health status has changed.
-    pub fn new(inner: S, closing: CancellationToken) -> Self {
+    pub fn new(inner: S, closing: Drain) -> Self {
         Observe { inner, closing }
     }
 }
@@ -82,7 +85,7 @@ where
                 record.note(response.headers());
                 return Ok(response);
             }
-            let closing = (!ours).then(|| Box::pin(closing.cancelled_owned()));
+            let closing = (!ours).then(|| closing.ear());
             Ok(response.map(|body| Body::new(Observed { body, record, ours, closing, ended: false })))
         })
     }
@@ -110,7 +113,7 @@ struct Observed {
     body: Body,
     record: Record,
     ours: bool,
-    closing: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+    closing: Option<Ear>,
     ended: bool,
 }
 
@@ -127,7 +130,7 @@ impl http_body::Body for Observed {
             Poll::Ready(frame) => frame,
             Poll::Pending => {
                 let Some(closing) = &mut this.closing else { return Poll::Pending };
-                if closing.as_mut().poll(cx).is_pending() {
+                if Pin::new(closing).poll(cx).is_pending() {
                     return Poll::Pending;
                 }
                 this.body = Body::empty();

@@ -6,13 +6,22 @@
 //! peer's preface for ever. And its TLS configuration is fixed at the start. The services are tonic's all the same:
 //! each is a tower service over HTTP requests.
 
-use std::{convert::Infallible, future::Future, io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    future::Future,
+    io,
+    net::SocketAddr,
+    pin::{Pin, pin},
+    sync::Arc,
+    task::Poll,
+    time::Duration,
+};
 
 use futures_util::{StreamExt, future::poll_fn};
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
+    rt::{TokioIo, TokioTimer},
     server::conn::auto,
 };
 use tokio::{
@@ -22,7 +31,7 @@ use tokio::{
     task::JoinSet,
     time::{Instant, sleep, timeout},
 };
-use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use tokio_util::task::AbortOnDropHandle;
 use tonic::{body::Body, codec::CompressionEncoding, service::Routes, transport::server::TcpIncoming};
 use tower::{Service, util::Either};
 
@@ -35,13 +44,14 @@ use super::{
     observe::Observe,
     preface::Counted,
     service::ChangeStreams,
-    streams::StreamServer,
+    streams::{Direct, StreamServer},
     throttle::Throttle,
+    together::{Spawner, Together},
     web::{Origins, Web},
 };
 use crate::{
     feed::{Feed, Source},
-    shutdown::{Drain, Ear},
+    shutdown::Drain,
     wire::pb::{
         FILE_DESCRIPTOR_SET, admin_service_server::AdminServiceServer,
         change_stream_service_server::ChangeStreamServiceServer,
@@ -200,7 +210,7 @@ pub async fn serve<B: Backend>(
     drain: Drain,
 ) -> Result<(), Error> {
     let health = services.health.clone();
-    let closing = CancellationToken::new();
+    let closing = Drain::new();
     let routes = routes(services, &options, &closing)?;
     let service = Observe::new(Auth::new(routes, options.tokens.clone(), options.open_paths), closing.clone());
     let service = match &options.web {
@@ -209,7 +219,7 @@ pub async fn serve<B: Backend>(
     };
     let server = Arc::new(Connections {
         service,
-        protocol: protocol(&options),
+        options: options.clone(),
         tls: options.tls.clone(),
         handshake_limit: options.handshake_limit,
         limit: options.connections,
@@ -221,7 +231,7 @@ pub async fn serve<B: Backend>(
     let mut connections = JoinSet::new();
     accept(listener, &server, &mut connections, &drain).await;
     health.serving(false).await;
-    server.closing.cancel();
+    server.closing.start();
     let ended = timeout(options.drain_limit, async { while connections.join_next().await.is_some() {} }).await;
     if ended.is_err() {
         tracing::warn!(connections = connections.len(), limit = ?options.drain_limit, "cutting connections that did not end");
@@ -230,7 +240,7 @@ pub async fn serve<B: Backend>(
     Ok(())
 }
 
-fn routes<B: Backend>(services: Services<B>, options: &Options, closing: &CancellationToken) -> Result<Routes, Error> {
+fn routes<B: Backend>(services: Services<B>, options: &Options, closing: &Drain) -> Result<Direct<B, Routes>, Error> {
     let Services { backend, feed, source, health } = services;
     macro_rules! limited {
         ($server:expr) => {
@@ -246,7 +256,7 @@ fn routes<B: Backend>(services: Services<B>, options: &Options, closing: &Cancel
     let changes = limited!(ChangeStreamServiceServer::new(changes));
     let streams = StreamServer::new(backend.clone(), changes, options.request_bytes, closing.clone());
     let admin = limited!(AdminServiceServer::new(Admin::new(backend, feed, source)));
-    let mut routes = Routes::new(streams)
+    let mut routes = Routes::new(streams.clone())
         .add_service(admin)
         .add_service(health.server().max_decoding_message_size(options.request_bytes));
     if options.reflection {
@@ -260,11 +270,11 @@ fn routes<B: Backend>(services: Services<B>, options: &Options, closing: &Cancel
             .add_service(reflection().build_v1()?.max_decoding_message_size(options.request_bytes))
             .add_service(reflection().build_v1alpha()?.max_decoding_message_size(options.request_bytes));
     }
-    Ok(routes.prepare())
+    Ok(Direct { streams, routes: routes.prepare() })
 }
 
-fn protocol(options: &Options) -> auto::Builder<TokioExecutor> {
-    let mut protocol = auto::Builder::new(TokioExecutor::new());
+fn protocol(options: &Options, spawner: Spawner) -> auto::Builder<Spawner> {
+    let mut protocol = auto::Builder::new(spawner);
     protocol
         .http2()
         .timer(TokioTimer::new())
@@ -353,12 +363,12 @@ fn concerns_one_connection(error: &io::Error) -> bool {
 /// What all connections share.
 struct Connections<S> {
     service: S,
-    protocol: auto::Builder<TokioExecutor>,
+    options: Options,
     tls: Option<Arc<Tls>>,
     handshake_limit: Duration,
     limit: usize,
     streams: u32,
-    closing: CancellationToken,
+    closing: Drain,
 }
 
 impl<S> Connections<S>
@@ -390,62 +400,71 @@ where
     {
         let (io, preface) = Counted::new(io);
         let service = self.service.clone();
-        let (places, told) = match served {
-            true => (Places::new(self.streams), self.closing.clone()),
-            false => {
-                let told = self.closing.child_token();
-                (Places::none(self.limit, told.clone()), told)
-            }
+        let refused = (!served).then(Drain::new);
+        let places = match &refused {
+            None => Places::new(self.streams),
+            Some(refused) => Places::none(self.limit, refused.clone()),
         };
         let service = hyper::service::service_fn(move |request: Request<Incoming>| {
             let (mut service, places) = (service.clone(), places.clone());
-            async move {
+            // Boxed, so that it is gone when the response begins: the stream keeps the place for whatever is not.
+            Box::pin(async move {
                 let mut request = request.map(Body::new);
                 request.extensions_mut().insert(Peer(peer));
                 request.extensions_mut().insert(places);
                 poll_fn(|cx| service.poll_ready(cx)).await?;
                 service.call(request).await
-            }
+            })
         });
-        let mut connection = pin!(self.protocol.serve_connection(TokioIo::new(io), service));
-        let mut handshake = pin!(sleep(self.handshake_limit));
-        let mut told = Ear::new(told);
-        let (mut speaking, mut closing) = (false, false);
-        loop {
-            tokio::select! {
-                ended = poll_fn(|cx| {
+        let (mut together, spawner) = Together::new();
+        let connection = protocol(&self.options, spawner).serve_connection(TokioIo::new(io), service).into_owned();
+        let mut connection = pin!(connection);
+        let mut handshake = Some(Box::pin(sleep(self.handshake_limit)));
+        let (mut told, mut refused) = (self.closing.ear(), refused.map(|refused| refused.ear()));
+        let mut closing = false;
+        poll_fn(|cx| {
+            loop {
+                let ended = together.poll(cx, |cx| {
                     let polled = connection.as_mut().poll(cx);
                     cork.push();
                     polled
-                }) => {
+                });
+                if let Poll::Ready(ended) = ended {
                     if let Err(error) = ended {
                         tracing::debug!(%peer, %error, "connection failed");
                     }
-                    return;
+                    return Poll::Ready(());
                 }
-                () = &mut told, if !closing => {
-                    closing = true;
-                    if !preface.complete() {
-                        return;
-                    }
-                    connection.as_mut().graceful_shutdown();
+                if served && handshake.is_some() && preface.complete() {
+                    handshake = None;
                 }
-                () = &mut handshake, if !speaking => {
+                let mut close = false;
+                if let Some(handshake) = &mut handshake
+                    && handshake.as_mut().poll(cx).is_ready()
+                {
                     if !preface.complete() {
                         tracing::debug!(%peer, "the peer does not speak HTTP");
-                        return;
+                        return Poll::Ready(());
                     }
-                    if served {
-                        speaking = true;
-                    } else if closing {
-                        return;
-                    } else {
-                        closing = true;
-                        connection.as_mut().graceful_shutdown();
-                        handshake.as_mut().reset(Instant::now() + self.handshake_limit);
+                    if closing {
+                        return Poll::Ready(());
                     }
+                    handshake.as_mut().reset(Instant::now() + self.handshake_limit);
+                    close = true;
                 }
+                close |= Pin::new(&mut told).poll(cx).is_ready();
+                close |= refused.as_mut().is_some_and(|refused| Pin::new(refused).poll(cx).is_ready());
+                if closing || !close {
+                    return Poll::Pending;
+                }
+                if !preface.complete() {
+                    return Poll::Ready(());
+                }
+                closing = true;
+                connection.as_mut().graceful_shutdown();
+                together.connection_is_due();
             }
-        }
+        })
+        .await;
     }
 }

@@ -16,9 +16,10 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::Either;
 use http::{HeaderMap, HeaderValue, Request, Response, header::CONTENT_TYPE};
 use prost::Message;
-use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use tokio_util::task::AbortOnDropHandle;
 use tonic::{
     Status, Streaming,
     body::Body,
@@ -28,6 +29,7 @@ use tonic::{
 };
 use tonic_prost::ProstCodec;
 use tower::Service;
+use tracing::Instrument;
 
 use super::{
     Peer, Places,
@@ -42,6 +44,7 @@ use super::{
 use crate::{
     hub::Subscription,
     reason::Reason,
+    shutdown::Drain,
     wire::pb::{
         self,
         change_stream_service_server::{ChangeStreamServiceServer, SERVICE_NAME},
@@ -61,6 +64,17 @@ enum Method {
     ReadRetracted,
 }
 
+impl Method {
+    fn of(path: &str) -> Option<Method> {
+        match path {
+            SUBSCRIBE => Some(Method::Subscribe),
+            CONSUME => Some(Method::Consume),
+            READ_RETRACTED => Some(Method::ReadRetracted),
+            _ => None,
+        }
+    }
+}
+
 /// How long a client may take to say what it wants, once it has opened a stream.
 const REQUEST_TIME: Duration = Duration::from_secs(30);
 
@@ -69,7 +83,7 @@ pub struct StreamServer<B> {
     backend: B,
     rest: ChangeStreamServiceServer<ChangeStreams<B>>,
     max_request_bytes: usize,
-    closing: CancellationToken,
+    closing: Drain,
 }
 
 impl<B: Clone> Clone for StreamServer<B> {
@@ -93,7 +107,7 @@ impl<B: Backend> StreamServer<B> {
         backend: B,
         rest: ChangeStreamServiceServer<ChangeStreams<B>>,
         max_request_bytes: usize,
-        closing: CancellationToken,
+        closing: Drain,
     ) -> Self {
         StreamServer { backend, rest, max_request_bytes, closing }
     }
@@ -110,7 +124,7 @@ impl<B: Backend> StreamServer<B> {
         };
         tokio::select! {
             body = opening => body,
-            () = self.closing.cancelled() => Err(status::refuse(Reason::Draining, "the hub is shutting down")),
+            () = self.closing.wait() => Err(status::refuse(Reason::Draining, "the hub is shutting down")),
         }
     }
 
@@ -180,7 +194,7 @@ impl<B: Backend> StreamServer<B> {
             principal = caller.principal.name,
             peer = subscription.peer,
         );
-        match Box::pin(self.backend.subscribe(&caller.principal, subscription)).await {
+        match Box::pin(self.backend.subscribe(&caller.principal, subscription)).instrument(span.clone()).await {
             Ok(session) => Ok((session, span)),
             Err(error) => {
                 let status = status::status(&error);
@@ -206,12 +220,7 @@ impl<B: Backend> Service<Request<Body>> for StreamServer<B> {
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let method = match request.uri().path() {
-            SUBSCRIBE => Method::Subscribe,
-            CONSUME => Method::Consume,
-            READ_RETRACTED => Method::ReadRetracted,
-            _ => return self.rest.call(request),
-        };
+        let Some(method) = Method::of(request.uri().path()) else { return self.rest.call(request) };
         let server = self.clone();
         Box::pin(async move {
             Ok(match server.open(request, method).await {
@@ -223,6 +232,36 @@ impl<B: Backend> Service<Request<Body>> for StreamServer<B> {
                 Err(status) => status.into_http(),
             })
         })
+    }
+}
+
+/// Streams past the router, which wraps a body four times over, each time in a box; everything else through it.
+#[derive(Clone)]
+pub struct Direct<B, S> {
+    /// For the methods that it answers itself.
+    pub streams: StreamServer<B>,
+    /// For the others.
+    pub routes: S,
+}
+
+impl<B, S> Service<Request<Body>> for Direct<B, S>
+where
+    B: Backend,
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Either<<StreamServer<B> as Service<Request<Body>>>::Future, S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.routes.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        match Method::of(request.uri().path()) {
+            Some(_) => Either::Left(self.streams.call(request)),
+            None => Either::Right(self.routes.call(request)),
+        }
     }
 }
 

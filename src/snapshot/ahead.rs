@@ -33,6 +33,9 @@ const CHUNK_TIME: Duration = Duration::from_millis(200);
 /// When a chunk ends where it is, whatever it has. If that is nothing, the next one has fewer rows; a single row has twice
 /// the time whenever it takes longer, since it has to come.
 const LONGEST_CHUNK: Duration = Duration::from_millis(700);
+/// What a chunk's transaction may take to find out whether the table is still what it was: catalogues can be slow, and fewer rows would
+/// not make them faster. Beyond it is a failure.
+const LONGEST_LIKENESS: Duration = Duration::from_secs(10);
 /// Bytes of encoded rows at which the next chunk is made smaller; at twice as many the chunk ends where it is.
 const CHUNK_BYTES: usize = 4 << 20;
 /// Attempts at reading a table that changes meanwhile.
@@ -329,10 +332,11 @@ impl Reader {
         let limit = self.pace.limit.min(self.most);
         let piece = self.pacer.piece().unwrap_or(limit);
         let statements = format!(
-            "{} SET LOCAL statement_timeout = {}; SELECT pg_catalog.pg_current_snapshot(); {};",
+            "{} SET LOCAL statement_timeout = {}; SELECT pg_catalog.pg_current_snapshot(); {}; SET LOCAL statement_timeout = {};",
             table::begin_locked_statements(&[table.quoted()]),
-            self.pace.patience.as_millis(),
-            table::execute_likeness(LIKENESS, &self.order.exporter.publication, table.relation.oid)
+            LONGEST_LIKENESS.as_millis(),
+            table::execute_likeness(LIKENESS, &self.order.exporter.publication, table.relation.oid),
+            self.pace.patience.as_millis()
         );
         let mut answers = copier.run(&statements).await.map_err(refused)?.into_iter();
         let mut answer = || answers.next().and_then(|row| row.into_iter().next().flatten()).unwrap_or_default();

@@ -106,18 +106,26 @@ impl Asked {
 }
 
 impl Jobs {
-    /// Waits until there is room for the message; false: nobody wants it.
-    async fn tell(&self, message: Message) -> bool {
+    /// Waits until there is room for the message, and no longer than the transaction may be held for a stream that takes nothing; false:
+    /// nobody wants it.
+    async fn tell(&self, message: Result<Message, SnapshotError>) -> bool {
         loop {
             let until = self.asked.until();
             if let Ok(place) = tokio::time::timeout_at(until, self.messages.reserve()).await {
-                return place.map(|place| place.send(Ok(message))).is_ok();
+                return place.map(|place| place.send(message)).is_ok();
             }
             if self.asked.until() <= Instant::now() {
                 self.asked.given_up.store(true, Ordering::Relaxed);
                 return false;
             }
         }
+    }
+}
+
+impl Jobs {
+    /// Ends the snapshot with this error, which nobody may want to know either.
+    async fn fail(&self, error: SnapshotError) {
+        self.tell(Err(starts_over(error))).await;
     }
 }
 
@@ -200,7 +208,7 @@ pub(super) async fn start(
     let jobs = Jobs { left: left_jobs, messages: sender, asked: asked.clone(), _held: session, _permit: permit };
     let start = |connection| {
         let pacer = Pacer::new(rows_per_second);
-        let reader = Reader { connection, jobs: jobs.clone(), cut: Cut::new(pacer.piece()), pacer };
+        let reader = Reader { connection, jobs: jobs.clone(), cut: Cut::new(pacer.piece(), rows_per_second), pacer };
         AbortOnDropHandle::new(tokio::spawn(reader.run()))
     };
     let readers = readers.into_iter().map(start).collect();
@@ -230,7 +238,7 @@ impl Reader {
                 Ok(true) => {}
                 Ok(false) => return,
                 Err(error) => {
-                    self.jobs.messages.send(Err(starts_over(error))).await.ok();
+                    self.jobs.fail(error).await;
                     return;
                 }
             }
@@ -256,7 +264,7 @@ impl Reader {
                 }
             }
         }
-        Ok(self.jobs.tell(Message::Done(job.table)).await)
+        Ok(self.jobs.tell(Ok(Message::Done(job.table))).await)
     }
 
     /// The rows of one query, and how many they were; `None`: nobody listens.
@@ -294,7 +302,7 @@ impl Hand<'_> {
         let Some(batch) = batch else { return true };
         self.pacer.count(batch.rows as usize);
         let relation = self.job.relation.clone();
-        let wanted = self.jobs.tell(Message::Rows { relation, batch }).await;
+        let wanted = self.jobs.tell(Ok(Message::Rows { relation, batch })).await;
         self.pacer.ready().await;
         wanted
     }
@@ -378,5 +386,28 @@ impl Consistent {
 impl Rows for Consistent {
     fn next(&mut self) -> BoxFuture<'_, Result<Option<Piece>, SnapshotError>> {
         Box::pin(self.piece())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::Semaphore;
+
+    use super::*;
+
+    /// A stream that takes nothing, with all there is room for, does not keep a reader that fails from letting go.
+    #[tokio::test]
+    async fn an_error_that_nobody_takes_is_given_up() {
+        let places = Arc::new(Semaphore::new(1));
+        let permit = Arc::new(places.clone().try_acquire_owned().unwrap());
+        let (messages, mut stalled) = mpsc::channel(1);
+        let (last, idle) = (Mutex::new(Instant::now()), Duration::from_millis(50));
+        let asked = Arc::new(Asked { last, idle, given_up: false.into() });
+        let jobs = Jobs { left: Arc::default(), messages, asked: asked.clone(), _held: None, _permit: permit };
+        assert!(jobs.tell(Ok(Message::Done(0))).await);
+        let failing = async move { jobs.fail(interrupted("terminating connection")).await };
+        tokio::time::timeout(Duration::from_secs(20), failing).await.expect("it waits no longer than for rows");
+        assert!(asked.given_up.load(Ordering::Relaxed) && places.available_permits() == 1);
+        assert!(matches!(stalled.recv().await, Some(Ok(_))) && stalled.recv().await.is_none());
     }
 }

@@ -23,6 +23,7 @@ mod stuck;
 mod touched;
 
 use std::{
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
@@ -39,7 +40,9 @@ use crate::{
         self,
         conninfo::ConnectOptions,
         copier::Copier,
-        copy, publication, server,
+        copy,
+        database::Database,
+        publication, server,
         sql::Sql,
         table::{self, Table},
     },
@@ -62,6 +65,7 @@ static NEXT_LOCAL_ID: AtomicU32 = AtomicU32::new(0x4000_0000);
 pub struct Exporter {
     connect: ConnectOptions,
     publication: String,
+    database: PathBuf,
     feed: Arc<dyn Feed>,
     patience: Patience,
 }
@@ -76,9 +80,15 @@ pub struct Patience {
 }
 
 impl Exporter {
-    /// `connect` and `publication`: those of the slot that fills `feed`.
-    pub fn new(connect: ConnectOptions, publication: &str, feed: Arc<dyn Feed>, patience: Patience) -> Self {
-        Exporter { connect, publication: publication.to_owned(), feed, patience }
+    /// `connect` and `publication`: those of the slot that fills `feed`. `database`: the file that says of which database it is.
+    pub fn new(
+        connect: ConnectOptions,
+        publication: &str,
+        database: PathBuf,
+        feed: Arc<dyn Feed>,
+        patience: Patience,
+    ) -> Self {
+        Exporter { connect, publication: publication.to_owned(), database, feed, patience }
     }
 
     /// A session on the primary whose changes are in the journal, whose snapshots miss nothing that the journal does not have.
@@ -112,6 +122,12 @@ impl Exporter {
         let (system_identifier, timeline) = table::identity(sql).await.map_err(refused)?;
         if system_identifier != lineage.system_identifier {
             return Err(away("the server is another cluster than the journal's"));
+        }
+        if let Some(noted) = Database::noted(&self.database) {
+            let here = Database::of(sql, system_identifier).await.map_err(refused)?;
+            if let Some(why) = here.refusal(&noted) {
+                return Err(away(&why));
+            }
         }
         if timeline != lineage.timeline {
             let journal = lineage.timeline;
@@ -414,9 +430,9 @@ fn interrupted(message: impl Into<String>) -> SnapshotError {
 fn refused(error: postgres::Error) -> SnapshotError {
     let reason = match error.sqlstate() {
         Some("42501") => Reason::PermissionDenied,
-        // Lock timeout, undefined table or column, deadlock, snapshot too old or lost; the session ended by an operator, by a
-        // shutdown or by a crash.
-        Some("55P03" | "42P01" | "42703" | "40P01" | "72000" | "42704" | "22023" | "57P01" | "57P02") => {
+        // Lock timeout, undefined table or column, deadlock, snapshot too old or lost; the statement cancelled, by its timeout too; the
+        // session ended by an operator, by a shutdown or by a crash.
+        Some("55P03" | "42P01" | "42703" | "40P01" | "72000" | "42704" | "22023" | "57014" | "57P01" | "57P02") => {
             Reason::SnapshotInterrupted
         }
         _ => error.reason(),

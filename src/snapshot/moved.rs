@@ -17,18 +17,24 @@
 //! - Read by its new key, the row is there, and then it is sent or left out for a transaction that brings it, or owes it again; or it
 //!   is not there, and then whoever took it away is seen, and so in the stream: a DELETE, an UPDATE with all values, or one that owes the
 //!   next key.
-//! - A table ends only when nothing is owed. Once its last chunk is sent, clients have every row but those that are
-//!   owed, and from then on only UPDATEs of these owe more; so the end comes, however many rows move.
+//! - A table ends only when nothing is owed. Once its last chunk is sent, at that chunk's mark, clients have every row but those that
+//!   are owed, and it stays so: behind the mark, whoever has a row has it after an UPDATE, a row that is inserted comes whole, wherever
+//!   its key is, and only an UPDATE of a row that is owed owes the next key. What an UPDATE in front of the mark owes was added when
+//!   that chunk was placed, or before; if chunks behind do not see it yet, it is still owed, since none of them has asked for it. So it
+//!   does not matter what the snapshots of later chunks see, and the end comes, however many rows move: every row that is owed has only
+//!   to stay at one key for as long as a chunk takes.
 //!
 //! A client that resumes has seen the stream up to somewhere between two marks. So the search begins at the last mark again, or
 //! where that of the oldest owed row began ([`Progress::owed_after`]), and if the journal has left that place behind, the table is read
 //! from its beginning. So it is if more is owed than is remembered, which is what a transaction that moves
-//! a whole table does; once such a transaction is seen, every row is at its new place.
+//! a whole table does; once such a transaction is seen, every row is at its new place. What it moves is counted while it is read,
+//! and forgotten as soon as it is too much: a transaction may have any size.
 
 use std::collections::HashMap;
 
 use super::scan::unreadable;
 use crate::{
+    failpoint,
     feed::{Feed, SnapshotError, Start},
     lsn::Lsn,
     model::{Position, Visibility},
@@ -41,13 +47,18 @@ const MOST: usize = 65_536;
 /// Rows that are asked for at a time.
 const AT_ONCE: usize = 1024;
 
-/// A change of a key by an UPDATE that does not bring the whole row.
-pub(super) struct Move {
-    /// Encoded, as are all keys here.
-    pub old: Vec<u8>,
-    pub new: Vec<u8>,
-    /// The new one as literals that PostgreSQL reads as the same values.
-    pub literals: Vec<String>,
+fn most() -> usize {
+    if failpoint::planted("remember_few_moves") { 1024 } else { MOST }
+}
+
+/// What a transaction that may yet be discarded owes, if it commits: rows whose key it changes by UPDATEs that do not bring them
+/// whole.
+#[derive(Default)]
+pub(super) struct Moves {
+    /// By the encoded new keys, these as literals that PostgreSQL reads as the same values.
+    by_new: HashMap<Vec<u8>, Vec<String>>,
+    /// More than are remembered; they are forgotten.
+    too_many: bool,
 }
 
 struct Owed {
@@ -70,6 +81,8 @@ pub(super) struct Moved {
     at_once: usize,
     /// Every row was sent but those that are owed.
     sent: bool,
+    /// More were owed than are remembered; they are forgotten.
+    too_much: bool,
 }
 
 impl Moved {
@@ -84,6 +97,7 @@ impl Moved {
             asked: HashMap::new(),
             at_once: AT_ONCE,
             sent: false,
+            too_much: false,
         }
     }
 
@@ -128,13 +142,37 @@ impl Moved {
         self.owed.contains_key(key) || self.asked.contains_key(key)
     }
 
-    /// A transaction with these has committed. `seen`: by the snapshot of the chunk.
-    pub fn add(&mut self, moves: Vec<Move>, xid: u64, seen: bool) {
-        for Move { old, new, literals } in moves {
-            if !seen || !self.sent || self.is_owed(&old) {
-                self.owed.insert(new, Owed { xid: if seen { 0 } else { xid }, literals });
-            }
+    /// A transaction changes a key; both are encoded. `literals`: those of the new key.
+    ///
+    /// # Errors
+    /// Those of `literals`.
+    pub fn collect<E>(
+        &self,
+        moves: &mut Moves,
+        old: &[u8],
+        new: &[u8],
+        literals: impl FnOnce() -> Result<Vec<String>, E>,
+    ) -> Result<(), E> {
+        if self.too_much || moves.too_many {
+            return Ok(());
         }
+        if !self.sent || self.is_owed(old) || moves.by_new.contains_key(old) {
+            moves.by_new.insert(new.to_vec(), literals()?);
+        }
+        if self.owed.len() + moves.by_new.len() > most() {
+            *moves = Moves { too_many: true, ..Moves::default() };
+        }
+        Ok(())
+    }
+
+    /// The transaction of these has committed.
+    pub fn add(&mut self, moves: Moves, xid: u64, seen: bool) {
+        if moves.too_many {
+            self.too_much = true;
+            self.owed = HashMap::new();
+        }
+        let xid = if seen { 0 } else { xid };
+        self.owed.extend(moves.by_new.into_iter().map(|(new, literals)| (new, Owed { xid, literals })));
     }
 
     /// Everything from `began` up to the mark was looked at.
@@ -195,12 +233,85 @@ impl Moved {
         self.owed.values().any(|owed| seen.sees(owed.xid))
     }
 
+    /// Whether the table has to be read from its beginning.
     pub fn is_too_much(&self) -> bool {
-        self.owed.len() > MOST
+        self.too_much
     }
 
     /// For [`Progress::owed_after`].
     pub fn owed_after(&self) -> Lsn {
         self.owed_after
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn moved(moved: &Moved, moves: &mut Moves, old: usize, new: usize) {
+        let literals = || Ok::<_, std::convert::Infallible>(vec![new.to_string()]);
+        moved.collect(moves, &old.to_be_bytes(), &new.to_be_bytes(), literals).unwrap();
+    }
+
+    /// However many keys a transaction changes.
+    #[test]
+    fn what_is_owed_is_forgotten_when_it_is_too_much() {
+        let mut table = Moved::of(1, &["id".to_owned()]);
+        let mut few = Moves::default();
+        moved(&table, &mut few, 1, 2);
+        table.add(few, 7, true);
+        let (mut discarded, mut many) = (Moves::default(), Moves::default());
+        for row in 0..10 * MOST {
+            moved(&table, &mut discarded, row, 1 << 40 | row);
+            moved(&table, &mut many, row, 1 << 40 | row);
+            assert!(table.owed.len() + many.by_new.len() <= MOST);
+        }
+        drop(discarded);
+        assert!(!table.is_too_much() && table.is_owed(&2_usize.to_be_bytes()), "it may yet be discarded");
+        table.add(many, 8, false);
+        assert!(table.is_too_much() && table.is_empty());
+        let mut more = Moves::default();
+        moved(&table, &mut more, 3, 4);
+        table.add(more, 9, true);
+        assert!(table.is_too_much() && table.is_empty());
+    }
+
+    /// So do several that change few.
+    #[test]
+    fn transactions_owe_too_much_together() {
+        let mut table = Moved::of(1, &["id".to_owned()]);
+        for row in 0..=MOST {
+            assert!(!table.is_too_much());
+            let mut one = Moves::default();
+            moved(&table, &mut one, row, 1 << 40 | row);
+            table.add(one, 7, true);
+        }
+        assert!(table.is_too_much() && table.is_empty());
+    }
+
+    /// Those that others move meanwhile, whether snapshots see it or not, are no longer owed: their rows were sent.
+    #[test]
+    fn behind_the_last_chunk_only_what_is_owed_owes_more() {
+        let mut table = Moved::of(1, &["id".to_owned()]);
+        let mut first = Moves::default();
+        moved(&table, &mut first, 1, 2);
+        table.add(first, 7, false);
+        table.is_sent();
+        let mut other = Moves::default();
+        moved(&table, &mut other, 10, 11);
+        moved(&table, &mut other, 11, 12);
+        table.add(other, 8, false);
+        assert_eq!(table.owed.len(), 1);
+        let mut on = Moves::default();
+        moved(&table, &mut on, 2, 3);
+        moved(&table, &mut on, 3, 4);
+        table.add(on, 9, false);
+        let all = Visibility { xmin: 10, xmax: 10, running: Vec::new() };
+        assert_eq!(table.ask(&all).len(), 3);
+        let mut asked = Moves::default();
+        moved(&table, &mut asked, 4, 5);
+        table.add(asked, 11, false);
+        table.answered(None);
+        assert!(!table.is_empty() && table.is_owed(&5_usize.to_be_bytes()) && !table.is_due(&all));
     }
 }

@@ -1,10 +1,13 @@
 //! Which rows of a chunk were touched by transactions that the chunk's snapshot does not see, and which keys have moved meanwhile.
 
-use std::{collections::HashMap, sync::OnceLock};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::OnceLock,
+};
 
 use super::{
     ahead::literals,
-    moved::{Move, Moved},
+    moved::{Moved, Moves},
     scan::{self, index, unreadable},
 };
 use crate::{
@@ -65,11 +68,13 @@ pub(super) struct Touched<'a> {
     pub asked: bool,
 }
 
-/// What a transaction has done to the chunk so far.
+/// What a transaction has done to the chunk so far. However large it is, that is no more than the chunk and what may be owed.
 #[derive(Default)]
 struct Done {
-    keys: Vec<Vec<u8>>,
-    moves: Vec<Move>,
+    /// Is in the rows, and only moves count.
+    sees: bool,
+    keys: HashSet<Vec<u8>>,
+    moves: Moves,
     all: bool,
     /// The first row of which only a part is in the changes.
     partly: Option<usize>,
@@ -143,7 +148,8 @@ impl Touched<'_> {
                     open = None;
                 } else {
                     let mut done = open.take().unwrap_or_default();
-                    self.collect(&block, index, span, sees, &mut places, &mut done)?;
+                    done.sees = sees;
+                    self.collect(&block, index, span, &mut places, &mut done, moved)?;
                     match span.ending {
                         SpanEnd::Open => open = Some(done),
                         SpanEnd::Commit { .. } => {
@@ -179,17 +185,17 @@ impl Touched<'_> {
         }
     }
 
-    /// `sees`: what it does is in the rows, and only moves count.
+    /// What a part of a transaction does.
     fn collect(
         &self,
         block: &Block,
         index: &Index,
         span: &Span,
-        sees: bool,
         places: &mut HashMap<RelationId, Option<Vec<usize>>>,
         done: &mut Done,
+        moved: &Moved,
     ) -> Result<(), SnapshotError> {
-        let payload = block.payload();
+        let (sees, payload) = (done.sees, block.payload());
         let malformed = || SnapshotError::new(Reason::JournalCorrupt, format!("block {}: an event", block.number));
         let (from, to) = span.entries;
         for entry in index.entries.get(from as usize..to as usize).unwrap_or_default() {
@@ -203,14 +209,14 @@ impl Touched<'_> {
                     let places = places.entry(entry.relation).or_insert_with(|| self.places(entry));
                     let Some(places) = places else { continue };
                     let view = ChangeView::parse(framed).map_err(|_| malformed())?;
-                    let moved = || entry.kind == EntryKind::Update && !self.carried(entry);
+                    let moves = || entry.kind == EntryKind::Update && !self.carried(entry);
                     let kept = |row: &RowView<'_>| row.iter().any(|value| value == Value::Unchanged);
-                    if sees && view.before.is_none() && !(view.after.as_ref().is_some_and(kept) && moved()) {
+                    if sees && view.before.is_none() && !(view.after.as_ref().is_some_and(kept) && moves()) {
                         continue;
                     }
                     let old = view.before.and_then(|row| row.key(places));
                     let new = view.after.and_then(|row| row.key(places));
-                    if old.is_none() && (new.is_none() && !sees || new.is_some() && moved()) {
+                    if old.is_none() && (new.is_none() && !sees || new.is_some() && moves()) {
                         return Err(super::interrupted("a change does not tell its key"));
                     }
                     if let Some(row) = view.after.filter(kept)
@@ -219,8 +225,7 @@ impl Touched<'_> {
                         let old = old.as_ref().unwrap_or(new);
                         let touched = if sees { None } else { self.rows()?.get(new).copied() };
                         if old != new || touched.is_some() && self.asked {
-                            let literals = literals(&row, places)?;
-                            done.moves.push(Move { old: old.clone(), new: new.clone(), literals });
+                            moved.collect(&mut done.moves, old, new, || literals(&row, places))?;
                         } else {
                             done.partly = done.partly.into_iter().chain(touched).min();
                         }

@@ -50,6 +50,10 @@ impl Keeper {
         loop {
             let flushed = match server::flushed_by(sql, &self.names).await {
                 Ok(flushed) => flushed,
+                Err(error) if error.is_locked() => {
+                    tokio::time::sleep(BUSY).await;
+                    continue;
+                }
                 Err(error) => return error.into(),
             };
             let wanted = *self.wanted.borrow_and_update();

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use super::{Error, Options, SourceState};
+use super::{Error, Options, SourceState, unless_locked};
 use crate::{
     failover::{self, Marker},
     feed::Feed as _,
@@ -72,7 +72,7 @@ impl Guard {
         }
         if Instant::now() >= self.due {
             self.due = Instant::now() + INTERVAL;
-            self.audit(sql, options, state).await?;
+            let audited = unless_locked(self.audit(sql, options, state).await);
             let recorded = self.desk.recorded().filter(|horizon| failover::holds(horizon, &self.journal.history()));
             if let Some(horizon) = recorded {
                 let emptied = logtables::prune(sql, &horizon.snapshot).await;
@@ -82,6 +82,7 @@ impl Guard {
                     Err(error) => tracing::warn!(%error, "the log tables cannot be pruned"),
                 }
             }
+            audited?;
         }
         Ok(())
     }

@@ -6,6 +6,7 @@
 //! protocol](https://www.postgresql.org/docs/current/protocol-replication.html)). So everything is compared here first,
 //! and what would be a silent gap is refused with a typed reason.
 
+mod complaints;
 mod course;
 mod gate;
 mod guard;
@@ -19,7 +20,11 @@ mod state;
 mod undecodable;
 mod watch;
 
-use std::{path::PathBuf, pin::pin, time::Duration};
+use std::{
+    path::PathBuf,
+    pin::pin,
+    time::{Duration, Instant},
+};
 
 pub use course::REBASE;
 pub use state::SourceState;
@@ -51,6 +56,8 @@ pub struct Options {
     pub quarantine: PathBuf,
     /// File in which an operator names the system to go on with.
     pub rebase: PathBuf,
+    /// File that says which database the journal is of.
+    pub database: PathBuf,
     /// Have standbys keep the slot in step (PostgreSQL 17 and later).
     pub failover_slot: bool,
     /// What to do when the slot does not have what the journal lacks.
@@ -120,6 +127,19 @@ impl Classified for Error {
     }
 }
 
+/// The answer, unless it cannot be had because somebody holds a lock: then what was known before holds until it is asked
+/// again.
+fn unless_locked<T, E: Into<Error>>(answer: Result<T, E>) -> Result<Option<T>, Error> {
+    match answer.map_err(Into::into) {
+        Ok(answer) => Ok(Some(answer)),
+        Err(Error::Postgres(error)) if error.is_locked() => {
+            tracing::debug!(%error, "asked again later");
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
 fn refused(reason: Reason, message: impl Into<String>) -> Error {
     Error::Refused { reason, message: message.into() }
 }
@@ -129,6 +149,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// Longest pause while the server says that it is starting up.
 const STARTING_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// A stream that holds as long as this was worth connecting for, although nothing came: pauses begin anew behind it.
+const HELD: Duration = Duration::from_secs(30);
 
 /// Runs until draining starts, then leaves the journal flushed and PostgreSQL told.
 pub async fn run(
@@ -143,10 +165,13 @@ pub async fn run(
     let mut ingest = ingest.behind(gate);
     let mut pause = FIRST_PAUSE;
     let failures = undecodable::Failures::default();
-    let mut carried = Carried { fresh, skipped: false, stuck: None, untrusted: None, failures };
+    let mut carried = Carried { fresh, stuck: None, untrusted: None, failures };
+    let mut complaints = complaints::Complaints::default();
+    let mut reached = *journal.complete().borrow();
     metrics::set(metrics::SOURCE_UNDECODABLE, 0.0);
+    metrics::add(metrics::SLOT_DECODE_FAILURES, 0); // an alert on a rise sees the first one, too
     while !drain.started() {
-        let begun = state.streams_begun();
+        let (begun, began) = (state.streams_begun(), Instant::now());
         let keeper = keeper.as_mut();
         let attempt = stream_once(&options, &journal, &mut ingest, keeper, &mut carried, &state, &drain).await;
         let Err(error) = attempt else { continue };
@@ -156,11 +181,13 @@ pub async fn run(
         }
         let reason = error.reason();
         let told = error.told();
-        carried.skipped |= matches!(error, Error::Ingest(_)) && reason == Reason::PublicationMissing;
         state.away(&format!("{}: {told}", reason.as_str()));
         metrics::add(metrics::SOURCE_RECONNECTS, 1);
-        if state.streams_begun() > begun && !carried.failures.repeated() {
+        let complete = *journal.complete().borrow();
+        let came_further = std::mem::replace(&mut reached, complete) != complete;
+        if state.streams_begun() > begun && (came_further || began.elapsed() >= HELD) {
             pause = FIRST_PAUSE;
+            complaints.settled();
         }
         if let Error::Untrusted(why) = &error {
             tracing::warn!(reason = reason.as_str(), slot = options.slot, "the slot {why}");
@@ -180,7 +207,7 @@ pub async fn run(
             pause = pause.min(STARTING_PAUSE);
         }
         let wait = pause.mul_f64(fastrand::f64());
-        tracing::warn!(reason = reason.as_str(), retry_in_ms = wait.as_millis() as u64, "source: {told}");
+        complaints.failed(reason, &told, wait);
         tokio::select! {
             () = drain.wait() => {}
             () = tokio::time::sleep(wait) => {}
@@ -200,13 +227,11 @@ fn starting_up(error: &Error) -> bool {
 struct Carried {
     /// The journal has not begun yet.
     fresh: bool,
-    /// The stream met WAL for which the publication does not exist: only a new slot gets past it.
-    skipped: bool,
     /// A message that cannot be decoded.
     stuck: Option<Lsn>,
     /// A slot whose stream would leave something out, found out by beginning it.
     untrusted: Option<Untrusted>,
-    /// How often the server could not decode the slot.
+    /// How often the server could not decode the slot, or only without its publication.
     failures: undecodable::Failures,
 }
 
@@ -256,7 +281,7 @@ async fn stream_once(
     let mut around = pin!(around.look());
     let opened = async {
         let prepared = prepare::prepare(options, journal, ingest, carried, &mut reached, state, &leave).await?;
-        carried.skipped = false;
+        carried.failures.prepared();
         state.reached(sql.clone());
         if let Some(keeper) = &keeper {
             keeper.close();

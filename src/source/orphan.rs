@@ -10,7 +10,6 @@ use std::{fs, io, io::Write as _, path::PathBuf, time::Duration};
 use super::{Error, Options};
 use crate::postgres::{
     catalog,
-    replication::Replication,
     slot::{self, SlotState},
     sql::Sql,
 };
@@ -22,15 +21,14 @@ fn file(options: &Options) -> PathBuf {
     options.rebase.with_file_name("creating-slot")
 }
 
-/// Writes down who is about to create the slot, and what tables are like before; without the latter a slot that is left
-/// behind is not used.
-pub(super) async fn note(options: &Options, replication: &mut Replication, before: Option<&str>) -> Result<(), Error> {
-    let who = replication.backend().await?;
-    let noted = format!("{who}\n{}\n{}\n", options.slot, before.unwrap_or_default());
-    if let Err(error) = write(options, &noted) {
+/// Writes down who is about to create the slot ([`Replication::backend`]), and what tables are like before. There must be none
+/// of that name: what is noted would be said of it.
+///
+/// [`Replication::backend`]: crate::postgres::replication::Replication::backend
+pub(super) fn note(options: &Options, who: &str, before: &str) {
+    if let Err(error) = write(options, &format!("{who}\n{}\n{before}\n", options.slot)) {
         tracing::warn!(%error, "it cannot be noted who creates the slot");
     }
-    Ok(())
 }
 
 /// The slot is made, and nothing was overlooked.
@@ -56,12 +54,25 @@ fn write(options: &Options, noted: &str) -> io::Result<()> {
     path.parent().map_or(Ok(()), |directory| fs::File::open(directory)?.sync_all())
 }
 
-/// Whether a slot was left by a hub that died while it made it, and DDL may have been overlooked.
-pub(super) async fn is_unexamined(options: &Options, sql: &Sql, found: Option<&SlotState>) -> Result<bool, Error> {
+/// A slot that somebody made with this data directory, and that did not come to be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Unended {
+    /// It has everything from where it begins.
+    Whole,
+    /// DDL has committed since, and may have been overlooked.
+    Doubtful,
+}
+
+/// Whether the slot was left by an attempt that did not end: of a hub that died, or that lost its connection, or that found
+/// out that the log tables cannot help after all.
+pub(super) async fn unended(options: &Options, sql: &Sql, found: Option<&SlotState>) -> Result<Option<Unended>, Error> {
     let noted = fs::read_to_string(file(options)).unwrap_or_default();
     let mut lines = noted.lines().skip(1);
-    let unexamined = found.is_some_and(|found| lines.next() == Some(&found.name));
-    Ok(unexamined && !catalog::unchanged(sql, lines.next().unwrap_or_default()).await?)
+    if found.is_none_or(|found| lines.next() != Some(&found.name)) {
+        return Ok(None);
+    }
+    let unchanged = catalog::unchanged(sql, lines.next().unwrap_or_default()).await?;
+    Ok(Some(if unchanged { Unended::Whole } else { Unended::Doubtful }))
 }
 
 /// Ends the walsender that an earlier hub, or an earlier connection of this one, left waiting; the slot as it is then.

@@ -6,10 +6,11 @@ use std::time::Duration;
 use super::{
     Carried, Error, Options, SourceState, Untrusted,
     course::{self, Step},
-    orphan,
+    orphan::{self, Unended},
     reach::{Reached, reached_at},
     refused,
     slots::{self, Broken, Decision, Mending},
+    unless_locked,
 };
 use crate::{
     failpoint,
@@ -18,9 +19,12 @@ use crate::{
     journal::Journal,
     lsn::Lsn,
     postgres::{
-        self, decoding,
+        self,
+        database::Database,
+        decoding,
         logtables::blockers,
-        preflight, publication,
+        preflight,
+        publication::{self, IdentityGap},
         replication::{Consistency, ReplicationStream},
         server,
         slot::{self, SlotState},
@@ -89,8 +93,16 @@ pub(super) async fn prepare(
 ) -> Result<Prepared, Error> {
     let Reached { sql, replication, identity, step, timeline_begins } = reached;
     // A hub that was killed while it founded its journal has segments and no lineage.
-    carried.fresh |= journal.lineage().is_none();
+    let journal_is_new = journal.lineage().is_none();
+    carried.fresh |= journal_is_new;
     let sql = &**sql;
+    let database = Database::of(sql, identity.system_identifier).await?;
+    let noted = Database::noted(&options.database);
+    if let Some(noted) = noted.as_ref().filter(|_| !journal_is_new)
+        && let Some(why) = database.refusal(noted)
+    {
+        return Err(refused(Reason::SourceChanged, why));
+    }
     if ingest.replaying() && !matches!(step, Step::Stay) {
         return Err(ingest::Error::HalfReplayed.into());
     }
@@ -111,14 +123,19 @@ pub(super) async fn prepare(
     let publication = match publication::find(sql, &options.publication).await? {
         Some(found) => found,
         None if options.create_publication => {
-            let said = publication::create(sql, &options.publication, &options.schemas).await?;
+            let (said, gaps) = publication::create(sql, &options.publication, &options.schemas).await?;
             tracing::info!("{said}");
+            fail_from_now_on(&gaps);
             publication::find(sql, &options.publication).await?.ok_or_else(|| missing(options))?
         }
         None => return Err(missing(options)),
     };
-    state.publishes(publication::published_tables(sql, &options.publication).await?);
-    state.uneven(publication::uneven(sql, &publication).await?);
+    if let Some(tables) = unless_locked(publication::published_tables(sql, &options.publication).await)? {
+        state.publishes(tables);
+    }
+    if let Some(tables) = unless_locked(publication::uneven(sql, &publication).await)? {
+        state.uneven(tables);
+    }
     ingest.widen_near(server::current_xid8(sql).await?);
     let found = orphan::end(options, sql, slot::state(sql, &options.slot).await?).await?;
     let mut decision = slots::decide(&options.slot, found.as_ref(), carried.fresh, restart_lsn(ingest.complete()))?;
@@ -134,17 +151,20 @@ pub(super) async fn prepare(
             None => Decision::Broken(Broken::Missing),
         };
     }
-    if orphan::is_unexamined(options, sql, found.as_ref()).await? {
-        decision = match decision {
-            Decision::Adopt(confirmed) => {
-                tracing::warn!(slot = options.slot, %confirmed, "a hub died while it made the slot: it is made again");
-                slot::drop(sql, &options.slot).await?;
+    if let Some(unended) = orphan::unended(options, sql, found.as_ref()).await? {
+        decision = match (decision, unended) {
+            (Decision::Adopt(confirmed), Unended::Doubtful) => {
+                let slot = &options.slot;
+                tracing::warn!(slot, %confirmed, "DDL has committed since the slot was begun: it is made again");
+                slot::drop(sql, slot).await?;
                 Decision::Create
             }
-            Decision::Broken(Broken::Ahead(_)) => {
-                Decision::Broken(Broken::Untrusted("was left by a hub that died while it made it".into()))
+            (Decision::Broken(Broken::Ahead(begins)), Unended::Whole) => Decision::Broken(Broken::Unended(begins)),
+            (Decision::Broken(Broken::Ahead(_)), Unended::Doubtful) => {
+                let why = "was made for a recovery that did not end, and DDL has committed since it was begun";
+                Decision::Broken(Broken::Untrusted(why.into()))
             }
-            used => used,
+            (used, _) => used,
         };
     }
     if let Decision::Stream(_) = decision {
@@ -157,10 +177,10 @@ pub(super) async fn prepare(
     {
         decision = Decision::Broken(Broken::Untrusted(why));
     }
-    if let Decision::Stream(_) = decision
-        && let Some((from, error)) = carried.failures.verdict()
+    if let Decision::Stream(start) = decision
+        && let Some(broken) = carried.failures.verdict(start)
     {
-        decision = Decision::Broken(Broken::Undecodable { from, error });
+        decision = Decision::Broken(broken);
     }
     if let Decision::Stream(_) = decision
         && ingest.polled()
@@ -168,9 +188,15 @@ pub(super) async fn prepare(
         decision = Decision::Broken(Broken::Polled);
     }
     if let Decision::Stream(start) = decision
-        && (carried.skipped || ingest.replaying())
+        && ingest.replaying()
     {
-        decision = Decision::Broken(Broken::Skips(start));
+        decision = Decision::Broken(Broken::Skips { start, given_up: false });
+    }
+    // Before the journal has anything of it.
+    if noted.as_ref() != Some(&database)
+        && let Err(error) = database.note(&options.database)
+    {
+        tracing::warn!(file = %options.database.display(), %error, "it cannot be noted which database the journal is of");
     }
     let is_kept = matches!(decision, Decision::Stream(_) | Decision::Adopt(_));
     let start = match (decision, &*step) {
@@ -226,6 +252,21 @@ pub(super) async fn prepare(
     Ok(Prepared { start, status_interval, publication_oid: publication.oid, came_along })
 }
 
+/// Says that a new publication makes UPDATE and DELETE fail in the application, and what to run.
+fn fail_from_now_on(gaps: &[IdentityGap]) {
+    const NAMED: usize = 50;
+    if gaps.is_empty() {
+        return;
+    }
+    let list = |part: fn(&IdentityGap) -> &str, between: &str| {
+        let mut list: Vec<&str> = gaps.iter().take(NAMED).map(part).collect();
+        list.extend((gaps.len() > NAMED).then_some("…"));
+        list.join(between)
+    };
+    let (names, fix) = (list(|gap| &gap.table, ", "), list(|gap| &gap.fix, " "));
+    tracing::warn!(tables = gaps.len(), fix, "UPDATE and DELETE fail in the application from now on, in {names}");
+}
+
 fn missing(options: &Options) -> Error {
     refused(
         Reason::PublicationMissing,
@@ -252,7 +293,7 @@ pub(super) async fn explain(options: &Options, sql: &Sql, error: Error) -> Error
         .into_iter()
         .filter(|check| check.outcome == preflight::Outcome::Failed)
         .map(|check| match check.fix {
-            Some(fix) => format!("{}: {} — {fix}", check.name, check.detail),
+            Some(fix) => format!("{}: {} — {}", check.name, check.detail, fix.trim_end_matches(';')),
             None => format!("{}: {}", check.name, check.detail),
         })
         .collect();

@@ -26,6 +26,10 @@ use crate::{
 /// How long the other servers may take to say that they are ahead of the first that will do.
 const SURVEY: Duration = Duration::from_secs(1);
 
+/// How long a question may wait for a lock. All of them share one session, the gate's and subscribers' too, so whatever holds
+/// a table must not hold it up; the questions are put so that they take no locks on tables that are published.
+const LONGEST_LOCK: Duration = Duration::from_millis(200);
+
 /// A server that the journal may follow.
 pub(super) struct Reached {
     pub sql: Arc<Sql>,
@@ -130,6 +134,7 @@ fn is_ahead(one: (&Step, &Identity), other: (&Step, &Identity)) -> bool {
 
 pub(super) async fn one(options: &Options, connect: &ConnectOptions, journal: &Journal) -> Result<Reached, Error> {
     let sql = Arc::new(Sql::connect(connect).await?);
+    sql.wait_for_locks(LONGEST_LOCK).await?;
     if server::in_recovery(&sql).await? {
         let message = format!("{} is a standby; it is followed once it has been promoted", sql.server());
         return Err(refused(Reason::SourceUnavailable, message));

@@ -43,6 +43,7 @@ pub(super) async fn from_log_tables(mending: &mut Mending<'_>, broken: &Broken) 
         state.away(&format!("{}: the recovery waits for {}", reason.as_str(), text.join("; ")));
         tracing::warn!(reason = reason.as_str(), "the recovery waits for {}", text.join("; "));
     };
+    let who = mending.replication.backend().await?;
     // The snapshot exists on the server that was chosen, which need not be the first one that answers.
     let mut connect = options.connect.clone();
     connect.hosts = vec![mending.sql.server().spec.clone()];
@@ -57,6 +58,7 @@ pub(super) async fn from_log_tables(mending: &mut Mending<'_>, broken: &Broken) 
         failover_slot: options.failover_slot,
         gate: &options.gate,
         blocked: &blocked,
+        begins: &|before| orphan::note(options, &who, before),
         leave: mending.leave,
     };
     match recovery.check::<ingest::Error>().await {
@@ -67,7 +69,6 @@ pub(super) async fn from_log_tables(mending: &mut Mending<'_>, broken: &Broken) 
     let (slot, from) = (&options.slot, recovery.cut);
     tracing::warn!(slot, %from, "the slot {broken}; recovering from the log tables");
     let begun = Instant::now();
-    orphan::note(options, mending.replication, None).await?;
     let done = recovery.run(mending.replication, &mut Writing(mending.ingest)).await;
     state.alarm(Reason::RecoveryBlocked, &[]);
     let done = match done {

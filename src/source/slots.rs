@@ -45,6 +45,8 @@ pub(super) enum Broken {
     Invalidated(String),
     /// It was acknowledged up to here by somebody else.
     Ahead(Lsn),
+    /// It was made for a recovery that did not end, and begins here.
+    Unended(Lsn),
     /// The server fails to decode it from here on, again and again; how.
     Undecodable {
         /// Where the journal ends.
@@ -57,7 +59,12 @@ pub(super) enum Broken {
     /// The journal ends with transactions that were polled from the log tables: others may have committed before.
     Polled,
     /// For a part of the WAL behind here the publication does not exist.
-    Skips(Lsn),
+    Skips {
+        /// Where the journal ends.
+        start: Lsn,
+        /// It was tried often enough.
+        given_up: bool,
+    },
 }
 
 impl std::fmt::Display for Broken {
@@ -66,10 +73,14 @@ impl std::fmt::Display for Broken {
             Broken::Missing => f.write_str("does not exist"),
             Broken::Invalidated(why) => write!(f, "was invalidated ({why})"),
             Broken::Ahead(confirmed) => write!(f, "was acknowledged up to {confirmed} elsewhere"),
+            Broken::Unended(begins) => write!(f, "was made for a recovery that did not end, and begins at {begins}"),
             Broken::Undecodable { from, error } => write!(f, "cannot be decoded from {from} on ({error})"),
             Broken::Untrusted(why) => f.write_str(why),
             Broken::Polled => f.write_str("was replaced while the log tables were polled, and that has not ended"),
-            Broken::Skips(_) => f.write_str("covers WAL for which the publication does not exist"),
+            Broken::Skips { .. } => f.write_str(
+                "covers WAL in which the publication does not exist (it was dropped, or is younger than the slot), which \
+                 PostgreSQL does not decode",
+            ),
         }
     }
 }
@@ -143,8 +154,8 @@ pub(super) async fn mend(mut mending: Mending<'_>, broken: &Broken) -> Result<Ls
     if mending.ingest.replaying() {
         return Err(ingest::Error::HalfReplayed.into());
     }
-    if let Broken::Skips(start) = broken {
-        tracing::warn!(slot = mending.options.slot, "the slot {broken}; the log tables cannot help: {why}");
+    if let Broken::Skips { start, given_up: false } = broken {
+        tracing::debug!(slot = mending.options.slot, "the slot {broken}; the log tables cannot help: {why}");
         return Ok(*start); // the stream itself says what is wrong
     }
     skip(mending, broken, &why).await
@@ -158,13 +169,14 @@ async fn skip(mending: Mending<'_>, broken: &Broken, unrecovered: &str) -> Resul
     let kept = matches!(broken, Broken::Undecodable { .. });
     if !rebase && (options.on_slot_lost == OnSlotLost::Stop || kept) {
         let to = match broken {
-            Broken::Ahead(confirmed) => *confirmed,
+            Broken::Ahead(begins) | Broken::Unended(begins) => *begins,
             _ => server::wal_positions(sql).await?.insert,
         };
         let first = match kept {
             true => {
                 "Repair what the server complains of: the slot is kept and tried again. Or drop it (walcast slot drop) and"
             }
+            false if matches!(broken, Broken::Skips { .. }) => "Only a new slot gets past it:",
             false => "Restore the slot, or",
         };
         let message = format!(
@@ -177,9 +189,9 @@ async fn skip(mending: Mending<'_>, broken: &Broken, unrecovered: &str) -> Resul
         return Err(refused(Reason::SlotLost, message));
     }
     let up_to = match broken {
-        Broken::Ahead(confirmed) => *confirmed,
+        Broken::Ahead(begins) | Broken::Unended(begins) => *begins,
         _ => {
-            if let Broken::Invalidated(_) | Broken::Untrusted(_) | Broken::Polled = broken {
+            if let Broken::Invalidated(_) | Broken::Untrusted(_) | Broken::Polled | Broken::Skips { .. } = broken {
                 slot::drop(sql, &options.slot).await?;
             }
             create(options, sql, replication, leave).await?
@@ -204,7 +216,7 @@ pub(super) async fn create(
     leave: &Drain,
 ) -> Result<Lsn, Error> {
     let mut making = Making::new(sql).await?;
-    orphan::note(options, replication, Some(making.before())).await?;
+    orphan::note(options, &replication.backend().await?, making.before());
     loop {
         let creating = async { Ok(replication.create_slot(&options.slot, options.failover_slot).await?) };
         let point = unless_left(leave, creating).await?.consistent_point;

@@ -10,6 +10,7 @@ use std::{
 };
 
 use arc_swap::ArcSwapOption;
+use jiff::Timestamp;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
@@ -29,7 +30,8 @@ pub struct SourceState(Arc<Inner>);
 struct Inner {
     publication: String,
     connected: AtomicBool,
-    journal_full: AtomicBool,
+    /// Since when the journal has had no room.
+    journal_full: Mutex<Option<Timestamp>>,
     begun: AtomicU64,
     streamed: watch::Sender<bool>,
     sql: ArcSwapOption<Sql>,
@@ -71,7 +73,7 @@ impl SourceState {
         SourceState(Arc::new(Inner {
             publication: publication.to_owned(),
             connected: AtomicBool::new(false),
-            journal_full: AtomicBool::new(false),
+            journal_full: Mutex::new(None),
             begun: AtomicU64::new(0),
             streamed: watch::channel(false).0,
             sql: ArcSwapOption::empty(),
@@ -91,7 +93,8 @@ impl SourceState {
 
     /// Whether reading waits for the journal to have room.
     pub fn journal_full(&self, full: bool) {
-        self.0.journal_full.store(full, Ordering::Release);
+        let mut since = self.0.journal_full.lock();
+        *since = full.then(|| since.unwrap_or_else(Timestamp::now));
     }
 
     pub(super) fn nudged(&self) -> &Notify {
@@ -251,9 +254,12 @@ impl Source for SourceState {
 
     fn status(&self) -> SourceStatus {
         let mut status = self.0.status.lock().clone();
-        if self.0.journal_full.load(Ordering::Acquire) && status.last_error.is_empty() {
+        if let Some(since) = *self.0.journal_full.lock()
+            && status.last_error.is_empty()
+        {
             let reason = Reason::DiskFull;
-            status.last_error = format!("{}: {} {}", reason.as_str(), reason.meaning(), reason.action());
+            let (name, meaning, action) = (reason.as_str(), reason.meaning(), reason.action());
+            status.last_error = format!("{name}: {meaning} {action} (since {since:.0})");
         }
         status
     }

@@ -10,9 +10,19 @@
 //! not move, so each attempt fails where the first one did. A damaged file under `pg_logical` or `pg_wal` looks the same.
 //!
 //! One such error may be an accident. So attempts are counted, and progress of the journal begins the count anew.
+//!
+//! Where the publication was dropped and created again, the slot fails in the same way: changes are decoded with the catalogue
+//! of their time, in which [there is no such publication](https://www.postgresql.org/docs/current/logicaldecoding-output-plugin.html)
+//! (42704; PostgreSQL 18 leaves the changes out and says so in a notice). That WAL stays as it is, so nothing can repair it.
 
-use super::Error;
-use crate::{ingest, lsn::Lsn, metrics, model::Position};
+use super::{Error, slots::Broken};
+use crate::{
+    ingest,
+    lsn::Lsn,
+    metrics,
+    model::Position,
+    reason::{Classified, Reason},
+};
 
 /// Failures at one place after which the slot counts as lost. With the pauses between them they take some seconds.
 const ATTEMPTS: u32 = 6;
@@ -25,21 +35,33 @@ pub(super) struct Failures {
     /// Failures there.
     attempts: u32,
     /// The last one, not counted yet.
-    new: Option<String>,
+    new: Option<Failure>,
     /// The last one, counted and not acted upon yet.
-    open: Option<String>,
+    open: Option<Failure>,
+}
+
+#[derive(Clone, Debug)]
+enum Failure {
+    /// The server's words.
+    Undecodable(String),
+    /// The publication does not exist there.
+    Unpublished,
 }
 
 impl Failures {
     /// A stream has ended, or could not be begun.
     pub fn note(&mut self, error: &Error) {
-        let error = match error {
+        let server = match error {
+            Error::Ingest(_) if error.reason() == Reason::PublicationMissing => {
+                self.new = Some(Failure::Unpublished);
+                return;
+            }
             Error::Postgres(error) | Error::Ingest(ingest::Error::Replication(error)) => error,
             _ => return,
         };
-        if error.cannot_decode() {
+        if server.cannot_decode() {
             metrics::add(metrics::SLOT_DECODE_FAILURES, 1);
-            self.new = Some(error.to_string());
+            self.new = Some(Failure::Undecodable(server.to_string()));
         }
     }
 
@@ -54,21 +76,29 @@ impl Failures {
         }
     }
 
-    /// Whether the last attempts failed at the same place.
-    pub fn repeated(&self) -> bool {
-        self.attempts > 0
-    }
-
     /// The slot counts as lost for as long as the journal ends here.
     pub fn given_up(&self) -> Option<Position> {
         (self.attempts >= ATTEMPTS).then_some(self.at)
     }
 
-    /// Why the slot counts as lost; once for each failure, so that every other attempt tries the slot again.
-    pub fn verdict(&mut self) -> Option<(Lsn, String)> {
-        self.given_up()?;
-        let error = self.open.take()?;
-        Some((self.at.lsn, format!("{error}, {} times", self.attempts)))
+    /// The slot is about to be tried again, or was made anew.
+    pub fn prepared(&mut self) {
+        self.open = self.open.take().filter(|open| !matches!(open, Failure::Unpublished));
+    }
+
+    /// What is wrong with the slot whose stream is to begin at `start`. What may be repaired is said once for each failure, so
+    /// that every other attempt tries the slot again. What log tables can make good is said from the first failure on.
+    pub fn verdict(&mut self, start: Lsn) -> Option<Broken> {
+        let given_up = self.given_up().is_some();
+        match self.open.as_ref()? {
+            Failure::Unpublished => Some(Broken::Skips { start, given_up }),
+            Failure::Undecodable(_) if !given_up => None,
+            Failure::Undecodable(error) => {
+                let error = format!("{error}, {} times", self.attempts);
+                self.open = None;
+                Some(Broken::Undecodable { from: self.at.lsn, error })
+            }
+        }
     }
 }
 
@@ -91,7 +121,10 @@ mod tests {
         let fail = |failures: &mut Failures, lsn| {
             failures.note(&fails(Phase::Streaming, "XX000"));
             failures.count(at(lsn));
-            failures.verdict().map(|(lsn, _)| lsn.0)
+            failures.verdict(Lsn(lsn)).map(|broken| match broken {
+                Broken::Undecodable { from, .. } => from.0,
+                other => panic!("{other}"),
+            })
         };
         for _ in 1..ATTEMPTS {
             assert_eq!(fail(&mut failures, 8), None);
@@ -102,13 +135,33 @@ mod tests {
         }
         assert_eq!(fail(&mut failures, 16), Some(16));
         failures.count(at(16));
-        assert_eq!(failures.verdict(), None, "the slot is tried again");
+        assert_eq!(failures.verdict(Lsn(16)), None, "the slot is tried again");
         failures.note(&fails(Phase::Streaming, "57P01"));
         failures.note(&fails(Phase::Sql, "XX000"));
         failures.count(at(16));
-        assert_eq!(failures.verdict(), None, "something else");
+        assert_eq!(failures.verdict(Lsn(16)), None, "something else");
         assert_eq!(fail(&mut failures, 16), Some(16));
         failures.count(at(24));
-        assert!(failures.given_up().is_none() && !failures.repeated());
+        assert!(failures.given_up().is_none());
+    }
+
+    #[test]
+    fn wal_without_the_publication_is_told_at_once_and_given_up_later() {
+        let at = Position::new(LineageId::default(), Lsn(8));
+        let mut failures = Failures::default();
+        for attempt in 1..=ATTEMPTS + 1 {
+            failures.note(&Error::Ingest(ingest::Error::PublicationSkipped(String::new())));
+            failures.count(at);
+            let given_up = attempt >= ATTEMPTS;
+            for _ in 0..2 {
+                assert_eq!(failures.verdict(Lsn(8)), Some(Broken::Skips { start: Lsn(8), given_up }));
+            }
+            failures.prepared();
+            assert_eq!(failures.verdict(Lsn(8)), None, "it is tried again");
+        }
+        failures.note(&Error::Ingest(ingest::Error::PublicationSkipped(String::new())));
+        failures.count(Position::new(LineageId::default(), Lsn(16)));
+        let anew = Broken::Skips { start: Lsn(16), given_up: false };
+        assert_eq!(failures.verdict(Lsn(16)), Some(anew), "it came further");
     }
 }

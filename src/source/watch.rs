@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::{Error, Options, SourceState, guard::Guard, refused};
+use super::{Error, Options, SourceState, guard::Guard, refused, unless_locked};
 use crate::{
     ingest::restart_lsn,
     journal::Journal,
@@ -29,14 +29,18 @@ pub(super) struct Watch<'a> {
 impl Watch<'_> {
     /// Returns why streaming must end.
     pub async fn run(&self, mut guard: Guard) -> Error {
-        if let Err(error) = self.warn().await {
-            return error;
-        }
+        let mut warned = self.state.streams_begun() > 1;
         loop {
-            if let Err(error) = self.look().await {
+            if !warned {
+                match unless_locked(self.warn().await) {
+                    Ok(done) => warned = done.is_some(),
+                    Err(error) => return error,
+                }
+            }
+            if let Err(error) = unless_locked(self.look().await) {
                 return error;
             }
-            if let Err(error) = guard.look(self.sql, self.options, self.state).await {
+            if let Err(error) = unless_locked(guard.look(self.sql, self.options, self.state).await) {
                 if self.sql.is_closed() {
                     return error;
                 }
@@ -52,9 +56,6 @@ impl Watch<'_> {
     /// What does not keep the slot from streaming and yet asks for an operator: tables without a replica identity above
     /// all, whose UPDATE and DELETE fail in the application. Once for each process.
     async fn warn(&self) -> Result<(), Error> {
-        if self.state.streams_begun() > 1 {
-            return Ok(());
-        }
         let Options { connect, slot, publication, .. } = self.options;
         for check in preflight::checks(self.sql, connect, slot, publication).await? {
             // Whatever failed after all is not needed any more: the slot streams.
@@ -74,12 +75,16 @@ impl Watch<'_> {
         let name = &self.options.publication;
         match publication::find(self.sql, name).await? {
             Some(found) if found.oid == self.publication_oid => {
-                self.state.uneven(publication::uneven(self.sql, &found).await?);
+                if let Some(tables) = unless_locked(publication::uneven(self.sql, &found).await)? {
+                    self.state.uneven(tables);
+                }
             }
             Some(_) => return Err(gone(format!("publication {name:?} was dropped and created again"))),
             None => return Err(gone(format!("publication {name:?} was dropped"))),
         }
-        self.state.publishes(publication::published_tables(self.sql, name).await?);
+        if let Some(tables) = unless_locked(publication::published_tables(self.sql, name).await)? {
+            self.state.publishes(tables);
+        }
         if let Some(slot) = slot::state(self.sql, &self.options.slot).await? {
             let confirmed_flush = slot.confirmed_flush.unwrap_or_default();
             let current = server::wal_positions(self.sql).await?.flush;

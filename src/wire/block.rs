@@ -199,9 +199,14 @@ impl Block {
         self.index.get_or_init(|| decode_index(&self.index_bytes, self)).as_ref().ok_or(InvalidBlock("index"))
     }
 
-    /// Bytes of memory that the block holds on to.
+    /// Bytes of memory that the block holds on to, or will once somebody has read its index.
     pub fn footprint(&self) -> usize {
-        self.framed.len() + self.index_bytes.len() + self.continued_begin.len() + size_of::<Self>()
+        self.stored_bytes() + size_of::<Self>() + self.events as usize * size_of::<Entry>().max(size_of::<Span>() / 3)
+    }
+
+    /// Bytes of message and index, as they are stored.
+    pub fn stored_bytes(&self) -> usize {
+        self.framed.len() + self.index_bytes.len() + self.continued_begin.len()
     }
 
     /// Everything but the message, for storage; the message follows it.
@@ -318,10 +323,12 @@ fn decode_index(mut bytes: &[u8], block: &Block) -> Option<Index> {
         }
     }
     let ends_open = open.is_some();
+    index.entries.shrink_to_fit();
     if let Some(span) = open {
         let entries = (span.entries.0, index.entries.len() as u32);
         index.spans.push(Span { end: offset, end_offset: offset, entries, ..span });
     }
+    index.spans.shrink_to_fit();
     let up_to = index.spans.iter().rev().find_map(|span| span.ending.position()).unwrap_or(block.after);
     let fits = offset as usize == block.framed.len() - MESSAGE_PREFIX
         && (events, ends_open, up_to) == (block.events, block.ends_open, block.up_to);

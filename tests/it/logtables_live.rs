@@ -255,7 +255,8 @@ async fn a_replay_that_breaks_off_is_begun_again_or_forgotten() {
     assert!(stage.hub.log().contains("a replay from the log tables was begun and cannot be ended"));
     stage.hub.failpoints("");
     stage.hub.start().await;
-    stage.streaming().await;
+    // A slot is active while it is made, too.
+    stage.hub.metric_becomes("walcast_source_connected", PATIENCE, |connected| connected == 1.0).await;
     stage.db.run("INSERT INTO t VALUES (-1, 'behind the gap')").await;
     let history = stage.collect(Request::new().earliest()).await;
     let parsed = held(&history, validators::formal(&history));

@@ -46,3 +46,4 @@ mod storage;
 mod streaming;
 mod types;
 mod undecodable;
+mod unended;

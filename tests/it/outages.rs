@@ -2,17 +2,23 @@
 
 use std::time::Duration;
 
-use crate::harness::{
-    Shutdown, Stage,
-    client::Request,
-    eventually,
-    follower::{Follower, Resume},
-    history::lsn,
-    stage,
-    stage::held,
-    validators::Replica,
-    versions,
-    workload::{self, Plan, Workload, ledger_agrees},
+use walcast::wire::pb::{SnapshotMode, event::Kind};
+
+use crate::{
+    harness::{
+        Shutdown, Stage,
+        client::Request,
+        eventually,
+        follower::{Follower, Resume},
+        history::lsn,
+        hub::Hub,
+        stage,
+        stage::held,
+        validators::Replica,
+        versions,
+        workload::{self, Plan, Workload, ledger_agrees},
+    },
+    logtables_causes::last_error,
 };
 
 async fn restart_under_load(major: u32, mode: Shutdown) {
@@ -80,7 +86,7 @@ async fn source_error(stage: &Stage, reason: &str) -> String {
 }
 
 async fn publication_dropped(major: u32) {
-    let stage = stage().version(major).sql("CREATE TABLE t (id int PRIMARY KEY)").start().await;
+    let mut stage = stage().version(major).sql("CREATE TABLE t (id int PRIMARY KEY)").no_oracle().start().await;
     stage.db.run("INSERT INTO t VALUES (1)").await;
     stage.journaled().await;
     let mut stream = stage.client().subscribe(&Request::new().earliest()).await;
@@ -99,6 +105,27 @@ async fn publication_dropped(major: u32) {
         })
         .await;
     assert_eq!(stream.log.changes(), 1);
+
+    // Made again, it does not exist where those rows are: no stream of this slot gets past them.
+    stage.db.run("CREATE PUBLICATION walcast FOR ALL TABLES").await;
+    let told = source_error(&stage, "SLOT_LOST").await;
+    assert!(told.contains("in which the publication does not exist") && told.contains("Only a new slot"), "{told}");
+    let failure = stream.fails_with("SLOT_LOST").await;
+    assert!(failure.lsn("from") < lost_from && failure.lsn("to") > lost_from, "{failure:?}");
+    let attempts = stage.hub.metric("walcast_source_reconnects_total").await;
+    let again = |now: f64| now >= attempts + 3.0;
+    stage.hub.metric_becomes("walcast_source_reconnects_total", Duration::from_secs(60), again).await;
+    assert_eq!(stage.hub.metric("walcast_source_connected").await, 0.0);
+    let lines = stage.hub.log().lines().filter(|line| line.contains("in which the publication does not exist")).count();
+    assert!(lines < 3, "{lines} lines about the same\n{}", stage.hub.log_tail(20));
+    stage.hub.terminate();
+    stage.hub.env("WALCAST_ON_SLOT_LOST", "continue");
+    stage.hub.start().await;
+    let mut stream = stage.client().subscribe(&Request::new().earliest()).await;
+    stream.until("the gap", |log| log.kinds().any(|kind| matches!(kind, Kind::Gap(_)))).await;
+    stage.streaming().await;
+    stage.db.run("INSERT INTO t VALUES (4)").await;
+    stream.until("what comes behind it", |log| log.changes() == 2).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -147,7 +174,7 @@ async fn a_slot_that_was_dropped_is_not_made_anew_in_silence() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_hubs_do_not_share_a_slot() {
     let stage = stage().start().await;
-    let mut second = crate::harness::hub::Hub::new(&stage.cluster.dsn());
+    let mut second = Hub::new(&stage.cluster.dsn());
     second.spawn();
     let client = crate::harness::client::Client::new(second.grpc_port());
     eventually(Duration::from_secs(30), || async {
@@ -212,4 +239,38 @@ async fn streams_are_accepted_while_postgresql_is_away() {
     stage.db.run("INSERT INTO t VALUES (2)").await;
     stream.reaches(stage.goal().await).await;
     stage.check(&stream.close()).await;
+}
+
+/// LSNs, timeline and system identifier are the same in every database of a cluster.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hub_that_is_pointed_at_another_database_touches_nothing() {
+    let mut stage = stage().sql("CREATE TABLE t (id int PRIMARY KEY)").start().await;
+    stage.db.run("INSERT INTO t VALUES (1)").await;
+    stage.journaled().await;
+    stage.hub.terminate();
+    stage.db.run("CREATE DATABASE other").await;
+    let other = stage.cluster.connect_to("other").await;
+    other.run("CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION walcast FOR ALL TABLES").await;
+    other.run("SELECT pg_create_logical_replication_slot('others', 'pgoutput')").await;
+    other.run("INSERT INTO t VALUES (7)").await;
+    let confirmed = || other.text("SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = 'others'");
+    let before = confirmed().await;
+
+    let elsewhere = Hub::new(&stage.cluster.dsn_of("other")).args(&["--slot", "others"]);
+    let own = std::mem::replace(&mut stage.hub, elsewhere);
+    stage.hub.in_data_dir(own.data_dir());
+    stage.hub.spawn();
+    last_error(&stage, "SOURCE_CHANGED", "the journal of database postgres").await;
+    let rows = Request::new().tables(&["public.t"]).snapshot(SnapshotMode::Consistent);
+    stage.client().subscribe(&rows).await.fails_with("SOURCE_UNAVAILABLE").await;
+    stage.hub.terminate();
+    assert_eq!(confirmed().await, before, "the other database's slot");
+
+    stage.hub = own;
+    stage.db.run("ALTER DATABASE postgres SET work_mem = '5MB'; INSERT INTO t VALUES (2)").await;
+    stage.hub.start().await;
+    let whole = stage.everything().await;
+    let mut replica = Replica::default();
+    held(&whole, replica.apply(&stage.check(&whole).await));
+    held(&whole, replica.equals_source(&stage.db, &["public.t".to_owned()]).await);
 }

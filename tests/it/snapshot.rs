@@ -7,6 +7,7 @@ use walcast::wire::pb::{self, SnapshotMode, event::Kind};
 use crate::harness::{
     Shutdown, Stage,
     client::{Request, Stream},
+    command::walcast,
     eventually,
     history::{End, History, StreamLog},
     parsed::{Cell, Parsed, Unit, What},
@@ -315,6 +316,31 @@ async fn beyond_the_cap_a_snapshot_ends_with_an_error() {
     stream.fails_with("POSITION_EXPIRED").await;
     let small = |bytes: f64| bytes <= f64::from(5 << 20);
     stage.hub.metric_becomes("walcast_journal_bytes", Duration::from_secs(30), small).await;
+    whom_retention_passes_is_told_of(&stage).await;
+}
+
+async fn whom_retention_passes_is_told_of(stage: &Stage) {
+    let mut slow = stage.client().subscribe(&Request::named("slow").earliest()).await;
+    slow.until("a transaction", |log| log.commits() > 0).await;
+    let first = slow.log.position().expect("a position");
+    stage.client().acknowledge("slow", &first, slow.opened().session).await.expect("acknowledged");
+    drop(slow);
+    let hub = format!("http://127.0.0.1:{}", stage.hub.grpc_port());
+    let listed = || {
+        let list = walcast(&["subscribers", "list", "--hub", &hub], &[]).stdout;
+        list.lines().find(|line| line.starts_with("slow")).map(str::to_owned).unwrap_or_default()
+    };
+    assert!(!listed().contains("expired"), "{}", listed());
+    for n in 0..12 {
+        stage.db.run(&format!("INSERT INTO load SELECT {n}, repeat('x', 1000) FROM generate_series(1, 500)")).await;
+    }
+    stage.hub.metric_becomes("walcast_subscriber_expired", Duration::from_secs(30), |expired| expired == 1.0).await;
+    assert!(listed().contains("expired, gone for") && !listed().contains("  0 ms  "), "{}", listed());
+    stage.client().subscribe(&Request::named("slow")).await.fails_with("POSITION_EXPIRED").await;
+    let log = stage.hub.log();
+    let told =
+        log.lines().filter(|line| line.contains("WARN") && line.contains("slow") && line.contains("POSITION_EXPIRED"));
+    assert_eq!(told.count(), 1, "{}", stage.hub.log_tail(20));
 }
 
 /// Its rows are those of one point, which went with the connections that held it. They are more than sockets hold.

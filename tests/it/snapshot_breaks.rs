@@ -441,3 +441,21 @@ async fn a_row_that_the_client_cannot_receive_is_named() {
         assert_eq!(failure.metadata["table"], "public.wide", "{failure:?}");
     }
 }
+
+/// Finding out whether a table is still what it was may take longer than rows may; a chunk is neither cut off nor lost for it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn slow_catalogues_keep_no_chunk_from_being_read() {
+    let stage = stage().sql(ITEMS).start().await;
+    let mut stream = stage.client().subscribe(&slowly(SnapshotMode::Incremental, 3000)).await;
+    stream.until("the first chunk", |log| rows(log) > 0).await;
+    // What every chunk asks for, and no session in the middle of something else.
+    stage.db.run("BEGIN; LOCK TABLE pg_publication_rel IN ACCESS EXCLUSIVE MODE").await;
+    let other = stage.cluster.connect().await;
+    let asks = "query LIKE '%walcast_likeness%' AND wait_event_type = 'Lock'
+                AND clock_timestamp() - query_start > interval '1.5 seconds'";
+    waits(&other, asks).await;
+    stage.db.run("COMMIT").await;
+    stream.until("snapshot_end", ended).await;
+    assert!(!stage.hub.log().contains("a chunk is read again"), "{}", stage.hub.log());
+    makes(&stream.close(), &stage.db, &["public.items"], true).await;
+}

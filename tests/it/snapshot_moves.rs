@@ -1,6 +1,7 @@
 //! Rows whose key changes while they are read in chunks, without a TOASTed value that the change leaves alone: whoever has not
 //! got the row cannot make it from the change, and the chunks have been at its new place.
 
+use tokio_util::sync::CancellationToken;
 use walcast::wire::pb::SnapshotMode;
 
 use crate::{
@@ -80,4 +81,46 @@ async fn a_table_waits_for_the_row_that_has_moved() {
     let history = stream.close();
     assert_eq!(ids(&held(&history, validators::formal(&history))), [0, 1, 3]);
     makes(&history, &stage.db, &["public.wide"], true).await;
+}
+
+/// Transactions move more rows behind the chunks than are remembered one by one, and the table is read from its beginning.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_that_moves_altogether_is_read_again() {
+    let stage = stage().sql(WIDE).env("WALCAST_FAILPOINTS", "remember_few_moves=plant").start().await;
+    let mut stream = stage.client().subscribe(&slowly(SnapshotMode::Incremental, 3000)).await;
+    stream.until("a chunk", |log| rows(log) > 0).await;
+    stage.db.run("BEGIN; UPDATE wide SET id = id - 10000; UPDATE wide SET id = id - 10000; ROLLBACK").await;
+    stage.db.run("UPDATE wide SET id = id - 10000 WHERE id % 8 > 0").await;
+    assert!(!ended(&stream.log), "too fast for this test: {}", stream.describe());
+    stream.until("snapshot_end", ended).await;
+    assert!(rows(&stream.log) > 6001, "{}", stream.describe());
+    makes(&stream.close(), &stage.db, &["public.wide", "public.zero"], true).await;
+}
+
+/// At every moment there are moves that the last snapshot does not see, of rows that were sent.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_ends_whatever_moves_in_it() {
+    let stage = stage().sql(WIDE).start().await;
+    let stop = CancellationToken::new();
+    let _stop = stop.clone().drop_guard();
+    let mut moving = Vec::new();
+    for task in 0..4 {
+        let (db, stop) = (stage.cluster.connect().await, stop.clone());
+        moving.push(tokio::spawn(async move {
+            let mut row = task;
+            while !stop.is_cancelled() {
+                db.run(&format!("UPDATE wide SET id = -id WHERE id IN ({row}, -{row})")).await;
+                row = (row + 4 * 7) % 6000;
+            }
+        }));
+    }
+    let mut stream = stage.client().subscribe(&slowly(SnapshotMode::Incremental, 0).tables(&["public.*"])).await;
+    stream.until("snapshot_end", ended).await;
+    stop.cancel();
+    for task in moving {
+        task.await.expect("it moves rows");
+    }
+    stream.reaches(stage.goal().await).await;
+    assert!(stream.log.commits() > 20, "{}", stream.describe());
+    makes(&stream.close(), &stage.db, &["public.wide", "public.zero"], true).await;
 }

@@ -10,6 +10,7 @@ use std::{
 
 use crate::harness::{
     client::Request,
+    command::walcast,
     eventually,
     follower::{Follower, Resume},
     history::{End, lsn},
@@ -68,6 +69,9 @@ async fn a_full_disk_stops_intake_not_service_and_heals() {
     assert!(confirmed < stage.goal().await, "what is not journaled is not acknowledged");
     let status = stage.client().status().await.expect("status is served");
     assert!(status.source.is_some_and(|source| source.last_error.contains("DISK_FULL")), "it says so");
+    let hub = format!("http://127.0.0.1:{}", stage.hub.grpc_port());
+    let told = walcast(&["status", "--hub", &hub], &[]).stdout;
+    assert!(told.contains("WAITS") && told.contains("DISK_FULL") && told.contains("(since 2"), "{told}");
     // Reading goes on, and PostgreSQL's keepalives are answered: the connection stays.
     let mut reader = stage.client().subscribe(&Request::new().earliest()).await;
     reader.until("what the journal has", |log| log.commits() >= 1).await;

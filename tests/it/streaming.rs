@@ -401,7 +401,8 @@ async fn transaction_ids_have_64_bits() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_publication_is_created_on_request_and_both_creations_are_said() {
-    let stage = stage().sql(TABLE).publication("").args(&["--create-publication"]).prepare().await;
+    let setup = stage().sql(TABLE).sql("CREATE TABLE \"No Key\" (id int)").publication("");
+    let stage = setup.args(&["--create-publication"]).prepare().await;
     let mut stage = stage;
     stage.hub.start().await;
     stage.streaming().await;
@@ -411,6 +412,10 @@ async fn the_publication_is_created_on_request_and_both_creations_are_said() {
     );
     let log = stage.hub.log().to_lowercase();
     assert!(log.contains("publication") && log.contains("slot"), "one line each says what was created:\n{log}");
+    let fails = |line: &&str| line.contains("warn") && line.contains("update and delete fail in the application");
+    let told = log.lines().find(fails).unwrap_or_else(|| panic!("{log}"));
+    assert!(told.contains("in public.\"no key\"") && told.contains("replica identity full;"), "{told}");
+    assert!(!told.contains("public.t,"), "{told}");
     insert(&stage, 1, 1).await;
     assert_eq!(ids(&stage.collect(Request::new().earliest()).await), [1]);
 }

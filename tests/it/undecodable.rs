@@ -139,7 +139,7 @@ async fn ddl_while_a_slot_is_made_is_not_overlooked_on_every_version_of_the_matr
 async fn a_slot_that_nobody_has_examined_is() {
     let sql = "CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (3)";
     let mut stage = stage().sql(sql).no_oracle().prepare().await;
-    let (adopted, again) = ("found the slot; the journal is new", "a hub died while it made the slot");
+    let (adopted, again) = ("found the slot; the journal is new", "DDL has committed since the slot was begun");
     let data = stage.hub.data_dir().to_owned();
     stage.hub.in_data_dir(&data.with_file_name("first"));
     stage.hub.failpoints("slot_unexamined=abort@1");

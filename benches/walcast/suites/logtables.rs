@@ -137,7 +137,7 @@ impl Suites {
     /// From a promotion without the slot to the first event on the subscriber's stream.
     pub(super) async fn recovery(&mut self) -> Section {
         let (runs, sizes) =
-            (self.pick(3, 1), self.pick(&[0, 10_000, 100_000, 1_000_000][..], &[0, 10_000, 100_000][..]));
+            (self.pick(5, 1), self.pick(&[0, 10_000, 100_000, 1_000_000][..], &[0, 10_000, 100_000][..]));
         let about = format!(
             "A primary with log tables and a standby without the slot. The hub is killed, so many rows are written, 100 to a \
              transaction, and reach the standby; the primary is killed and the standby promoted. From then to the first \

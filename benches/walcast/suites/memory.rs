@@ -163,8 +163,10 @@ impl Suites {
             hub.start().await;
             let (report, _) = Client::start(&orders(&hub, 1, From::Earliest, Until::Changes(backlog.changes))).finish();
             check(&backlog, &report);
+            // What lies behind the ring comes through the cache of chunks, which is full then.
+            check(&backlog, &Client::start(&orders(&hub, 1, From::Earliest, Until::Tail)).finish().0);
             let base = settled(hub.pid()).await;
-            rows.put(HUB, "0, the ring filled".to_owned(), 0, &base, base.rss);
+            rows.put(HUB, "0, ring and cache filled".to_owned(), 0, &base, base.rss);
             let spread = From::Spread(begin, end);
             for (stalled, from, name) in [
                 (100, From::Earliest, "100 stalled"),
@@ -196,10 +198,10 @@ impl Suites {
         }
         self.stage.drop(backlog).await;
         rows.show(&mut section);
-        for places in ["", ", each at its place"] {
+        for (places, most) in [("", 64.0), (", each at its place", 128.0)] {
             let Some(each) = rows.each(&format!("{many} stalled{places}")) else { continue };
-            let text = format!("Memory of a stalled subscriber{places}: at most 64 KiB");
-            section.goal(text, format!("{each:.1} KiB"), each <= 64.0);
+            let text = format!("Memory of a stalled subscriber{places}: at most {most} KiB");
+            section.goal(text, format!("{each:.1} KiB"), each <= most);
         }
         section
     }

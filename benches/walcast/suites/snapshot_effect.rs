@@ -70,7 +70,7 @@ struct Half {
 impl Suites {
     pub(super) async fn snapshot_effect(&mut self) -> Section {
         let rows = self.pick(5_000_000, 1_000_000);
-        let runs = 3;
+        let runs = self.pick(5, 3);
         self.stage.table(TABLE, Shape::Small(1000), rows).await;
         for table in ["stamps", "written"] {
             self.stage.db.run(&format!("CREATE TABLE {table} (id bigserial PRIMARY KEY, at int8)")).await;

@@ -148,7 +148,7 @@ reasons! {
     SourceUnavailable "SOURCE_UNAVAILABLE",
     /// The server is behind the history that the journal has already seen.
     SourceStalePrimary "SOURCE_STALE_PRIMARY",
-    /// The server is another cluster than the journal's.
+    /// The server or its database is not the journal's.
     SourceChanged "SOURCE_CHANGED",
     /// Another process streams from the slot.
     SlotInUse "SLOT_IN_USE",

@@ -102,7 +102,7 @@ export class SourceUnavailableError extends HubError {}
 /** SOURCE_STALE_PRIMARY: The server is behind the history that the journal has already seen. */
 export class SourceStalePrimaryError extends HubError {}
 
-/** SOURCE_CHANGED: The server is another cluster than the journal's. */
+/** SOURCE_CHANGED: The server or its database is not the journal's. */
 export class SourceChangedError extends HubError {}
 
 /** SLOT_IN_USE: Another process streams from the slot. */

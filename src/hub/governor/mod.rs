@@ -193,13 +193,16 @@ impl Grants {
             while left > 0
                 && let Some(grant) = state.resting.pop_front()
             {
-                left -= u32::from(grant.send(Instant::now()).is_ok()); // one that does not rest any more costs nothing
+                if grant.send(Instant::now()).is_ok() {
+                    left -= 1; // one that does not rest any more costs nothing
+                    rate.take();
+                }
             }
             drop(state);
             let now = Instant::now();
             next = (next + rate.gap()).max(now);
             thread::sleep(next - now);
-            if let Some(per_second) = rate.judge(Instant::now(), &self.lateness, idle) {
+            if let Some(per_second) = rate.judge(Instant::now(), &self.lateness) {
                 metrics::set(metrics::CATCH_UP_PIECES, per_second);
             }
         }

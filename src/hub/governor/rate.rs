@@ -22,6 +22,8 @@ const LONG: Duration = Duration::from_micros(200);
 const SHORT: Duration = Duration::from_micros(120);
 const SLOWER: f64 = 0.7;
 const FASTER: f64 = 1.05;
+/// Faster only where so much of what there may be was taken. One stream alone takes no turn while it reads from disk.
+const WANTED: f64 = 0.5;
 
 /// How long streams took to go on once they were let, since it was last looked at.
 #[derive(Debug, Default)]
@@ -51,13 +53,13 @@ pub(super) struct Rate {
     per_second: f64,
     most: f64,
     began: Instant,
-    /// There were more turns than streams that wanted one.
-    idle: bool,
+    /// Pieces since then.
+    taken: f64,
 }
 
 impl Rate {
     pub fn new(cores: usize, now: Instant) -> Self {
-        Rate { per_second: FIRST, most: MOST * cores as f64, began: now, idle: false }
+        Rate { per_second: FIRST, most: MOST * cores as f64, began: now, taken: 0.0 }
     }
 
     /// Between two times at which streams are let go on.
@@ -70,19 +72,25 @@ impl Rate {
         (self.per_second * self.gap().as_secs_f64()).round().max(1.0) as u32
     }
 
+    /// One stream takes in a piece.
+    pub fn take(&mut self) {
+        self.taken += 1.0;
+    }
+
     /// Behind a gap: the new rate, if it is time to judge.
-    pub fn judge(&mut self, now: Instant, lateness: &Lateness, idle: bool) -> Option<f64> {
-        self.idle |= idle;
-        if lateness.times() < GRANTS || now - self.began < WINDOW {
+    pub fn judge(&mut self, now: Instant, lateness: &Lateness) -> Option<f64> {
+        let judged = now - self.began;
+        if lateness.times() < GRANTS || judged < WINDOW {
             return None;
         }
+        let wanted = self.taken >= WANTED * self.per_second * judged.as_secs_f64();
         let change = match lateness.take_mean() {
             mean if mean > LONG => SLOWER,
-            mean if mean < SHORT && !self.idle => FASTER,
+            mean if mean < SHORT && wanted => FASTER,
             _ => 1.0,
         };
         let per_second = (self.per_second * change).clamp(LEAST, self.most);
-        *self = Rate { per_second, began: now, idle: false, ..*self };
+        *self = Rate { per_second, began: now, taken: 0.0, ..*self };
         Some(per_second)
     }
 }
@@ -132,42 +140,68 @@ impl Growth {
 mod tests {
     use super::*;
 
-    /// Lets time pass in which everybody is so late.
-    fn pass(time: Duration, rate: &mut Rate, now: &mut Instant, late: Duration, idle: bool) {
+    /// Lets time pass in which everybody is so late, and one turn in so many is taken.
+    fn pass(time: Duration, rate: &mut Rate, now: &mut Instant, late: Duration, one_in: u32) {
         let lateness = Lateness::default();
         let end = *now + time;
-        while *now < end {
+        for turn in 0.. {
+            if *now >= end {
+                break;
+            }
             *now += rate.gap();
-            (0..rate.at_once()).for_each(|_| lateness.add(late));
-            rate.judge(*now, &lateness, idle);
+            for _ in 0..rate.at_once() {
+                lateness.add(late);
+                if turn % one_in == 0 {
+                    rate.take();
+                }
+            }
+            rate.judge(*now, &lateness);
         }
     }
 
-    fn second(rate: &mut Rate, now: &mut Instant, late: Duration, idle: bool) {
-        pass(Duration::from_secs(1), rate, now, late, idle);
+    fn second(rate: &mut Rate, now: &mut Instant, late: Duration, one_in: u32) {
+        pass(Duration::from_secs(1), rate, now, late, one_in);
     }
 
     #[test]
     fn nobody_is_late_and_it_grows_until_nobody_wants_more() {
         let mut now = Instant::now();
         let mut rate = Rate::new(64, now);
-        second(&mut rate, &mut now, Duration::ZERO, false);
+        second(&mut rate, &mut now, Duration::ZERO, 1);
         assert!(rate.per_second > 4.0 * FIRST, "{rate:?}");
+        pass(2 * WINDOW, &mut rate, &mut now, Duration::ZERO, 3);
         let before = rate.per_second;
-        second(&mut rate, &mut now, Duration::ZERO, true);
+        second(&mut rate, &mut now, Duration::ZERO, 3);
         assert_eq!(rate.per_second, before);
         for _ in 0..20 {
-            second(&mut rate, &mut now, Duration::ZERO, false);
+            second(&mut rate, &mut now, Duration::ZERO, 1);
         }
         assert_eq!(rate.per_second, 64.0 * MOST);
         assert_eq!((rate.gap(), rate.at_once()), (SHORTEST_GAP, 16));
+    }
+
+    /// One stream, which is away now and then for as long as several turns.
+    #[test]
+    fn who_was_away_for_some_turns_is_no_reason_not_to_grow() {
+        let mut now = Instant::now();
+        let mut rate = Rate::new(2, now);
+        let lateness = Lateness::default();
+        for turn in 0..20_000 {
+            now += rate.gap();
+            if turn % 20 < 14 {
+                rate.take();
+                lateness.add(Duration::ZERO);
+            }
+            rate.judge(now, &lateness);
+        }
+        assert_eq!(rate.per_second, 2.0 * MOST);
     }
 
     #[test]
     fn who_is_late_is_given_way_but_never_everything() {
         let mut now = Instant::now();
         let mut rate = Rate::new(2, now);
-        second(&mut rate, &mut now, LONG * 2, false);
+        second(&mut rate, &mut now, LONG * 2, 1);
         assert_eq!(rate.per_second, LEAST);
         assert_eq!((rate.gap(), rate.at_once()), (Duration::from_millis(2), 1));
     }
@@ -179,7 +213,7 @@ mod tests {
         // The more pieces, the later everybody is.
         for _ in 0..500 {
             let late = LONG.mul_f64(rate.per_second / 3000.0);
-            pass(WINDOW, &mut rate, &mut now, late, false);
+            pass(WINDOW, &mut rate, &mut now, late, 1);
         }
         assert!((1500.0..3000.0).contains(&rate.per_second), "{rate:?}");
     }

@@ -25,7 +25,7 @@ pub(in crate::hub) struct Stride {
 impl Stride {
     /// It takes in a block.
     pub fn take(&mut self, block: &Block, now: Instant) {
-        let bytes = block.footprint();
+        let bytes = block.stored_bytes();
         self.behind += bytes;
         self.piece += bytes;
         self.cost += bytes + BLOCK;

@@ -249,6 +249,24 @@ mod tests {
     use crate::model::Position;
 
     #[test]
+    fn nothing_is_known_between_two_routers() {
+        let routers = [Arc::new(Published::default()), Arc::new(Published::default())];
+        for published in &routers {
+            published.alive.store(true, Ordering::Release);
+            published.set(Marks { next_block: 10, tail: Position::default() });
+        }
+        let route = Route::new(&routers[0]);
+        route.admit(0, 0);
+        route.hit(7, 1);
+        assert_eq!((route.next(3), route.hits(7)), (Next::Block(7), Some(vec![1])));
+        route.leave_for(&routers[1]);
+        assert_eq!((route.next(3), route.hits(3)), (Next::Unknown, None));
+        route.admit(5, 8);
+        assert_eq!((route.next(7), route.hits(7)), (Next::Unknown, None));
+        assert_eq!(route.next(8), Next::Tail(Marks { next_block: 10, tail: Position::default() }));
+    }
+
+    #[test]
     fn a_router_that_has_not_come_to_the_tail_says_so() {
         let published = Arc::new(Published::default());
         published.alive.store(true, Ordering::Release);

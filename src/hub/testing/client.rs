@@ -71,6 +71,9 @@ impl Client {
                 assert!(std::mem::replace(&mut self.in_transaction, false), "an end without begin");
             }
             Kind::Progress(_) => assert!(!self.in_transaction, "progress inside a transaction"),
+            Kind::SnapshotBegin(_) | Kind::SnapshotEnd(_) => {
+                assert!(!self.in_transaction, "a snapshot inside a transaction");
+            }
             Kind::Change(change) => {
                 assert!(self.in_transaction, "a change outside transactions");
                 let relation = self.relations.get(&change.relation_id).expect("relations come before their changes");

@@ -7,4 +7,5 @@ mod live;
 mod model;
 mod router;
 mod shared;
+mod snapshots;
 mod starts;

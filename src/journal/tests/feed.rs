@@ -32,6 +32,7 @@ async fn readers_at_the_same_place_share_what_is_read() {
     let mut readers = vec![opened.journal.locate(Start::Earliest).await.expect("earliest"); 16];
     let mut shared = 0;
     loop {
+        let mut another = readers[0].clone();
         let read = readers.iter_mut().map(|cursor| opened.journal.fetch(cursor));
         let mut blocks = Vec::new();
         for fetched in futures_util::future::join_all(read).await {
@@ -43,6 +44,9 @@ async fn readers_at_the_same_place_share_what_is_read() {
         let Some(first) = blocks.first() else { break };
         assert_eq!(blocks.len(), readers.len());
         assert!(blocks.iter().all(|block| Arc::ptr_eq(block, first)), "block {} was read again", first.number);
+        let memory = opened.journal.hot(&mut another);
+        assert!(matches!(memory, Some(Fetched::Block(block)) if Arc::ptr_eq(&block, first)), "nobody reads it again");
+        assert_eq!((another.block, another.after), (readers[0].block, readers[0].after));
         shared += first.message().len();
     }
     assert!(shared > 10 * hot, "{shared} bytes, {hot} of them in the ring");

@@ -31,7 +31,10 @@ async fn bytes_bound_the_journal_and_the_rest_stays_readable() {
     let begins = opened.journal.window().earliest;
     let mut stale = opened.journal.locate(Start::Earliest).await.expect("earliest");
     fill(&mut opened, &mut script, 120).await;
+    opened.journal.fetch(&mut stale.clone()).await.expect("still there");
+    assert!(opened.journal.hot(&mut stale.clone()).is_some(), "in memory");
     run(&opened);
+    assert!(opened.journal.hot(&mut stale.clone()).is_none(), "what is removed is not read from memory either");
     let window = opened.journal.window();
     assert!(window.bytes <= retain_bytes, "{}", window.bytes);
     assert!(window.earliest.order() > begins.order());
@@ -43,6 +46,13 @@ async fn bytes_bound_the_journal_and_the_rest_stays_readable() {
     }
     let refused = opened.journal.fetch(&mut stale).await;
     assert!(matches!(refused, Err(Error::Expired { .. })), "{refused:?}");
+    let mut expired = 0;
+    for unit in &script.units {
+        let refused = matches!(opened.journal.locate(Start::After(unit.position)).await, Err(Error::Expired { .. }));
+        assert_eq!(opened.journal.has_expired(unit.position), refused, "{}", unit.position);
+        expired += usize::from(refused);
+    }
+    assert!(expired > 0 && expired < script.units.len());
     for reopen in [false, true] {
         if reopen {
             opened.close().await;

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use tokio_postgres::types::{ToSql, Type};
 
 use crate::postgres::{
+    contents,
     error::Result,
     publication::Publication,
     sql::{Sql, get},
@@ -41,6 +42,7 @@ pub async fn compare(sql: &Sql, publication: &Publication, sample: &Sample) -> R
         }
         false => "c.relid",
     };
+    let tree = contents::tree("(SELECT s.oid)");
     let statement = format!(
         "WITH sampled AS (SELECT * FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2)) s(oid, xid)),
               counted AS (SELECT l.relid, l.xid, l.op = 'T' AS truncate, count(*) AS n FROM walcast.log l
@@ -51,7 +53,7 @@ pub async fn compare(sql: &Sql, publication: &Publication, sample: &Sample) -> R
                          WHERE NOT c.truncate OR t.oid = c.relid GROUP BY 1, 2)
          SELECT s.oid, s.oid::regclass::text, coalesce(l.n, 0),
                 EXISTS (SELECT FROM walcast.shapes h WHERE h.shape ->> 'filter' IS NOT NULL
-                        AND h.relid IN (SELECT s.oid UNION SELECT p.relid FROM pg_catalog.pg_partition_tree(s.oid) p))
+                        AND h.relid IN (SELECT s.oid UNION SELECT p.relid FROM {tree} p))
          FROM sampled s LEFT JOIN logged l ON l.oid = s.oid AND l.xid = s.xid::text::xid8
          WHERE pg_catalog.pg_visible_in_snapshot(s.xid::text::xid8, pg_catalog.pg_current_snapshot())
            AND EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = s.oid)

@@ -21,6 +21,7 @@ use std::collections::HashSet;
 use tokio_postgres::types::Type;
 
 use super::{
+    contents,
     error::Result,
     publication::OWN_SCHEMA,
     replication::{identifier, literal},
@@ -149,8 +150,9 @@ pub enum Look<'a> {
 
 /// Published tables whose changes are not all logged.
 ///
-/// What a publication contains PostgreSQL says as of now, and everything else as of the statement's beginning, so a table
-/// that joins meanwhile seems to have no triggers. Only a table of which two looks say so is not protected.
+/// Some of it (a partition's root, the text of a filter) PostgreSQL says as of now, and everything else as of the statement's
+/// beginning, so a table that changes meanwhile seems not to be as noted. Only a table of which two looks say so is not
+/// protected.
 pub async fn unprotected(sql: &Sql, publication: &str, look: Look<'_>) -> Result<Vec<Unprotected>> {
     let found = unprotected_at_once(sql, publication, look).await?;
     if found.is_empty() {
@@ -168,16 +170,13 @@ fn in_both(found: &[Unprotected], mut again: Vec<Unprotected>) -> Vec<Unprotecte
 }
 
 async fn unprotected_at_once(sql: &Sql, publication: &str, look: Look<'_>) -> Result<Vec<Unprotected>> {
-    let statement = "SELECT pg_catalog.format('%I.%I', n.nspname, c.relname),
+    let captured = contents::captured(sql.version());
+    let statement = format!("WITH published(oid) AS ({captured})
+         SELECT pg_catalog.format('%I.%I', n.nspname, c.relname),
                 CASE WHEN NOT p.published THEN
                          'it has left the publication unnoticed: walcast logtables install'
                      WHEN NOT walcast.is_captured(p.oid) THEN
                          'its triggers are missing or disabled: walcast logtables install'
-                     WHEN EXISTS (SELECT FROM pg_catalog.pg_trigger t
-                                  WHERE t.tgrelid = p.oid AND t.tgname < '!walcast' AND t.tgenabled <> 'D'
-                                    AND t.tgtype & 67 = 1) THEN -- AFTER and FOR EACH ROW
-                         'a trigger of its own fires before the one that logs, so that what it writes would come first: '
-                         'give it a name behind \"!walcast\"'
                      WHEN NOT newest.shape ? 'filter' THEN
                          'its row filter is not noted, or that it has none: walcast logtables install'
                      WHEN CASE WHEN $3 THEN newest.shape IS DISTINCT FROM walcast.shape_of(p.oid) END THEN
@@ -191,11 +190,11 @@ async fn unprotected_at_once(sql: &Sql, publication: &str, look: Look<'_>) -> Re
                      WHEN $2 <> '' AND EXISTS (SELECT FROM walcast.shapes s WHERE s.relid = p.oid AND NOT s.captured
                              AND NOT pg_catalog.pg_visible_in_snapshot(s.xid, NULLIF($2, '')::pg_snapshot)) THEN
                          'its triggers were disabled for a while within the gap, or its definition changed unnoticed' END
-         FROM (SELECT p.oid, true FROM walcast.published() p(oid)
+         FROM (SELECT p.oid, true FROM published p
                UNION
                SELECT s.relid, false FROM (SELECT DISTINCT ON (h.relid) h.relid, h.shape FROM walcast.shapes h
                                            ORDER BY h.relid, h.id DESC) s
-               WHERE (s.shape ->> 'published')::bool AND s.relid NOT IN (SELECT walcast.published())
+               WHERE (s.shape ->> 'published')::bool AND s.relid NOT IN (SELECT p.oid FROM published p)
                  AND EXISTS (SELECT FROM pg_catalog.pg_publication b WHERE b.pubname = $1)) p(oid, published)
          JOIN pg_catalog.pg_class c ON c.oid = p.oid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
          LEFT JOIN LATERAL (SELECT s.shape FROM walcast.shapes s WHERE s.relid = p.oid
@@ -205,11 +204,11 @@ async fn unprotected_at_once(sql: &Sql, publication: &str, look: Look<'_>) -> Re
          LEFT JOIN LATERAL (SELECT s.captured FROM walcast.shapes s WHERE s.relid = p.oid AND $2 <> ''
                             AND pg_catalog.pg_visible_in_snapshot(s.xid, NULLIF($2, '')::pg_snapshot)
                             ORDER BY s.id DESC LIMIT 1) before ON true
-         WHERE $1 <> '' ORDER BY 1";
+         WHERE $1 <> '' ORDER BY 1");
     let since = if let Look::Since(snapshot) = look { snapshot } else { "" };
     let definitions = look != Look::Triggers;
     let mut found = Vec::new();
-    for row in sql.query(statement, &[text(&publication), text(&since), (&definitions, Type::BOOL)]).await? {
+    for row in sql.query(&statement, &[text(&publication), text(&since), (&definitions, Type::BOOL)]).await? {
         if let Some(problem) = get::<Option<String>>(&row, 1)? {
             found.push(Unprotected { table: get(&row, 0)?, problem });
         }

@@ -11,6 +11,7 @@ use crate::{
     model::{Column, Relation, RelationId, ReplicaIdentity},
     postgres::{
         conninfo::ConnectOptions,
+        contents,
         error::{Error, Result},
         publication::{self, Publication},
         replication::{identifier, literal},
@@ -279,15 +280,14 @@ impl Published {
     /// As it is now. Tables that have been dropped since they were logged count as published, and those that have left the
     /// publication are among them: [`Shape::published`] tells which of their rows were.
     pub async fn read(sql: &Sql, publication: Publication) -> Result<Published> {
-        let rows = sql
-            .query(
-                "SELECT p.oid FROM walcast.published() p(oid)
-                 UNION SELECT s.relid FROM walcast.shapes s
-                 WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = s.relid)
-                    OR (s.shape ->> 'published')::bool",
-                &[],
-            )
-            .await?;
+        let statement = format!(
+            "SELECT p.oid FROM {} p(oid)
+             UNION SELECT s.relid FROM walcast.shapes s
+             WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = s.relid)
+                OR (s.shape ->> 'published')::bool",
+            contents::captured(sql.version())
+        );
+        let rows = sql.query(&statement, &[text(&publication.name.as_str())]).await?;
         let tables = rows.iter().map(|row| get(row, 0)).collect::<Result<_>>()?;
         let mut columns: HashMap<u32, HashSet<String>> = HashMap::new();
         if sql.version() >= 150_000 {
@@ -304,9 +304,8 @@ impl Published {
             let relations = publication::relations(sql, &publication.name, &named).await?;
             roots.extend(relations.into_iter().map(|relation| (relation.oid, relation)));
             let oids: Vec<u32> = roots.keys().copied().collect();
-            let statement = "SELECT p.relid::oid, r.oid FROM pg_catalog.unnest($1) r(oid)
-                             CROSS JOIN LATERAL pg_catalog.pg_partition_tree(r.oid) p";
-            for row in sql.query(statement, &[(&oids, Type::OID_ARRAY)]).await? {
+            let statement = format!("SELECT p.relid, p.root FROM {} p", contents::tree("pg_catalog.unnest($1)"));
+            for row in sql.query(&statement, &[(&oids, Type::OID_ARRAY)]).await? {
                 root_of.insert(get(&row, 0)?, get(&row, 1)?);
             }
         }

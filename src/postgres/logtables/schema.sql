@@ -177,21 +177,76 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $captured$
                       WHERE n.nspname = 'walcast' AND p.proname = 'capture')
 $captured$;
 
+-- As pg_partition_tree(), which locks every partition to the end of the transaction: a command would wait for whoever holds
+-- another table, and two of them for each other. The catalogue is read instead, which says what has been committed up to now
+-- in READ COMMITTED only.
+CREATE OR REPLACE FUNCTION walcast.tree(relation oid) RETURNS SETOF oid
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $tree$
+BEGIN
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        RETURN QUERY SELECT t.relid::oid FROM pg_partition_tree(relation) t;
+        RETURN;
+    END IF;
+    RETURN QUERY
+        WITH RECURSIVE tree(relid) AS (
+            SELECT c.oid FROM pg_class c WHERE c.oid = relation AND (c.relkind = 'p' OR c.relispartition)
+            UNION ALL
+            SELECT i.inhrelid FROM tree t JOIN pg_inherits i ON i.inhparent = t.relid AND NOT i.inhdetachpending
+            JOIN pg_class c ON c.oid = i.inhrelid AND c.relispartition)
+        SELECT t.relid FROM tree t;
+END $tree$;
+
 -- The tables whose rows the publication publishes, partitions instead of partitioned tables; and the partitioned tables
--- under whose names it publishes them, since only a TRUNCATE of those is published then.
+-- under whose names it publishes them, since only a TRUNCATE of those is published then. Without a lock on any of them, as above:
+-- from PostgreSQL 16 on pg_publication_tables opens each table that has no column list.
 CREATE OR REPLACE FUNCTION walcast.published() RETURNS SETOF oid
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp SET jit = off AS $published$
-    WITH named AS (
-        SELECT c.oid FROM walcast.settings s
-        JOIN pg_publication_tables t ON t.pubname = s.publication
-        JOIN pg_namespace n ON n.nspname = t.schemaname
-        JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = t.tablename
-        WHERE n.nspname <> 'walcast')
-    SELECT oid FROM named WHERE oid IN (SELECT c.oid FROM pg_class c WHERE c.relkind IN ('r', 'p'))
-    UNION
-    SELECT p.relid FROM named, pg_partition_tree(named.oid) p JOIN pg_class c ON c.oid = p.relid
-    WHERE p.isleaf AND c.relkind = 'r'
-$published$;
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET jit = off AS $published$
+DECLARE
+    schemas text := 'SELECT NULL::oid WHERE false';
+BEGIN
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        RETURN QUERY
+            WITH named AS (
+                SELECT c.oid FROM walcast.settings s
+                JOIN pg_publication_tables t ON t.pubname = s.publication
+                JOIN pg_namespace n ON n.nspname = t.schemaname
+                JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = t.tablename
+                WHERE n.nspname <> 'walcast')
+            SELECT m.oid FROM named m JOIN pg_class c ON c.oid = m.oid AND c.relkind IN ('r', 'p')
+            UNION
+            SELECT p.relid::oid FROM named m, pg_partition_tree(m.oid) p JOIN pg_class c ON c.oid = p.relid
+            WHERE p.isleaf AND c.relkind = 'r';
+        RETURN;
+    END IF;
+    IF current_setting('server_version_num')::int4 >= 150000 THEN
+        schemas := 'SELECT n.pnnspid FROM pub JOIN pg_publication_namespace n ON n.pnpubid = pub.oid';
+    END IF;
+    RETURN QUERY EXECUTE format('
+        WITH RECURSIVE pub AS (SELECT p.oid, p.puballtables, p.pubviaroot FROM walcast.settings s
+                               JOIN pg_publication p ON p.pubname = s.publication),
+        publishable AS (SELECT c.oid, c.relkind, c.relispartition, c.relnamespace FROM pg_class c
+                        WHERE c.relkind IN (''r'', ''p'') AND c.relpersistence = ''p'' AND c.oid >= 16384),
+        schemas(oid) AS (%s),
+        named(oid) AS (
+            SELECT r.prrelid FROM pub JOIN pg_publication_rel r ON r.prpubid = pub.oid
+            UNION
+            SELECT c.oid FROM schemas s JOIN publishable c ON c.relnamespace = s.oid
+            UNION
+            SELECT c.oid FROM pub JOIN publishable c ON pub.puballtables
+            WHERE CASE WHEN pub.pubviaroot THEN NOT c.relispartition ELSE c.relkind = ''r'' END),
+        below(oid) AS (
+            SELECT i.inhrelid FROM named n JOIN pg_inherits i ON i.inhparent = n.oid AND NOT i.inhdetachpending
+            JOIN pg_class c ON c.oid = i.inhrelid AND c.relispartition
+            UNION
+            SELECT i.inhrelid FROM below b JOIN pg_inherits i ON i.inhparent = b.oid AND NOT i.inhdetachpending
+            JOIN pg_class c ON c.oid = i.inhrelid AND c.relispartition)
+        SELECT c.oid FROM pub CROSS JOIN (SELECT n.oid, true AS is_named FROM named n UNION SELECT b.oid, false FROM below b) x
+        JOIN pg_class c ON c.oid = x.oid JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE (c.relkind = ''r''
+               OR c.relkind = ''p'' AND pub.pubviaroot AND x.is_named AND x.oid NOT IN (SELECT b.oid FROM below b))
+          AND n.nspname <> ''walcast''
+        GROUP BY c.oid', schemas);
+END $published$;
 
 -- Notes the shape of a table if it is another one than the last noted, or if capturing began or ended. A shape that was
 -- not noted by the command that changed it comes too late for the rows logged since: it counts as a time without capture.
@@ -317,13 +372,13 @@ BEGIN
         FOR relation IN
             SELECT p.oid FROM walcast.published() p(oid)
             WHERE CASE WHEN command.classid = 'pg_class'::regclass
-                       THEN p.oid = command.objid OR p.oid IN (SELECT relid FROM pg_partition_tree(command.objid))
+                       THEN p.oid = command.objid OR p.oid IN (SELECT walcast.tree(command.objid))
                        ELSE true END
             UNION
             -- A partition that was detached is no longer in the tree that the command names.
             SELECT s.relid FROM walcast.shapes s JOIN pg_class c ON c.oid = s.relid
             WHERE CASE WHEN command.classid = 'pg_class'::regclass
-                       THEN s.relid = command.objid OR s.relid IN (SELECT relid FROM pg_partition_tree(command.objid))
+                       THEN s.relid = command.objid OR s.relid IN (SELECT walcast.tree(command.objid))
                             OR (s.shape ->> 'root')::oid = pg_partition_root(command.objid)::oid
                        ELSE true END
         LOOP

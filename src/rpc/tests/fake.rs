@@ -232,6 +232,7 @@ impl Backend for FakeHub {
                 connected: true,
                 lag_bytes: 123,
                 lag: Some(std::time::Duration::from_millis(1500)),
+                expired: false,
                 peer: "198.51.100.7:4711".to_owned(),
             })
             .into()

@@ -403,6 +403,36 @@ fn a_small_block_does_not_keep_a_large_buffer() {
     }
 }
 
+/// The smallest transactions and the smallest rows, in blocks whose index has been read: memory is what the blocks say.
+#[test]
+fn a_block_knows_what_it_holds_in_memory() {
+    for rows in [1, 1000] {
+        let mut builder = BlockBuilder::new(at(1000));
+        let mut blocks = Vec::with_capacity(100);
+        let mut lsn = 2000;
+        let kept = allocation_counter::measure(|| {
+            while blocks.len() < 100 {
+                builder.begin(transaction(lsn), 0);
+                for _ in 0..rows {
+                    insert(&mut builder, "1", lsn).unwrap();
+                }
+                lsn += 10;
+                builder.commit(at(lsn));
+                if builder.len() > 32 << 10 {
+                    let block = Box::new(builder.seal());
+                    block.index().unwrap();
+                    blocks.push(block);
+                }
+            }
+        });
+        let says: usize = blocks.iter().map(|block| block.footprint()).sum();
+        let stored: usize = blocks.iter().map(|block| block.stored_bytes()).sum();
+        let held = kept.bytes_current as usize;
+        assert!(held > stored * 5 / 4, "the index counts: {held} bytes, {stored} stored");
+        assert!(says >= held * 9 / 10 && says <= held * 3 / 2, "{held} bytes are held, {says} are told of");
+    }
+}
+
 #[test]
 fn what_does_not_fit_is_refused() {
     let mut builder = BlockBuilder::new(at(1000));

@@ -303,7 +303,7 @@ class SourceStalePrimary(HubError):
 
 
 class SourceChanged(HubError):
-    """The server is another cluster than the journal's."""
+    """The server or its database is not the journal's."""
 
     REASON = "SOURCE_CHANGED"
 

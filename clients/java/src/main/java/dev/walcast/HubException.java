@@ -502,7 +502,7 @@ public class HubException extends WalcastException {
         }
     }
 
-    /** The server is another cluster than the journal's. */
+    /** The server or its database is not the journal's. */
     public static final class SourceChanged extends HubException {
         private static final long serialVersionUID = 1;
 
