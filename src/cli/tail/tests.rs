@@ -55,6 +55,8 @@ fn a_lost_connection_is_retried_with_jitter() {
 
 type Script = Vec<Result<pb::SubscribeResponse, Status>>;
 
+type Endless = BoxStream<'static, Result<pb::SubscribeResponse, Status>>;
+
 /// A hub that answers each `Subscribe` with the next script, and remembers what it was asked.
 #[derive(Clone, Default)]
 struct Scripted {
@@ -62,7 +64,7 @@ struct Scripted {
     requests: Arc<Mutex<Vec<pb::SubscribeRequest>>>,
     acknowledged: Arc<Mutex<Vec<pb::AcknowledgeRequest>>>,
     /// What the next stream is instead.
-    endless: Arc<Mutex<Option<BoxStream<'static, Result<pb::SubscribeResponse, Status>>>>>,
+    endless: Arc<Mutex<Option<Endless>>>,
 }
 
 #[tonic::async_trait]
