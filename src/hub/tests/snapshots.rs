@@ -25,11 +25,14 @@ const UNTIL: Lsn = Lsn(100_000);
 #[derive(Default)]
 struct Reader(AtomicU64);
 
-struct Nothing(SnapshotRequest, SnapshotMode);
+struct Nothing {
+    _request: SnapshotRequest,
+    mode: SnapshotMode,
+}
 
 impl Rows for Nothing {
     fn next(&mut self) -> BoxFuture<'_, Result<Option<Piece>, SnapshotError>> {
-        match self.1 {
+        match self.mode {
             SnapshotMode::Consistent => Box::pin(async { Ok(None) }),
             SnapshotMode::Incremental => Box::pin(std::future::pending()),
         }
@@ -45,7 +48,7 @@ impl Snapshots for Reader {
         let running: Vec<u64> = (500..1700).collect();
         let seen = Visibility { xmin: 300, xmax: 1700, running };
         let handover = Handover { lineage: lineage().id(), until: UNTIL, seen };
-        let (tables, start, rows) = (Vec::new(), at(100), Box::new(Nothing(request, mode)));
+        let (tables, start, rows) = (Vec::new(), at(100), Box::new(Nothing { _request: request, mode }));
         let snapshot = Snapshot { id, mode, tables, restarted: false, start, handover, progress, run: id, rows };
         Box::pin(std::future::ready(Ok(snapshot)))
     }
