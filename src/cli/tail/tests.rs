@@ -56,7 +56,6 @@ fn a_lost_connection_is_retried_with_jitter() {
 type Endless = BoxStream<'static, Result<pb::SubscribeResponse, Status>>;
 type Script = Vec<Result<pb::SubscribeResponse, Status>>;
 
-
 /// A hub that answers each `Subscribe` with the next script, and remembers what it was asked.
 #[derive(Clone, Default)]
 struct Scripted {
