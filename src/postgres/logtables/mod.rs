@@ -45,7 +45,11 @@ ALTER EVENT TRIGGER walcast_ddl ENABLE ALWAYS;
 
 /// Whether log tables are installed in the connection's database.
 pub async fn installed(sql: &Sql) -> Result<bool> {
-    get(&sql.one("SELECT pg_catalog.to_regclass('walcast.shapes') IS NOT NULL", &[]).await?, 0)
+    // By the catalogue, since to_regclass() is an error to whom the schema is closed.
+    let statement =
+        "SELECT EXISTS (SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+                                    WHERE n.nspname = 'walcast' AND c.relname = 'shapes')";
+    get(&sql.one(statement, &[]).await?, 0)
 }
 
 /// What is installed, without the tables' triggers.
