@@ -39,6 +39,9 @@ use crate::{
 
 /// How long a walsender that was told to end may take.
 const FAREWELL: Duration = Duration::from_secs(10);
+/// How much longer than its snapshot a slot may wait by itself. The snapshot gives it up when its time is over, and says so; the server's own
+/// limit is for a hub that is gone, and must not come first: that the lock is not to be had is no reason an operator could do anything about.
+const ALONE: Duration = Duration::from_secs(30);
 
 /// A slot that is being made. Dropped, it is given up, on the server too.
 pub(super) struct Barrier {
@@ -54,7 +57,7 @@ impl Barrier {
             connect: exporter.connect.clone(),
             server: session.sql.server().clone(),
             place: session.place.clone(),
-            patience: exporter.patience.settle,
+            patience: exporter.patience.settle + ALONE,
             name: format!("walcast_snapshot_{:016x}", fastrand::u64(..)),
         };
         tokio::spawn(making.run(sender));
