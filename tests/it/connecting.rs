@@ -215,7 +215,7 @@ async fn the_servers_certificate_is_checked_as_sslmode_says() {
     stage.hub = Hub::new(&dsn("localhost", "root.crt"));
     stage.hub.start().await;
     stage.streaming().await;
-    let encrypted = "SELECT count(*) FROM pg_stat_replication JOIN pg_stat_ssl USING (pid) WHERE ssl";
+    let encrypted = "SELECT count(*) FROM pg_replication_slots JOIN pg_stat_ssl ON pid = active_pid WHERE ssl AND slot_name = 'walcast'";
     assert_eq!(stage.db.number(encrypted).await, 1);
     works(&stage).await;
 }

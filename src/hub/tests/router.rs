@@ -121,6 +121,29 @@ impl Wake for Woken {
     }
 }
 
+/// Writes so many blocks, each of one transaction with one row that `other` selects and `sleeper` does not.
+async fn sleeps_through(sleeper: &mut Client, other: &mut Client, blocks: u64, mut write: impl FnMut(u64)) {
+    let (woken, started) = (Arc::new(Woken::default()), Instant::now());
+    let waker = Waker::from(woken.clone());
+    let mut context = Context::from_waker(&waker);
+    let mut next = Box::pin(sleeper.session.next());
+    assert!(next.as_mut().poll(&mut context).is_pending());
+    let mut times = 0;
+    for number in 0..blocks {
+        write(number);
+        for _ in 0..3 {
+            other.line_within(DEADLINE).await.expect("a line");
+        }
+        if woken.0.swap(false, Ordering::SeqCst) {
+            times += 1;
+            assert!(next.as_mut().poll(&mut context).is_pending());
+        }
+    }
+    // Once a second it looks whether the source is still there.
+    let allowed = 1 + started.elapsed().as_secs();
+    assert!(times <= allowed && allowed < blocks / 2, "woken {times} times by {blocks} blocks, allowed {allowed}");
+}
+
 #[tokio::test]
 async fn a_stream_sleeps_through_blocks_that_do_not_concern_it() {
     const BLOCKS: u64 = 200;
@@ -134,27 +157,9 @@ async fn a_stream_sleeps_through_blocks_that_do_not_concern_it() {
     let first = world.single(&orders, &["1", "in"]);
     assert_eq!((sleeper.until(first).await.len(), other.until(first).await.len()), (3, 0));
 
-    let (woken, started) = (Arc::new(Woken::default()), Instant::now());
-    let waker = Waker::from(woken.clone());
-    let mut context = Context::from_waker(&waker);
-    let mut next = Box::pin(sleeper.session.next());
-    assert!(next.as_mut().poll(&mut context).is_pending());
-    let mut times = 0;
-    for _ in 0..BLOCKS {
-        world.single(&orders, &["2", "out"]);
-        for _ in 0..3 {
-            other.line_within(DEADLINE).await.expect("a line");
-        }
-        if woken.0.swap(false, Ordering::SeqCst) {
-            times += 1;
-            assert!(next.as_mut().poll(&mut context).is_pending());
-        }
-    }
-    // Once a second it looks whether the source is still there.
-    let allowed = 1 + started.elapsed().as_secs();
-    assert!(times <= allowed && allowed < BLOCKS / 2, "woken {times} times by {BLOCKS} blocks, allowed {allowed}");
+    sleeps_through(&mut sleeper, &mut other, BLOCKS, |_| drop(world.single(&orders, &["2", "out"]))).await;
     world.single(&orders, &["3", "in"]);
-    assert!(next.await.is_some_and(|frame| frame.is_ok()));
+    assert!(sleeper.session.next().await.is_some_and(|frame| frame.is_ok()));
 }
 
 /// A stream sleeps through transactions of other origins, and sees those of its own wherever they lie in a block.
@@ -176,28 +181,13 @@ async fn a_stream_sleeps_through_other_origins() {
         world.seal();
         assert_eq!((sleeper.until(first).await.len(), other.until(first).await.len()), (3, 3));
 
-        let (woken, started) = (Arc::new(Woken::default()), Instant::now());
-        let waker = Waker::from(woken.clone());
-        let mut context = Context::from_waker(&waker);
-        let mut next = Box::pin(sleeper.session.next());
-        assert!(next.as_mut().poll(&mut context).is_pending());
-        let mut times = 0;
-        for number in 0..BLOCKS {
+        sleeps_through(&mut sleeper, &mut other, BLOCKS, |number| {
             world.begin(["", "west"][number as usize % 2]);
             world.insert(&orders, &["2", "in"]);
             world.commit();
             world.seal();
-            for _ in 0..3 {
-                other.line_within(DEADLINE).await.expect("a line");
-            }
-            if woken.0.swap(false, Ordering::SeqCst) {
-                times += 1;
-                assert!(next.as_mut().poll(&mut context).is_pending());
-            }
-        }
-        let allowed = 1 + started.elapsed().as_secs();
-        assert!(times <= allowed && allowed < BLOCKS / 2, "{predicate}: woken {times} times by {BLOCKS} blocks");
-        drop(next);
+        })
+        .await;
         for (id, origin) in ["", "east", "west", "east"].into_iter().enumerate() {
             world.begin(origin);
             world.insert(&orders, &[&id.to_string(), "in"]);
