@@ -8,7 +8,7 @@ use std::{
 };
 
 use tokio_postgres::{
-    Client, Row, Statement,
+    Client, Row, SimpleQueryMessage, Statement,
     config::{SslMode, SslNegotiation},
     tls::{TlsConnect, TlsStream},
     types::{ToSql, Type},
@@ -164,6 +164,15 @@ impl Sql {
     /// Statements without parameters or results, in one implicit transaction.
     pub async fn batch(&self, statements: &str) -> Result<()> {
         Ok(self.client.batch_execute(statements).await?)
+    }
+
+    /// Statements without parameters, in one implicit transaction; of all rows the first column, NULL aside.
+    pub(super) async fn texts(&self, statements: &str) -> Result<Vec<String>> {
+        let texts = |message: SimpleQueryMessage| match message {
+            SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+            _ => None,
+        };
+        Ok(self.client.simple_query(statements).await?.into_iter().filter_map(texts).collect())
     }
 
     /// A prepared statement, for those who run one often.

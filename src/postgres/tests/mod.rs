@@ -4,4 +4,5 @@
 mod checks;
 mod cluster;
 mod logins;
+mod printed;
 mod streaming;
