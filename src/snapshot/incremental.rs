@@ -31,7 +31,9 @@
 //!
 //! A client that stalls, is paused, or is busy with the changes in front of a chunk may want the next one in a year. After
 //! `limits.snapshot_idle` its snapshot gives back what others wait for, sessions on the primary and the place among the
-//! snapshots that are read, and takes them again when a chunk is wanted: nothing is lost but the chunk that was read ahead.
+//! snapshots that are read, and takes them again when a chunk is wanted: what is lost is the chunk that was read ahead. The
+//! journal keeps nothing for it meanwhile. Where that has left the last mark behind, the table is read from its beginning, as it is
+//! for a client that resumes so late ([`super::moved`]).
 
 use std::{
     collections::HashMap,
@@ -136,7 +138,7 @@ pub(super) fn start(
         moved: None,
         last: Visibility::default(),
         progress,
-        reservation,
+        reservation: Some(reservation),
         waits: false,
     };
     Incremental { pieces, _placer: AbortOnDropHandle::new(tokio::spawn(placer.run(sender))), order, place }
@@ -189,7 +191,8 @@ struct Placer {
     last: Visibility,
     /// Up to and including the last chunk.
     progress: Progress,
-    reservation: Reservation,
+    /// Keeps in the journal what the search for the next chunk needs; `None`: it has rested.
+    reservation: Option<Reservation>,
     /// The last chunk came no further: its first row waits for a transaction that is in the stream and not to be seen yet.
     waits: bool,
 }
@@ -216,6 +219,11 @@ impl Placer {
                     let passes = match error.reason {
                         Reason::SourceUnavailable => true,
                         Reason::SnapshotInterrupted => {
+                            failures += 1;
+                            failures <= FAILURES
+                        }
+                        Reason::PositionExpired if self.reservation.is_none() => {
+                            self.moved = Some(from_the_beginning(&mut self.progress));
                             failures += 1;
                             failures <= FAILURES
                         }
@@ -274,7 +282,7 @@ impl Placer {
         (self.ahead, self.session) = (None, None);
         self.place.give_back();
         self.seen = Seen::default();
-        self.reservation = Reservation::default();
+        self.reservation = None;
     }
 
     /// The next chunk, and what of it holds at its mark; `None`: it is paused for long.
@@ -337,7 +345,7 @@ impl Placer {
         let moved = self.moved.insert(moved);
         let left = marked.ok_or_else(|| away("a mark of the snapshot has not arrived"))??;
         if let Some(floor) = self.seen.floor() {
-            self.reservation = feed.reserve(floor);
+            self.reservation = Some(feed.reserve(floor));
         }
         if read.asked {
             let came = if read.whole { None } else { Some(by_key()?) };

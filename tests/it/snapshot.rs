@@ -9,7 +9,7 @@ use crate::harness::{
     client::{Request, Stream},
     command::walcast,
     eventually,
-    history::{End, History, StreamLog},
+    history::{End, History, StreamLog, lsn},
     parsed::{Cell, Parsed, Unit, What},
     stage,
     stage::held,
@@ -372,8 +372,11 @@ async fn a_snapshot_of_which_nothing_is_taken_lets_the_primary_and_others_go() {
     let stage = stage()
         .sql(TABLE)
         .sql("INSERT INTO items SELECT n, repeat('x', 8000) FROM generate_series(1, 12000) n")
+        .sql("CREATE TABLE load (id int PRIMARY KEY, data text)")
         .env("WALCAST_LIMITS_SNAPSHOT_IDLE", "2s")
         .env("WALCAST_LIMITS_SNAPSHOTS", "1")
+        .env("WALCAST_SEGMENT_BYTES", "1MiB")
+        .env("WALCAST_RETAIN_BYTES", "4MiB")
         .start()
         .await;
     let open = "SELECT count(*) FROM pg_stat_activity
@@ -431,7 +434,26 @@ async fn an_incremental_one_lets_others_go_first(stage: Stage) {
         () = taking => {}
     }
     assert!(!ended(&stalled.log), "it is paused");
+    the_journal_leaves_it_behind(&stage, &mut stalled).await;
     crate::snapshot_backfill::backfill(&stage, paused(false)).await.expect("resumed");
     stalled.until("snapshot_end", ended).await;
-    makes_the_source(&stage, &stalled.close(), &["public.items"], true).await;
+    makes_the_source(&stage, &stalled.close(), &["public.items", "public.load"], true).await;
+}
+
+/// Changes go on, and the stream takes them, until nothing of what was there before is retained.
+async fn the_journal_leaves_it_behind(stage: &Stage, stream: &mut Stream) {
+    let before = stage.flushed().await;
+    for n in 0..16 {
+        let ids = format!("generate_series({n} * 500 + 1, {n} * 500 + 500)");
+        stage.db.run(&format!("INSERT INTO load SELECT id, repeat('x', 1000) FROM {ids} id")).await;
+        let all = stream.log.changes() + 500;
+        stream.until("what was written", |log| log.changes() == all).await;
+    }
+    let client = stage.client();
+    eventually(Duration::from_secs(30), || async {
+        let status = client.status().await.map_err(|failure| format!("{failure:?}"))?;
+        let earliest = status.journal.and_then(|journal| journal.earliest).ok_or("nothing is retained")?;
+        if lsn(&earliest.lsn) > before { Ok(()) } else { Err(format!("{earliest:?} is retained, from before {before}")) }
+    })
+    .await;
 }
