@@ -12,7 +12,7 @@ use crate::{
     journal::Journal,
     model::Position,
     postgres::{
-        logtables::{self, Look, audit},
+        logtables::{self, Look, Unprotected, audit},
         publication,
         sql::Sql,
     },
@@ -34,8 +34,8 @@ pub(super) struct Guard {
     alarmed: bool,
     first: bool,
     audits: u32,
-    /// Definitions are looked at again at once, so that the alarm ends when they are mended.
-    drifted: bool,
+    /// What the last look at definitions has found. They are looked at again at once, so that the alarm ends when they are mended.
+    drifted: Vec<Unprotected>,
     /// By table.
     mismatched: BTreeMap<u32, String>,
 }
@@ -51,7 +51,7 @@ impl Guard {
             alarmed: false,
             first: true,
             audits: 0,
-            drifted: false,
+            drifted: Vec::new(),
             mismatched: BTreeMap::new(),
         }
     }
@@ -88,11 +88,20 @@ impl Guard {
     }
 
     async fn audit(&mut self, sql: &Sql, options: &Options, state: &SourceState) -> Result<(), Error> {
-        let definitions = self.audits.is_multiple_of(DEFINITIONS_EVERY) || self.drifted;
-        let look = if definitions { Look::Definitions } else { Look::Triggers };
-        let found = logtables::unprotected(sql, &options.publication, look).await?;
+        let found = match self.audits.is_multiple_of(DEFINITIONS_EVERY) || !self.drifted.is_empty() {
+            false => logtables::unprotected(sql, &options.publication, Look::Triggers).await?,
+            true => {
+                let (mut found, all) = logtables::unprotected_unless_locked(sql, &options.publication).await?;
+                if !all {
+                    let mut still = std::mem::take(&mut self.drifted);
+                    still.retain(|drifted| found.iter().all(|found| found.table != drifted.table));
+                    found.extend(still);
+                }
+                self.drifted.clone_from(&found);
+                found
+            }
+        };
         self.audits += 1;
-        self.drifted = definitions && !found.is_empty();
         let mut text: Vec<String> = found.iter().map(|found| format!("{}: {}", found.table, found.problem)).collect();
         self.compare(sql, options).await?;
         text.extend(self.mismatched.values().cloned());

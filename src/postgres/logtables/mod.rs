@@ -165,6 +165,15 @@ pub async fn unprotected(sql: &Sql, publication: &str, look: Look<'_>) -> Result
     Ok(in_both(&found, unprotected_at_once(sql, publication, look).await?))
 }
 
+/// The same for the definitions, and whether they could be looked at: the text of a row filter is not to be had while somebody holds
+/// its table, longer than the session waits for locks. Then it is the triggers alone.
+pub async fn unprotected_unless_locked(sql: &Sql, publication: &str) -> Result<(Vec<Unprotected>, bool)> {
+    match unprotected(sql, publication, Look::Definitions).await {
+        Err(error) if error.is_locked() => Ok((unprotected(sql, publication, Look::Triggers).await?, false)),
+        found => Ok((found?, true)),
+    }
+}
+
 /// What the second look says of tables that the first one found. It may say something else: a trigger that was disabled then
 /// and is enabled now has missed changes all the same.
 fn in_both(found: &[Unprotected], mut again: Vec<Unprotected>) -> Vec<Unprotected> {
