@@ -1,6 +1,6 @@
 //! `walcast doctor`: every precondition at the source at once, and what to run for those that do not hold.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, time::Duration};
 
 use anstyle::{AnsiColor, Style};
 
@@ -13,12 +13,16 @@ use super::{
 };
 use crate::postgres::preflight::{self, Check, Outcome};
 
+/// How long a check may wait for a lock that somebody holds.
+const LONGEST_LOCK: Duration = Duration::from_secs(2);
+
 pub async fn run(args: &DoctorArgs) -> Result<(), Error> {
     let given = Given { slot: args.slot.clone(), publication: args.publication.clone(), ..Given::default() };
     let settings = source::settings(&args.source, given)?;
     let options = settings.options()?;
     let Settings { slot, publication, .. } = settings;
     let sql = source::connect(&options).await?;
+    sql.wait_for_locks(LONGEST_LOCK).await.map_err(failed)?;
     let checks = preflight::checks(&sql, &options, &slot, &publication).await.map_err(failed)?;
     Output::plain().print(&report(&checks))?;
     match checks.iter().filter(|check| check.outcome == Outcome::Failed).count() {

@@ -43,8 +43,8 @@ pub struct Check {
     pub fix: Option<String>,
 }
 
-/// Runs every check, in a fixed order. Fails only when the SQL connection breaks; a check that cannot be made for
-/// another reason is Failed.
+/// Runs every check, in a fixed order. Waits for nobody who holds a published table, but for the text of row filters that log
+/// tables go by: there the session's `lock_timeout` counts. Fails when the SQL connection breaks or the server refuses a question.
 pub async fn checks(sql: &Sql, options: &ConnectOptions, slot: &str, publication: &str) -> Result<Vec<Check>> {
     let state = slot::state(sql, slot).await?;
     let found = publication::find(sql, publication).await?;

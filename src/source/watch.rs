@@ -31,11 +31,13 @@ impl Watch<'_> {
     pub async fn run(&self, mut guard: Guard) -> Error {
         let mut warned = self.state.streams_begun() > 1;
         loop {
-            if !warned {
-                match unless_locked(self.warn().await) {
-                    Ok(done) => warned = done.is_some(),
-                    Err(error) => return error,
+            if !std::mem::replace(&mut warned, true)
+                && let Err(error) = self.warn().await
+            {
+                if self.sql.is_closed() {
+                    return error;
                 }
+                tracing::warn!(%error, "what else should be mended cannot be told");
             }
             if let Err(error) = unless_locked(self.look().await) {
                 return error;

@@ -3,6 +3,7 @@
 
 use super::{Check, Outcome, check};
 use crate::postgres::{
+    contents,
     error::Result,
     publication::OWN_SCHEMA,
     sql::{Sql, get, text},
@@ -37,14 +38,14 @@ pub(super) async fn select(sql: &Sql, publication: &str, exists: bool) -> Result
 }
 
 async fn unreadable(sql: &Sql, publication: &str) -> Result<(String, Vec<Unreadable>)> {
-    let published = if sql.version() >= 150_000 { "a.attname = ANY (t.attnames)" } else { "true" };
+    let (listed, published) = (contents::listed(sql.version()), contents::is_published(sql.version()));
     let statement = format!(
         "SELECT pg_catalog.quote_ident(n.nspname), pg_catalog.format('%I.%I', n.nspname, c.relname),
                 pg_catalog.has_schema_privilege(n.oid, 'USAGE')
-         FROM pg_catalog.pg_publication_tables t
-         JOIN pg_catalog.pg_namespace n ON n.nspname = t.schemaname
-         JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = t.tablename
-         WHERE t.pubname = $1 AND t.schemaname <> '{OWN_SCHEMA}'
+         FROM {listed} t
+         JOIN pg_catalog.pg_class c ON c.oid = t.oid
+         JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+         WHERE t.schemaname <> '{OWN_SCHEMA}'
            AND (NOT pg_catalog.has_schema_privilege(n.oid, 'USAGE')
                 OR EXISTS (SELECT FROM pg_catalog.pg_attribute a
                            WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND {published}
