@@ -212,7 +212,10 @@ async fn locked(major: u32) {
     assert_eq!(log.matches("public.bare has no replica identity").count(), 1, "warned of once: {log}");
     assert_eq!(log.matches("definitions cannot be looked at").count(), usize::from(major >= 15), "{log}");
     let checks = walcast(&["doctor", "--dsn", &stage.cluster.dsn()], &[]).stdout;
-    assert!(checks.contains("SELECT on every published table") && checks.contains("public.t: its triggers"), "{checks}");
+    assert!(
+        checks.contains("SELECT on every published table") && checks.contains("public.t: its triggers"),
+        "{checks}"
+    );
     ddl.run("COMMIT").await;
 }
 

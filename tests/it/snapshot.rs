@@ -453,7 +453,11 @@ async fn the_journal_leaves_it_behind(stage: &Stage, stream: &mut Stream) {
     eventually(Duration::from_secs(30), || async {
         let status = client.status().await.map_err(|failure| format!("{failure:?}"))?;
         let earliest = status.journal.and_then(|journal| journal.earliest).ok_or("nothing is retained")?;
-        if lsn(&earliest.lsn) > before { Ok(()) } else { Err(format!("{earliest:?} is retained, from before {before}")) }
+        if lsn(&earliest.lsn) > before {
+            Ok(())
+        } else {
+            Err(format!("{earliest:?} is retained, from before {before}"))
+        }
     })
     .await;
 }

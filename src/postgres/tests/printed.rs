@@ -32,7 +32,7 @@ async fn no_function_of_the_tables_owner_is_called() {
     sql.batch(
         "CREATE TYPE mood AS ENUM ('sad', 'so so');
          CREATE FUNCTION is_fine(text) RETURNS bool LANGUAGE sql AS $$SELECT set_config('own.code', 'check', false) <> ''$$;
-         CREATE FUNCTION as_mood(text) RETURNS mood LANGUAGE sql AS $$SELECT 'sad'::mood FROM set_config('own.code', 'cast', false)$$;
+         CREATE FUNCTION as_mood(text) RETURNS mood LANGUAGE sql AS $$SELECT 'sad'::public.mood FROM set_config('own.code', 'cast', false)$$;
          CREATE CAST (text AS mood) WITH FUNCTION as_mood(text);
          CREATE DOMAIN felt AS mood CHECK (is_fine(VALUE::text)); CREATE DOMAIN felt_lately AS felt;
          CREATE DOMAIN bits AS bit(3); CREATE TYPE pair AS (a int, f felt); CREATE TYPE plain AS (a int, m mood)",
@@ -56,9 +56,11 @@ async fn no_function_of_the_tables_owner_is_called() {
 async fn what_is_refused_is_found_and_the_session_stays_as_it_was() {
     let cluster = Cluster::start("", "").await;
     let sql = cluster.sql().await;
-    sql.batch("SET DateStyle = 'SQL, DMY'; SET standard_conforming_strings = off; CREATE TYPE public.mood AS ENUM ('ok')")
-        .await
-        .unwrap();
+    sql.batch(
+        "SET DateStyle = 'SQL, DMY'; SET standard_conforming_strings = off; CREATE TYPE public.mood AS ENUM ('ok')",
+    )
+    .await
+    .unwrap();
     assert_eq!(one(&sql, "date[]", "{2024-02-29}").await, printed_as("{2024-02-29}"));
     assert_eq!(one(&sql, "text[]", r#"{ "a\\b",o'c\\' }"#).await, printed_as(r#"{"a\\b","o'c\\'"}"#));
     assert!(matches!(one(&sql, "text[]", "{\0}").await, Some(Printed::Refused(_))));
