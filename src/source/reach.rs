@@ -27,7 +27,8 @@ use crate::{
 const SURVEY: Duration = Duration::from_secs(1);
 
 /// How long a question may wait for a lock. All of them share one session, the gate's and subscribers' too, so whatever holds
-/// a table must not hold it up; the questions are put so that they take no locks on tables that are published.
+/// a table must not hold it up; the questions are put so that they take no locks on tables that are published, but for the text of
+/// a row filter, which log tables go by.
 const LONGEST_LOCK: Duration = Duration::from_millis(200);
 
 /// A server that the journal may follow.
