@@ -172,12 +172,14 @@ async fn skip(mending: Mending<'_>, broken: &Broken, unrecovered: &str) -> Resul
             Broken::Ahead(begins) | Broken::Unended(begins) => *begins,
             _ => server::wal_positions(sql).await?.insert,
         };
-        let first = match kept {
-            true => {
+        // A data directory that is new takes the slot that it finds, and no word of what is wrong with it.
+        let first = match broken {
+            Broken::Undecodable { .. } => {
                 "Repair what the server complains of: the slot is kept and tried again. Or drop it (walcast slot drop) and"
             }
-            false if matches!(broken, Broken::Skips { .. }) => "Only a new slot gets past it:",
-            false => "Restore the slot, or",
+            Broken::Skips { .. } => "Only a new slot gets past it: drop it (walcast slot drop) and",
+            Broken::Untrusted(_) => "Restore the slot, or drop it (walcast slot drop) and",
+            _ => "Restore the slot, or",
         };
         let message = format!(
             "slot {:?} {broken}, and the journal ends at {from}: what was committed from {from} to {to} would be missing. \

@@ -110,6 +110,7 @@ async fn publication_dropped(major: u32) {
     stage.db.run("CREATE PUBLICATION walcast FOR ALL TABLES").await;
     let told = source_error(&stage, "SLOT_LOST").await;
     assert!(told.contains("in which the publication does not exist") && told.contains("Only a new slot"), "{told}");
+    assert!(told.contains("drop it (walcast slot drop)"), "a new data directory would take it: {told}");
     let failure = stream.fails_with("SLOT_LOST").await;
     assert!(failure.lsn("from") < lost_from && failure.lsn("to") > lost_from, "{failure:?}");
     let attempts = stage.hub.metric("walcast_source_reconnects_total").await;
