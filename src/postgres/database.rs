@@ -33,6 +33,11 @@ impl Database {
         Ok(Database { system_identifier, oid: get(&row, 0)?, name: get(&row, 1)? })
     }
 
+    /// Its name now.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// What a file says; `None` where there is none, as in a data directory from before it was noted.
     pub fn noted(file: &Path) -> Option<Self> {
         Self::parse(&fs::read_to_string(file).ok()?)

@@ -254,6 +254,23 @@ async fn a_hub_that_is_pointed_at_another_database_touches_nothing() {
     other.run("CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION walcast FOR ALL TABLES").await;
     other.run("SELECT pg_create_logical_replication_slot('others', 'pgoutput')").await;
     other.run("INSERT INTO t VALUES (7)").await;
+
+    // Nor does a new one: the slot of the default name is that of the first.
+    let founded = stage.slot("confirmed_flush_lsn").await;
+    let own = std::mem::replace(&mut stage.hub, Hub::new(&stage.cluster.dsn_of("other")));
+    stage.hub.spawn();
+    last_error(&stage, "PREFLIGHT_FAILED", "belongs to database \"postgres\", not \"other\"; give another name").await;
+    stage.hub.terminate();
+    assert_eq!(stage.slot("confirmed_flush_lsn").await, founded, "the first database's slot");
+    let refused =
+        std::mem::replace(&mut stage.hub, Hub::new(&stage.cluster.dsn_of("other")).args(&["--slot", "others"]));
+    stage.hub.in_data_dir(refused.data_dir());
+    stage.hub.start().await;
+    stage.hub.metric_becomes("walcast_source_connected", Duration::from_secs(30), |connected| connected == 1.0).await;
+    stage.client().subscribe(&Request::new().earliest()).await.until("the row", |log| log.changes() == 1).await;
+    stage.hub.terminate();
+    stage.hub = own;
+
     let confirmed = || other.text("SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = 'others'");
     let before = confirmed().await;
 
