@@ -284,6 +284,14 @@ async fn a_hub_that_is_pointed_at_another_database_touches_nothing() {
     stage.hub.terminate();
     assert_eq!(confirmed().await, before, "the other database's slot");
 
+    // Made again under its name it is another one, and there is none to point the hub back to.
+    stage.db.run("DROP DATABASE other WITH (FORCE)").await;
+    stage.db.run("CREATE DATABASE other").await;
+    stage.hub.in_data_dir(refused.data_dir());
+    stage.hub.spawn();
+    last_error(&stage, "SOURCE_CHANGED", "it was dropped and made again").await;
+    stage.hub.terminate();
+
     stage.hub = own;
     stage.db.run("ALTER DATABASE postgres SET work_mem = '5MB'; INSERT INTO t VALUES (2)").await;
     stage.hub.start().await;
