@@ -261,6 +261,11 @@ async fn a_hub_that_is_pointed_at_another_database_touches_nothing() {
     stage.hub.spawn();
     last_error(&stage, "PREFLIGHT_FAILED", "belongs to database \"postgres\", not \"other\"; give another name").await;
     stage.hub.terminate();
+    // Started again it has segments, and still nothing that it could serve.
+    stage.hub.spawn();
+    last_error(&stage, "PREFLIGHT_FAILED", "give another name").await;
+    assert_ne!(stage.hub.get("/readyz").await.expect("/readyz").0, 200);
+    stage.hub.terminate();
     assert_eq!(stage.slot("confirmed_flush_lsn").await, founded, "the first database's slot");
     let refused =
         std::mem::replace(&mut stage.hub, Hub::new(&stage.cluster.dsn_of("other")).args(&["--slot", "others"]));
