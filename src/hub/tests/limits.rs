@@ -140,7 +140,7 @@ async fn an_event_that_is_too_large_can_be_passed_over_on_purpose() {
         };
         assert_eq!(reason(acknowledge(first).await), Ok(first));
         assert_eq!(reason(acknowledge(end).await), Err(Reason::AckAhead));
-        let between = Position::new(large.lineage, crate::lsn::Lsn(large.lsn.0 - 1));
+        let between = Position::new(large.lineage, Lsn(large.lsn.0 - 1));
         assert_eq!(reason(acknowledge(between).await), Err(Reason::AckAhead), "exactly that position");
         let mut again = world.open(Subscription { start: None, ..request.clone() }).await;
         assert_eq!(again.error().await.reason(), Reason::EventTooLarge, "never by accident");
