@@ -66,9 +66,14 @@ impl Session {
         !under_way && told.is_some_and(|told| told.lineage == self.lineage && told.lsn >= stop)
     }
 
+    /// Not inside a transaction, nor before the client knows where it crosses to; and what never happened has no progress.
+    fn may_tell(&self) -> bool {
+        !self.outbox.begun() && self.passage.is_none() && self.until.is_none()
+    }
+
     pub(super) fn progress(&mut self, now: Instant) -> Option<Frame> {
         let last = self.at_stop() && self.outbox.is_empty();
-        if self.outbox.begun() || self.passage.is_some() || self.until.is_some() {
+        if !self.may_tell() {
             return None;
         }
         if !last && !self.pace.may_be_due(now) && !self.pace.turned(self.hub.source.connected()) {
@@ -87,16 +92,18 @@ impl Session {
         Some(self.hand_out_event(pb::event::Kind::Progress(event)))
     }
 
-    /// When the next progress is due.
-    pub(super) fn deadline(&self) -> Instant {
-        self.pace.deadline_after(self.passed).unwrap_or_else(|| self.pace.deadline(&self.standing()))
+    /// When to look again if nothing happens. Progress that is due and may not be told is no reason to.
+    pub(super) fn look_again(&self, now: Instant) -> Instant {
+        let idle = now + IDLE_CHECK;
+        if !self.may_tell() {
+            return idle;
+        }
+        let due = self.pace.deadline_after(self.passed).unwrap_or_else(|| self.pace.deadline(&self.standing()));
+        idle.min(due)
     }
 
     pub(super) fn pause(&mut self, now: Instant, for_what: For) -> Step {
-        let mut until = now + IDLE_CHECK;
-        if !self.outbox.begun() {
-            until = until.min(self.deadline());
-        }
+        let mut until = self.look_again(now);
         if for_what == For::Marks && self.stop_at.is_some() {
             if now >= self.next_nudge {
                 self.hub.source.nudge();

@@ -15,8 +15,8 @@ use tokio::sync::watch;
 use super::{Error, Hub, Limits, Principal, Session, StartAt, Subscription};
 use crate::{
     feed::{
-        self, BoxFuture, Checkpoint, CheckpointError, Checkpoints, Cursor, Feed, Fetched, Marks, Source, SourceAway,
-        SourceStatus, Start, SubscriberKey, WalPositions, Window,
+        self, BoxFuture, Checkpoint, CheckpointError, Checkpoints, Cursor, Feed, Fetched, History, Marks, Source,
+        SourceAway, SourceStatus, Start, SubscriberKey, WalPositions, Window,
     },
     lsn::Lsn,
     model::{
@@ -49,6 +49,7 @@ pub(super) struct MemoryFeed {
     blocks: Mutex<Vec<Arc<Block>>>,
     relations: Mutex<Vec<Arc<Relation>>>,
     marks: watch::Sender<Marks>,
+    history: Mutex<Arc<History>>,
     /// Blocks below this number are cold.
     pub hot_from: AtomicU64,
     pub fetches: AtomicUsize,
@@ -62,6 +63,7 @@ impl MemoryFeed {
             blocks: Mutex::default(),
             relations: Mutex::default(),
             marks: watch::Sender::new(Marks { next_block: 0, tail: at(100) }),
+            history: Mutex::default(),
             hot_from: AtomicU64::new(0),
             fetches: AtomicUsize::new(0),
             window: Mutex::default(),
@@ -84,6 +86,20 @@ impl MemoryFeed {
 
     pub fn keepalive(&self, lsn: u64) {
         self.marks.send_modify(|marks| marks.tail.lsn = marks.tail.lsn.max(Lsn(lsn)));
+    }
+
+    /// Goes on with a standby that has everything up to the switch; its first position.
+    pub fn promote(&self, switch: Lsn) -> Position {
+        let next_block = self.blocks.lock().len() as u64;
+        let first = History::default().start(lineage(), Position::default(), 0, None);
+        let mut history = History::of([first]);
+        let promoted = Lineage { timeline: 2, history: "promoted".to_owned(), switch_lsn: switch, ..lineage() };
+        let start = history.start(promoted, self.tail(), next_block, None);
+        let tail = start.tail;
+        history.push(start);
+        *self.history.lock() = Arc::new(history);
+        self.marks.send_modify(|marks| marks.tail = tail);
+        tail
     }
 
     pub fn tail(&self) -> Position {
@@ -159,6 +175,14 @@ impl Feed for MemoryFeed {
 
     fn lineage(&self) -> Option<Arc<Lineage>> {
         self.known.load(Ordering::Relaxed).then(|| Arc::new(lineage()))
+    }
+
+    fn history(&self) -> Arc<History> {
+        self.history.lock().clone()
+    }
+
+    fn lineages(&self) -> usize {
+        self.history.lock().len()
     }
 }
 

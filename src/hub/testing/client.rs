@@ -71,6 +71,7 @@ impl Client {
                 assert!(std::mem::replace(&mut self.in_transaction, false), "an end without begin");
             }
             Kind::Progress(_) => assert!(!self.in_transaction, "progress inside a transaction"),
+            Kind::TimelineChanged(_) => assert!(!self.in_transaction, "a crossing inside a transaction"),
             Kind::SnapshotBegin(_) | Kind::SnapshotEnd(_) => {
                 assert!(!self.in_transaction, "a snapshot inside a transaction");
             }
