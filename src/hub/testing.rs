@@ -6,10 +6,11 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
+    thread,
     time::Duration,
 };
 
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 use tokio::sync::watch;
 
 use super::{Error, Hub, Limits, Principal, Session, StartAt, Subscription};
@@ -53,6 +54,9 @@ pub(super) struct MemoryFeed {
     /// Blocks below this number are cold.
     pub hot_from: AtomicU64,
     pub fetches: AtomicUsize,
+    /// Threads that evaluate predicates wait in front of this block.
+    barred: Mutex<Option<u64>>,
+    unbarred: Condvar,
     pub window: Mutex<Option<Window>>,
     pub known: AtomicBool,
 }
@@ -66,6 +70,8 @@ impl MemoryFeed {
             history: Mutex::default(),
             hot_from: AtomicU64::new(0),
             fetches: AtomicUsize::new(0),
+            barred: Mutex::default(),
+            unbarred: Condvar::new(),
             window: Mutex::default(),
             known: AtomicBool::new(true),
         }
@@ -82,6 +88,12 @@ impl MemoryFeed {
             let newer = up_to.lineage != marks.tail.lineage || up_to.order() > marks.tail.order();
             *marks = Marks { next_block, tail: if newer { up_to } else { marks.tail } };
         });
+    }
+
+    /// From now on threads that evaluate predicates wait in front of this block.
+    pub fn bar(&self, block: Option<u64>) {
+        *self.barred.lock() = block;
+        self.unbarred.notify_all();
     }
 
     pub fn keepalive(&self, lsn: u64) {
@@ -154,6 +166,10 @@ impl Feed for MemoryFeed {
     }
 
     fn hot(&self, cursor: &mut Cursor) -> Option<Fetched> {
+        if thread::current().name() == Some("predicates") {
+            let barred = |block: &mut Option<u64>| block.is_some_and(|block| cursor.block >= block);
+            self.unbarred.wait_while(&mut self.barred.lock(), barred);
+        }
         (cursor.block >= self.hot_from.load(Ordering::Relaxed)).then(|| self.get(cursor))
     }
 

@@ -280,11 +280,11 @@ impl Running {
         let mut patience = Patience::new(place.share);
         let mut lineage = self.marks.borrow().tail.lineage;
         while runtime.block_on(self.marks.changed()).is_ok() {
-            self.router.published.begin(self.marks.borrow_and_update().next_block);
             loop {
-                // Once for each block: the hub may go in the meantime, and so may the lineage.
+                // Once for each block: the hub may go in the meantime, and so may the lineage and the mark.
                 let Some(feed) = self.feed.upgrade().filter(|_| self.groups.strong_count() > 0) else { return };
                 let marks = *self.marks.borrow();
+                self.router.published.begin(marks.next_block);
                 if std::mem::replace(&mut lineage, marks.tail.lineage) != marks.tail.lineage {
                     self.router.wake_everybody();
                 }

@@ -129,6 +129,12 @@ impl Client {
         }
     }
 
+    /// Reads on until the stream says that it has caught up, or that it has not.
+    pub async fn until_caught_up(&mut self, caught_up: bool) {
+        let until = async { while self.progress().await.caught_up != caught_up {} };
+        tokio::time::timeout(DEADLINE, until).await.expect("the stream says so before the deadline");
+    }
+
     /// The next line, if one comes within the time.
     pub async fn line_within(&mut self, time: Duration) -> Option<String> {
         let deadline = tokio::time::Instant::now() + time;
