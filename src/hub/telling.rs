@@ -28,9 +28,17 @@ impl Session {
         }
         match self.progress(now) {
             Some(frame) => Step::Frame(frame),
-            None if self.caught_up => self.hub.source.lost().map_or_else(|| self.pause(now, for_what), Step::Lost),
-            None => self.pause(now, for_what),
+            None => match self.hub.source.lost().filter(|_| self.has_everything()) {
+                Some(lost) => Step::Lost(lost),
+                None => self.pause(now, for_what),
+            },
         }
+    }
+
+    /// Whether the stream, which rests, stands behind all that the feed has. That it has caught up once does not say so: what is
+    /// behind it may not have been looked at.
+    fn has_everything(&self) -> bool {
+        self.caught_up && self.cursor.block >= self.marks.borrow().next_block
     }
 
     fn reach_tail(&mut self, tail: Position) {

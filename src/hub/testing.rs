@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use super::{Error, Hub, Limits, Principal, Session, StartAt, Subscription};
 use crate::{
     feed::{
-        self, BoxFuture, Checkpoint, CheckpointError, Checkpoints, Cursor, Feed, Fetched, History, Marks, Source,
+        self, BoxFuture, Checkpoint, CheckpointError, Checkpoints, Cursor, Feed, Fetched, History, Lost, Marks, Source,
         SourceAway, SourceStatus, Start, SubscriberKey, WalPositions, Window,
     },
     lsn::Lsn,
@@ -210,6 +210,7 @@ pub(super) struct MemorySource {
     pub connected: AtomicBool,
     pub wal: Mutex<Option<WalPositions>>,
     pub published: Mutex<Published>,
+    pub lost: Mutex<Option<Lost>>,
     pub nudges: AtomicUsize,
 }
 
@@ -225,6 +226,10 @@ impl Source for MemorySource {
 
     fn published(&self) -> Option<Arc<Vec<(String, String)>>> {
         self.published.lock().clone()
+    }
+
+    fn lost(&self) -> Option<Lost> {
+        self.lost.lock().clone()
     }
 
     fn nudge(&self) {
@@ -312,6 +317,7 @@ impl World {
             connected: AtomicBool::new(true),
             wal: Mutex::new(Some(WalPositions { flush: Lsn(100), insert: Lsn(1 << 40) })),
             published: Mutex::default(),
+            lost: Mutex::default(),
             nudges: AtomicUsize::new(0),
         });
         let checkpoints = Arc::new(MemoryCheckpoints::default());
