@@ -57,6 +57,8 @@ pub(super) struct MemoryFeed {
     /// Threads that evaluate predicates wait in front of this block.
     barred: Mutex<Option<u64>>,
     unbarred: Condvar,
+    /// Done once, when somebody has looked which relations there are.
+    pub then: Mutex<Option<Box<dyn FnOnce() + Send>>>,
     pub window: Mutex<Option<Window>>,
     pub known: AtomicBool,
 }
@@ -72,6 +74,7 @@ impl MemoryFeed {
             fetches: AtomicUsize::new(0),
             barred: Mutex::default(),
             unbarred: Condvar::new(),
+            then: Mutex::default(),
             window: Mutex::default(),
             known: AtomicBool::new(true),
         }
@@ -88,6 +91,11 @@ impl MemoryFeed {
             let newer = up_to.lineage != marks.tail.lineage || up_to.order() > marks.tail.order();
             *marks = Marks { next_block, tail: if newer { up_to } else { marks.tail } };
         });
+    }
+
+    /// One more relation version is known.
+    pub fn declare(&self, relation: Arc<Relation>) {
+        self.relations.lock().push(relation);
     }
 
     /// From now on threads that evaluate predicates wait in front of this block.
@@ -186,7 +194,12 @@ impl Feed for MemoryFeed {
     }
 
     fn relations(&self) -> Vec<Arc<Relation>> {
-        self.relations.lock().clone()
+        let relations = self.relations.lock().clone();
+        let then = self.then.lock().take();
+        if let Some(then) = then {
+            then();
+        }
+        relations
     }
 
     fn lineage(&self) -> Option<Arc<Lineage>> {
@@ -360,7 +373,7 @@ impl World {
             replica_identity,
             columns: columns.iter().enumerate().map(column).collect(),
         });
-        self.feed.relations.lock().push(relation.clone());
+        self.feed.declare(relation.clone());
         relation
     }
 

@@ -130,7 +130,7 @@ impl Routers {
         router
     }
 
-    /// The router beside the streams has met a relation version. Where a group's predicate finds nothing there, as can be told
+    /// The router beside the streams has met a relation version, or a group joins that did not know it. Where a group's predicate finds nothing there, as can be told
     /// only now, the group is handed over to those who evaluate.
     pub fn settle(&self, seat: &mut Seat, route: &Arc<Route>, selection: &Arc<Selection>, relation: &Relation) {
         let Taken::Indexed(predicates) = &mut seat.taken else { return };
@@ -259,7 +259,7 @@ impl Running {
             let mut began = Instant::now();
             while self.router.proceed(&*feed, marks, &groups.timeline) {
                 for relation in self.router.met() {
-                    groups.settle(&relation);
+                    groups.all().iter().for_each(|group| groups.settle(group, &relation));
                     Routers::start(&groups, &feed);
                 }
                 if began.elapsed() >= TURN {

@@ -404,6 +404,29 @@ async fn groups_move_when_a_table_shows_that_their_predicates_find_nothing() {
     assert!(evaluated > 0, "the others evaluate");
 }
 
+/// The router meets a table when the group has its seat, and cannot be found yet.
+#[test]
+fn a_group_that_joins_while_a_table_is_met_is_settled_too() {
+    let world = World::new();
+    let groups = Arc::new(Groups::new(64 << 20));
+    let feed: Arc<dyn Feed> = world.feed.clone();
+    let join = |number: usize| {
+        let filter = filter(&format!("amount = 1.{}", "0".repeat(number + 1)));
+        groups.join(&feed, Selection::compile(Some(&filter), None).expect("a good filter"), RowFormat::Compact, [])
+    };
+    let joined: Vec<_> = (0..8).map(join).collect();
+    let orders = World::new().full_relation(2, "shop.orders", &["id", "amount"]);
+    let (meets, all) = (world.feed.clone(), groups.clone());
+    *world.feed.then.lock() = Some(Box::new(move || {
+        meets.declare(orders.clone());
+        all.all().iter().for_each(|group| all.settle(group, &orders));
+    }));
+    let last = join(8);
+    let is_indexed = |group: &Arc<Group>| Arc::ptr_eq(&group.router(), &groups.routers.indexed);
+    assert!(joined.iter().all(is_indexed), "one key finds so many");
+    assert!(!is_indexed(&last), "and no more");
+}
+
 #[test]
 fn groups_that_are_gone_cost_nothing() {
     let (world, groups, joined) = joined(50, |number| format!("state = '{number}' OR id = '{number}'"), 10);
