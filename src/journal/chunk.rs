@@ -1,6 +1,6 @@
 //! Cold reads: one chunk (the records between two places, about a MiB) is read and checked at once, and shared by
-//! everybody who stands in it. Its blocks are slices of buffers of their own size: what a stalled stream holds on to is a
-//! block, not the chunk.
+//! everybody who stands in it. Its blocks are slices of buffers of their own size: what a stalled stream holds on to are
+//! blocks, not the chunk.
 
 use std::{collections::VecDeque, fs::File, io, sync::Arc};
 

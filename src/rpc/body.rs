@@ -1,9 +1,9 @@
 //! The response body of Subscribe and Consume. tonic's encoder copies every message into a buffer of its own, once
 //! per subscriber; this body hands the hub's refcounted bytes to hyper as they are, and hyper and h2 only split them.
 //!
-//! Back-pressure is HTTP/2's: hyper polls the body for one message, and polls again once the peer's window has taken
-//! it. Nothing here runs ahead, nothing is queued, so a stalled client costs its socket, one pinned message and a
-//! cursor. Only small messages that are ready together, as of a journal of small transactions, are joined: each is a DATA frame and a write
+//! Back-pressure is HTTP/2's: hyper takes messages while less than the stream's send buffer waits to be written, and
+//! [one more](https://github.com/hyperium/hyper/issues/4003) that it keeps until then. Nothing here runs ahead, nothing is queued, so a
+//! stalled client costs its socket, those messages and a cursor. Only small messages that are ready together, as of a journal of small transactions, are joined: each is a DATA frame and a write
 //! of its own otherwise, which costs ten times what copying it does. Messages are never compressed (`grpc-encoding: identity`): compressing per stream would cost more than
 //! everything else together, and the same bytes must serve everybody.
 

@@ -182,7 +182,8 @@ async fn a_thousand_streams_come_back_at_once() {
         journal / 1e6,
         stage.hub.rss_peak() >> 20
     );
-    assert!(reads > 0.0 && bytes < delivered_bytes, "streams at the same place share reads: {bytes} bytes");
+    // Alone, each would read one piece at least. How many bytes that are depends on who is let go on together.
+    assert!(reads > 0.0 && reads < STREAMS as f64, "streams at the same place share reads: {reads}");
     assert!(bytes > reads * 128.0 * 1024.0, "pieces are large: {reads} reads of {bytes} bytes");
     assert!(rests > 0.0, "streams that catch up give way to a live one");
     assert!(seen > 10 && slowest < 5000, "live streams go on: {seen} rows, the slowest {slowest} ms");
