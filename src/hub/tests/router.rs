@@ -157,7 +157,10 @@ async fn a_stream_sleeps_through_blocks_that_do_not_concern_it() {
     let first = world.single(&orders, &["1", "in"]);
     assert_eq!((sleeper.until(first).await.len(), other.until(first).await.len()), (3, 0));
 
-    sleeps_through(&mut sleeper, &mut other, BLOCKS, |_| drop(world.single(&orders, &["2", "out"]))).await;
+    let elsewhere = |_| {
+        world.single(&orders, &["2", "out"]);
+    };
+    sleeps_through(&mut sleeper, &mut other, BLOCKS, elsewhere).await;
     world.single(&orders, &["3", "in"]);
     assert!(sleeper.session.next().await.is_some_and(|frame| frame.is_ok()));
 }
