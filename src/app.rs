@@ -95,7 +95,8 @@ pub async fn serve(config: Config, drain: Drain) -> Result<(), Error> {
     let opened = tokio::task::spawn_blocking(|| Journal::open(options_of_journal)).await;
     let (journal, appender, recovered) =
         opened.map_err(|error| Error::System { what: "opening the journal", error: io::Error::other(error) })??;
-    let fresh = recovered.fresh;
+    // Segments alone tell nothing: a hub that was refused before it founded its journal has them.
+    let fresh = recovered.fresh || journal.lineage().is_none();
     tracing::info!(
         tail = (!fresh).then(|| tracing::field::display(recovered.complete)),
         fresh,

@@ -84,7 +84,7 @@ reasons! {
     Draining = "DRAINING", Unavailable, Some(1.0), "The hub is shutting down.", "Connect again and resume after metadata `position`.";
     SourceUnavailable = "SOURCE_UNAVAILABLE", Unavailable, Some(2.0), "The call needs the source, which is away.", "Try again.";
     SourceStalePrimary = "SOURCE_STALE_PRIMARY", FailedPrecondition, Some(5.0), "The server is behind the history that the journal has already seen.", "Point the hub at the current primary.";
-    SourceChanged = "SOURCE_CHANGED", FailedPrecondition, None, "The server or its database is not the journal's.", "Point the hub back; or, if the database moved there, `walcast rebase`; or use a new data directory.";
+    SourceChanged = "SOURCE_CHANGED", FailedPrecondition, None, "The server or its database is not the journal's.", "Point the hub back; or, if the database moved to another cluster, `walcast rebase`; or use a new data directory.";
     SlotInUse = "SLOT_IN_USE", FailedPrecondition, Some(5.0), "Another process streams from the slot.", "Stop it, or give this hub a slot of its own with --slot.";
     PreflightFailed = "PREFLIGHT_FAILED", FailedPrecondition, Some(10.0), "The source does not meet a precondition.", "`walcast doctor` lists what to run.";
     DecodeError = "DECODE_ERROR", Internal, None, "A message from the source cannot be decoded; its bytes are kept in the data directory.", "Report it with the quarantined file; nothing is skipped.";

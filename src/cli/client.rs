@@ -1,6 +1,13 @@
 //! The connection to a hub: TLS, token, and typed failures.
 
-use std::{fmt, future::Future, path::Path, pin::pin, time::Duration};
+use std::{
+    ffi::OsString,
+    fmt,
+    future::Future,
+    path::{Path, PathBuf},
+    pin::pin,
+    time::Duration,
+};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -48,6 +55,11 @@ pub struct Hub {
 }
 
 impl Hub {
+    /// The hub that a person names: with the environment's token where no flag gives one.
+    pub fn named(args: &HubArgs) -> Result<Hub, Error> {
+        Hub::new(&with_token_of(args, |name| std::env::var_os(name))?)
+    }
+
     /// Reads token and certificates; connects on the first call, and again whenever the connection was lost.
     pub fn new(args: &HubArgs) -> Result<Hub, Error> {
         let url = if args.hub.contains("://") { args.hub.clone() } else { format!("http://{}", args.hub) };
@@ -261,21 +273,25 @@ fn tls(args: &HubArgs) -> Result<ClientTlsConfig, Error> {
     Ok(tls)
 }
 
+/// A flag of the two replaces what either variable says.
+fn with_token_of(args: &HubArgs, env: impl Fn(&str) -> Option<OsString>) -> Result<HubArgs, Error> {
+    let mut args = args.clone();
+    if args.token.is_none() && args.token_file.is_none() {
+        let env = |name: &str| env(name).filter(|value| !value.is_empty());
+        args.token = env("WALCAST_TOKEN").map(|token| token.to_string_lossy().into_owned());
+        args.token_file = env("WALCAST_TOKEN_FILE").map(PathBuf::from);
+        if args.token.is_some() && args.token_file.is_some() {
+            return Err(Error::Usage("WALCAST_TOKEN and WALCAST_TOKEN_FILE are both set: set one".to_owned()));
+        }
+    }
+    Ok(args)
+}
+
 fn token(args: &HubArgs) -> Result<Option<MetadataValue<Ascii>>, Error> {
-    let env = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
-    let variable = |name: &str| env(name).map(|token| token.to_string_lossy().trim().to_owned());
     let token = match (&args.token, &args.token_file) {
         (Some(token), _) => token.trim().to_owned(),
         (None, Some(path)) => read(path)?.trim().to_owned(),
-        // A flag of the two replaces what either variable says.
-        (None, None) => match (variable("WALCAST_TOKEN"), env("WALCAST_TOKEN_FILE")) {
-            (Some(_), Some(_)) => {
-                return Err(Error::Usage("WALCAST_TOKEN and WALCAST_TOKEN_FILE are both set: set one".to_owned()));
-            }
-            (Some(token), None) => token,
-            (None, Some(path)) => read(Path::new(&path))?.trim().to_owned(),
-            (None, None) => return Ok(None),
-        },
+        (None, None) => return Ok(None),
     };
     let mut value: MetadataValue<Ascii> = format!("Bearer {token}")
         .parse()
@@ -286,4 +302,36 @@ fn token(args: &HubArgs) -> Result<Option<MetadataValue<Ascii>>, Error> {
 
 fn read(path: &Path) -> Result<String, Error> {
     std::fs::read_to_string(path).map_err(Error::io(path.display().to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flag_replaces_what_the_environment_says() {
+        let args = |token: Option<&str>, file: Option<&str>| HubArgs {
+            hub: "http://127.0.0.1:50051".into(),
+            token: token.map(Into::into),
+            token_file: file.map(Into::into),
+            ca: None,
+            cert: None,
+            key: None,
+            tls_name: None,
+        };
+        let both = |args: HubArgs| (args.token, args.token_file);
+        let of = |given: &HubArgs, set: &[(&str, &str)]| {
+            let env = |name: &str| set.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into());
+            with_token_of(given, env).map(both)
+        };
+        let (token, file) = (("WALCAST_TOKEN", "theirs"), ("WALCAST_TOKEN_FILE", "/theirs"));
+        let none = args(None, None);
+        assert_eq!(of(&none, &[("WALCAST_TOKEN", "")]).unwrap(), (None, None));
+        assert_eq!(of(&none, &[token, ("WALCAST_TOKEN_FILE", "")]).unwrap(), (Some("theirs".into()), None));
+        assert_eq!(of(&none, &[file]).unwrap(), (None, Some("/theirs".into())));
+        assert!(matches!(of(&none, &[token, file]), Err(Error::Usage(_))));
+        for given in [args(Some("own"), None), args(None, Some("/own"))] {
+            assert_eq!(of(&given, &[token, file]).unwrap(), both(given));
+        }
+    }
 }

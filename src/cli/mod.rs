@@ -69,7 +69,7 @@ fn dispatch(command: Command) -> Result<(), Error> {
         Command::Demo(args) => many_threads(demo::run(&args)),
         Command::Tail(args) => one_thread(async {
             let stop = signals::drain_on_signal()?;
-            let hub = Hub::new(&args.hub)?;
+            let hub = Hub::named(&args.hub)?;
             tail::run(&hub, &tail::Options::new(&args), &Output::with_status(), &stop).await.map(drop)
         }),
         Command::Snapshot(args) => one_thread(async {

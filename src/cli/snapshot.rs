@@ -66,7 +66,7 @@ enum Sink {
 /// Copies until the snapshot ends, or until `stop` is told: then no file is left.
 pub async fn run(args: &SnapshotArgs, stop: &Drain) -> Result<(), Error> {
     let format = Format::of(&args.to)?;
-    let hub = Hub::new(&args.hub)?;
+    let hub = Hub::named(&args.hub)?;
     let request = pb::SubscribeRequest {
         start: Some(pb::Start {
             at: Some(pb::start::At::Snapshot(pb::SnapshotOptions {

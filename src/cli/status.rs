@@ -13,7 +13,7 @@ use super::{
 use crate::{config::units::show_bytes, wire::pb};
 
 pub async fn run(args: &StatusArgs) -> Result<(), Error> {
-    let hub = Hub::new(&args.hub)?;
+    let hub = Hub::named(&args.hub)?;
     let status = hub.ask(async { hub.admin().get_status(pb::GetStatusRequest {}).await }).await?;
     let retracted = retracted::read(&hub, &status).await;
     Output::plain().print(&match args.format {

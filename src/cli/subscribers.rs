@@ -23,7 +23,7 @@ pub async fn run(command: SubscribersCommand) -> Result<(), Error> {
     let output = Output::plain();
     match command {
         SubscribersCommand::List { format, hub } => {
-            let hub = Hub::new(&hub)?;
+            let hub = Hub::named(&hub)?;
             let response = hub.ask(async { hub.admin().list_subscribers(pb::ListSubscribersRequest {}).await }).await?;
             let subscribers = response.subscribers;
             // Asked behind the list: what has expired stays so.
@@ -36,7 +36,7 @@ pub async fn run(command: SubscribersCommand) -> Result<(), Error> {
             })
         }
         SubscribersCommand::Reset { name, to, hub } => {
-            let hub = Hub::new(&hub)?;
+            let hub = Hub::named(&hub)?;
             let request =
                 pb::ResetSubscriberRequest { subscriber: name.clone(), start: Some(to.to_pb(Timestamp::now())) };
             let response = hub.ask(async { hub.admin().reset_subscriber(request).await }).await?;
@@ -44,7 +44,7 @@ pub async fn run(command: SubscribersCommand) -> Result<(), Error> {
             output.print(&format!("{name} continues after {lsn}\n"))
         }
         SubscribersCommand::Delete { name, hub } => {
-            let hub = Hub::new(&hub)?;
+            let hub = Hub::named(&hub)?;
             let request = pb::DeleteSubscriberRequest { subscriber: name.clone() };
             hub.ask(async { hub.admin().delete_subscriber(request).await }).await?;
             output.print(&format!("{name} is forgotten\n"))

@@ -33,6 +33,11 @@ impl Database {
         Ok(Database { system_identifier, oid: get(&row, 0)?, name: get(&row, 1)? })
     }
 
+    /// Its name now.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// What a file says; `None` where there is none, as in a data directory from before it was noted.
     pub fn noted(file: &Path) -> Option<Self> {
         Self::parse(&fs::read_to_string(file).ok()?)
@@ -60,13 +65,20 @@ impl Database {
     /// Why what follows another database of the same cluster must not follow this one. Another cluster has other OIDs, and is
     /// somebody else's question.
     pub fn refusal(&self, noted: &Database) -> Option<String> {
-        let other = self.system_identifier == noted.system_identifier && self.oid != noted.oid;
-        other.then(|| {
-            format!(
-                "the data directory holds the journal of database {} of this cluster, and the connection string names {}: point the \
-                 hub back, or give it a data directory of its own",
-                noted.name, self.name
-            )
+        if self.system_identifier != noted.system_identifier || self.oid == noted.oid {
+            return None;
+        }
+        let Database { name, .. } = self;
+        Some(match *name == noted.name {
+            true => format!(
+                "database {name} is not the one whose journal the data directory holds: it was dropped and made again, or has \
+                 the name of one that was renamed. Give it a new data directory"
+            ),
+            false => format!(
+                "the data directory holds the journal of database {} of this cluster, and the connection string names {name}: point \
+                 the hub back, or give it a data directory of its own",
+                noted.name
+            ),
         })
     }
 }
@@ -85,7 +97,10 @@ mod tests {
         assert_eq!(Database::noted(&file), Some(shop.clone()));
         assert_eq!(shop.refusal(&Database { name: "renamed".into(), ..shop.clone() }), None);
         assert_eq!(shop.refusal(&Database { system_identifier: 1, oid: 5, ..shop.clone() }), None);
-        assert!(shop.refusal(&Database { oid: 5, ..shop.clone() }).is_some());
+        let refusal = |name: &str| shop.refusal(&Database { oid: 5, name: name.into(), ..shop.clone() }).unwrap();
+        assert!(refusal("my").contains("database my of this cluster") && refusal("my").contains("point the hub back"));
+        let again = refusal(&shop.name);
+        assert!(again.contains("made again") && !again.contains("back"), "{again}");
         for torn in ["", "7", "7 5", "7 5 sho", "7 x shop\n"] {
             assert_eq!(Database::parse(torn), None, "{torn:?}");
         }

@@ -233,7 +233,8 @@ async fn slot_check(sql: &Sql, options: &ConnectOptions, name: &str, state: Opti
     }
     if slot.database.as_deref() != Some(options.dbname.as_str()) {
         let database = slot.database.as_deref().unwrap_or_default();
-        return failed(format!("{name:?} belongs to database {database:?}, not {:?}", options.dbname), other_name());
+        let detail = format!("{name:?} belongs to database {database:?}, not {:?}", options.dbname);
+        return failed(detail, "Choose another name with --slot.".to_owned()); // another hub's, which its drop would end
     }
     if slot.is_lost() {
         let why = slot.invalidation_reason.as_deref().or(slot.wal_status.as_deref()).unwrap_or("lost");

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::reason::Reason;
+use crate::{lsn::Lsn, reason::Reason};
 
 /// Between two lines of the log about the same.
 const REMINDER: Duration = Duration::from_secs(60);
@@ -53,10 +53,13 @@ impl Complaints {
     }
 }
 
-/// Process ids, LSNs and counts differ from attempt to attempt.
+/// Process ids, transaction ids, LSNs and counts differ from attempt to attempt. Numbers in names are left: `db1:5432` and
+/// `db2:5432` are two servers, `orders_1` and `orders_2` two tables.
 fn without_numbers(text: &str) -> String {
-    let words = text.split_inclusive(|letter: char| !letter.is_ascii_alphanumeric());
-    words.filter(|word| !word.bytes().any(|byte| byte.is_ascii_digit())).collect()
+    let is_number = |word: &str| word.bytes().all(|byte| byte.is_ascii_digit()) || word.parse::<Lsn>().is_ok();
+    let bare = |word: &str| word.trim_matches(|letter: char| !letter.is_ascii_alphanumeric()).to_owned();
+    let words: Vec<_> = text.split_whitespace().filter(|word| !is_number(&bare(word))).collect();
+    words.join(" ")
 }
 
 #[cfg(test)]
@@ -78,5 +81,25 @@ mod tests {
         assert_eq!(at(62, away, "cannot connect"), Some(8));
         complaints.settled();
         assert_eq!(complaints.due(away, "cannot connect", began + Duration::from_secs(63)), Some(1));
+    }
+    #[test]
+    fn numbers_in_names_tell_one_fault_from_another() {
+        let differ = [
+            ("cannot connect to db1:5432: refused", "cannot connect to db2:5432: refused"),
+            ("cannot connect to 10.0.0.1:5432 (os error 111)", "cannot connect to 10.0.0.2:5432 (os error 111)"),
+            ("public.orders_1: its triggers", "public.orders_2: its triggers"),
+            ("database \"shop1\"", "database \"shop2\""),
+        ];
+        for (one, other) in differ {
+            assert_ne!(without_numbers(one), without_numbers(other));
+        }
+        let same = [
+            ("slot \"s\" is active for PID 4711.", "slot \"s\" is active for PID 17."),
+            ("waits for (754, 755): 3 rows", "waits for (760, 761): 12 rows"),
+            ("from 0/16B3748, at 1/0:", "from 0/A, at FFFF/F00:"),
+        ];
+        for (one, other) in same {
+            assert_eq!(without_numbers(one), without_numbers(other));
+        }
     }
 }

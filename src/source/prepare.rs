@@ -138,7 +138,8 @@ pub(super) async fn prepare(
     }
     ingest.widen_near(server::current_xid8(sql).await?);
     let found = orphan::end(options, sql, slot::state(sql, &options.slot).await?).await?;
-    let mut decision = slots::decide(&options.slot, found.as_ref(), carried.fresh, restart_lsn(ingest.complete()))?;
+    let ends = restart_lsn(ingest.complete());
+    let mut decision = slots::decide(&options.slot, database.name(), found.as_ref(), carried.fresh, ends)?;
     let rebase = match step {
         Step::Rebase(lineage) => Some(lineage.clone()),
         _ => None,

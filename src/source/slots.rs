@@ -85,8 +85,14 @@ impl std::fmt::Display for Broken {
     }
 }
 
-/// Decides. `complete`: where the journal ends on the server's history.
-pub(super) fn decide(name: &str, found: Option<&SlotState>, fresh: bool, complete: Lsn) -> Result<Decision, Error> {
+/// Decides. `database`: the connection's; `complete`: where the journal ends on the server's history.
+pub(super) fn decide(
+    name: &str,
+    database: &str,
+    found: Option<&SlotState>,
+    fresh: bool,
+    complete: Lsn,
+) -> Result<Decision, Error> {
     let Some(slot) = found else {
         return Ok(if fresh { Decision::Create } else { Decision::Broken(Broken::Missing) });
     };
@@ -94,6 +100,14 @@ pub(super) fn decide(name: &str, found: Option<&SlotState>, fresh: bool, complet
         let plugin =
             slot.plugin.as_deref().map_or("is physical".to_owned(), |plugin| format!("uses the plugin {plugin:?}"));
         let message = format!("slot {name:?} {plugin}; give another name with --slot");
+        return Err(refused(Reason::PreflightFailed, message));
+    }
+    // Names of slots are the whole cluster's. START_REPLICATION refuses one of another database, pg_drop_replication_slot()
+    // and ALTER_REPLICATION_SLOT do not.
+    if slot.database.as_deref() != Some(database) {
+        let theirs = slot.database.as_deref().unwrap_or_default();
+        let message =
+            format!("slot {name:?} belongs to database {theirs:?}, not {database:?}; give another name with --slot");
         return Err(refused(Reason::PreflightFailed, message));
     }
     if let Some(pid) = slot.active_pid {
@@ -172,12 +186,14 @@ async fn skip(mending: Mending<'_>, broken: &Broken, unrecovered: &str) -> Resul
             Broken::Ahead(begins) | Broken::Unended(begins) => *begins,
             _ => server::wal_positions(sql).await?.insert,
         };
-        let first = match kept {
-            true => {
+        // A data directory that is new takes the slot that it finds, and no word of what is wrong with it.
+        let first = match broken {
+            Broken::Undecodable { .. } => {
                 "Repair what the server complains of: the slot is kept and tried again. Or drop it (walcast slot drop) and"
             }
-            false if matches!(broken, Broken::Skips { .. }) => "Only a new slot gets past it:",
-            false => "Restore the slot, or",
+            Broken::Skips { .. } => "Only a new slot gets past it: drop it (walcast slot drop) and",
+            Broken::Untrusted(_) => "Restore the slot, or drop it (walcast slot drop) and",
+            _ => "Restore the slot, or",
         };
         let message = format!(
             "slot {:?} {broken}, and the journal ends at {from}: what was committed from {from} to {to} would be missing. \
@@ -238,5 +254,41 @@ pub(super) async fn set_failover(options: &Options, replication: &mut Replicatio
     match replication.set_failover(&options.slot).await {
         Ok(()) => tracing::info!(slot = options.slot, "the slot is kept in step on standbys from now on (FAILOVER)"),
         Err(error) => tracing::warn!(slot = options.slot, %error, "the slot cannot be made a failover slot"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reason::Classified;
+
+    #[test]
+    fn a_slot_of_another_database_is_somebody_elses() {
+        let slot = SlotState {
+            name: "walcast".into(),
+            plugin: Some("pgoutput".into()),
+            database: Some("shop".into()),
+            temporary: false,
+            active_pid: None,
+            restart_lsn: Some(Lsn(80)),
+            confirmed_flush: Some(Lsn(100)),
+            wal_status: Some("reserved".into()),
+            safe_wal_size: None,
+            two_phase: false,
+            failover: None,
+            synced: None,
+            invalidation_reason: None,
+            retained_bytes: 0,
+        };
+        let lost = SlotState { wal_status: Some("lost".into()), ..slot.clone() };
+        let used = SlotState { active_pid: Some(7), ..slot.clone() };
+        for (slot, fresh) in [(&slot, true), (&slot, false), (&lost, true), (&lost, false), (&used, false)] {
+            let error = decide("walcast", "crm", Some(slot), fresh, Lsn(90)).expect_err("another database's");
+            assert_eq!(error.reason(), Reason::PreflightFailed, "{error}");
+            assert!(error.to_string().contains("\"shop\", not \"crm\"; give another name"), "{error}");
+        }
+        let decided = |fresh| decide("walcast", "shop", Some(&slot), fresh, Lsn(90)).expect("a decision");
+        assert_eq!(decided(true), Decision::Adopt(Lsn(100)));
+        assert_eq!(decided(false), Decision::Broken(Broken::Ahead(Lsn(100))));
     }
 }

@@ -23,6 +23,8 @@ fn start() -> (Child, std::path::PathBuf, std::path::PathBuf) {
     fs::create_dir(&temporary).expect("directory");
     let mut command = process::command(Path::new(env!("CARGO_BIN_EXE_walcast")), Account::Own, "KILL");
     command.args(["demo", "--failover"]).env("TMPDIR", &temporary).env_remove("WALCAST_FAILPOINTS");
+    // What the shell has for another hub is not the demo's.
+    command.env("WALCAST_TOKEN", "of another hub").env("WALCAST_TOKEN_FILE", "/nowhere");
     command.stdin(Stdio::null()).stdout(fs::File::create(&out).expect("a file")).stderr(Stdio::piped());
     (process::spawn(command).expect("the demo"), out, temporary)
 }

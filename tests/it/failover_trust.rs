@@ -94,6 +94,7 @@ async fn a_state_file_alone(major: u32) {
     let mut stream = pair.client().subscribe(&Request::new().earliest()).await;
     let failure = stream.fails_with("SLOT_LOST").await;
     assert!(failure.lsn("from") < failure.lsn("to"), "{failure:?}");
+    assert!(failure.message.contains("drop it (walcast slot drop)"), "a new data directory would take it: {failure:?}");
     // With what its decoding begins with the slot is as good as the servers' own.
     pair.copy_snapshots();
     pair.hub.metric_becomes("walcast_source_connected", PATIENCE, |connected| connected == 1.0).await;

@@ -110,6 +110,7 @@ async fn publication_dropped(major: u32) {
     stage.db.run("CREATE PUBLICATION walcast FOR ALL TABLES").await;
     let told = source_error(&stage, "SLOT_LOST").await;
     assert!(told.contains("in which the publication does not exist") && told.contains("Only a new slot"), "{told}");
+    assert!(told.contains("drop it (walcast slot drop)"), "a new data directory would take it: {told}");
     let failure = stream.fails_with("SLOT_LOST").await;
     assert!(failure.lsn("from") < lost_from && failure.lsn("to") > lost_from, "{failure:?}");
     let attempts = stage.hub.metric("walcast_source_reconnects_total").await;
@@ -253,6 +254,28 @@ async fn a_hub_that_is_pointed_at_another_database_touches_nothing() {
     other.run("CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION walcast FOR ALL TABLES").await;
     other.run("SELECT pg_create_logical_replication_slot('others', 'pgoutput')").await;
     other.run("INSERT INTO t VALUES (7)").await;
+
+    // Nor does a new one: the slot of the default name is that of the first.
+    let founded = stage.slot("confirmed_flush_lsn").await;
+    let own = std::mem::replace(&mut stage.hub, Hub::new(&stage.cluster.dsn_of("other")));
+    stage.hub.spawn();
+    last_error(&stage, "PREFLIGHT_FAILED", "belongs to database \"postgres\", not \"other\"; give another name").await;
+    stage.hub.terminate();
+    // Started again it has segments, and still nothing that it could serve.
+    stage.hub.spawn();
+    last_error(&stage, "PREFLIGHT_FAILED", "give another name").await;
+    assert_ne!(stage.hub.get("/readyz").await.expect("/readyz").0, 200);
+    stage.hub.terminate();
+    assert_eq!(stage.slot("confirmed_flush_lsn").await, founded, "the first database's slot");
+    let refused =
+        std::mem::replace(&mut stage.hub, Hub::new(&stage.cluster.dsn_of("other")).args(&["--slot", "others"]));
+    stage.hub.in_data_dir(refused.data_dir());
+    stage.hub.start().await;
+    stage.hub.metric_becomes("walcast_source_connected", Duration::from_secs(30), |connected| connected == 1.0).await;
+    stage.client().subscribe(&Request::new().earliest()).await.until("the row", |log| log.changes() == 1).await;
+    stage.hub.terminate();
+    stage.hub = own;
+
     let confirmed = || other.text("SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = 'others'");
     let before = confirmed().await;
 
@@ -265,6 +288,14 @@ async fn a_hub_that_is_pointed_at_another_database_touches_nothing() {
     stage.client().subscribe(&rows).await.fails_with("SOURCE_UNAVAILABLE").await;
     stage.hub.terminate();
     assert_eq!(confirmed().await, before, "the other database's slot");
+
+    // Made again under its name it is another one, and there is none to point the hub back to.
+    stage.db.run("DROP DATABASE other WITH (FORCE)").await;
+    stage.db.run("CREATE DATABASE other").await;
+    stage.hub.in_data_dir(refused.data_dir());
+    stage.hub.spawn();
+    last_error(&stage, "SOURCE_CHANGED", "it was dropped and made again").await;
+    stage.hub.terminate();
 
     stage.hub = own;
     stage.db.run("ALTER DATABASE postgres SET work_mem = '5MB'; INSERT INTO t VALUES (2)").await;

@@ -4,7 +4,10 @@ pub mod follow;
 pub mod json;
 pub mod pretty;
 
-use std::time::{Duration, Instant};
+use std::{
+    future::Future,
+    time::{Duration, Instant},
+};
 
 use jiff::{Timestamp, tz::TimeZone};
 use tokio::time::{MissedTickBehavior, interval, sleep};
@@ -30,6 +33,8 @@ use crate::{
 
 /// Acknowledgements are this far apart at least.
 const ACK_INTERVAL: Duration = Duration::from_millis(500);
+/// How long the hub may take to answer what is only told beside the stream, and to take the last acknowledgement.
+const PATIENCE: Duration = Duration::from_secs(5);
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(10);
 
@@ -196,6 +201,15 @@ fn retry_after(status: &Status, backoff: Duration) -> Option<Duration> {
     is_lost.then_some(jittered)
 }
 
+/// What comes of something that only waits for the hub; `None` once somebody wants the command to end.
+async fn unless_stopped<T>(stop: &Drain, waiting: impl Future<Output = T>) -> Option<T> {
+    tokio::select! {
+        biased;
+        () = stop.wait() => None,
+        done = waiting => Some(done),
+    }
+}
+
 /// Sees what is printed.
 pub type Observe<'a> = dyn Fn(&Item<'_>) + Send + Sync + 'a;
 
@@ -233,8 +247,8 @@ impl Tail<'_> {
             Err(status) => return Ok(Ended::Broken(status)),
         };
         self.opened = true;
-        if self.follower.resume().is_none() {
-            self.tell_unmatched().await;
+        if self.follower.resume().is_none() && unless_stopped(self.stop, self.tell_unmatched()).await.is_none() {
+            return Ok(Ended::Stopped);
         }
         let mut acks = interval(ACK_INTERVAL);
         acks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -243,8 +257,10 @@ impl Tail<'_> {
                 biased;
                 () = self.stop.wait() => return Ok(Ended::Stopped),
                 _ = acks.tick(), if self.ack_due().is_some() => {
-                    if let Err(status) = self.acknowledge().await {
-                        return Ok(Ended::Broken(status));
+                    match unless_stopped(self.stop, self.acknowledge()).await {
+                        Some(Ok(())) => {}
+                        Some(Err(status)) => return Ok(Ended::Broken(status)),
+                        None => return Ok(Ended::Stopped), // and sends it again
                     }
                 }
                 message = next(&mut stream) => match message {
@@ -252,8 +268,10 @@ impl Tail<'_> {
                     Err(status) => return Ok(Ended::Broken(status)),
                     Ok(Some(message)) => {
                         self.look_at_beginning(&message.events);
-                        if let Some(asked) = self.begins_late.take() {
-                            self.tell_beginning(asked).await;
+                        if let Some(asked) = self.begins_late.take()
+                            && unless_stopped(self.stop, self.tell_beginning(asked)).await.is_none()
+                        {
+                            return Ok(Ended::Stopped);
                         }
                         if self.show(message.events)? {
                             return Ok(Ended::Done);
@@ -336,10 +354,13 @@ impl Tail<'_> {
     }
 
     async fn acknowledge_last(&mut self) {
-        match tokio::time::timeout(Duration::from_secs(5), self.acknowledge()).await {
+        match tokio::time::timeout(PATIENCE, self.acknowledge()).await {
             Ok(Ok(())) => {}
             Ok(Err(status)) => self.output.note(&format!("the last acknowledgement failed: {}", status.message())),
-            Err(_) => self.output.note("the last acknowledgement was not answered in 5 s"),
+            Err(_) => {
+                let waited = PATIENCE.as_secs();
+                self.output.note(&format!("the last acknowledgement was not answered in {waited} s"));
+            }
         }
     }
 
@@ -353,7 +374,7 @@ impl Tail<'_> {
         let shown = tables.join(", ");
         let request = pb::ListRelationsRequest { tables, all_versions: false };
         let known = async { self.hub.streams().list_relations(request).await };
-        if let Ok(Ok(known)) = tokio::time::timeout(Duration::from_secs(5), known).await
+        if let Ok(Ok(known)) = tokio::time::timeout(PATIENCE, known).await
             && known.into_inner().relations.is_empty()
         {
             self.output.note(&format!("! no published table that has changed matches {shown} yet"));
@@ -378,7 +399,7 @@ impl Tail<'_> {
     /// Says that the journal has nothing as old as was asked for, as far as the hub lets this caller know.
     async fn tell_beginning(&self, asked: Timestamp) {
         let status = async { self.hub.admin().get_status(pb::GetStatusRequest {}).await };
-        let Ok(Ok(status)) = tokio::time::timeout(Duration::from_secs(5), status).await else { return };
+        let Ok(Ok(status)) = tokio::time::timeout(PATIENCE, status).await else { return };
         let first = status.into_inner().journal.and_then(|journal| journal.earliest_commit_time);
         let Some(first) = first.as_ref().and_then(timestamp).filter(|first| *first > asked) else { return };
         let shown = clock(first, Timestamp::now(), &TimeZone::system());

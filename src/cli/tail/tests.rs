@@ -64,6 +64,8 @@ struct Scripted {
     acknowledged: Arc<Mutex<Vec<pb::AcknowledgeRequest>>>,
     /// What the next stream is instead.
     endless: Arc<Mutex<Option<Endless>>>,
+    /// Told when somebody asks for relations, which is never answered then.
+    asked: Option<Drain>,
 }
 
 #[tonic::async_trait]
@@ -110,7 +112,9 @@ impl ChangeStreamService for Scripted {
         &self,
         _: Request<pb::ListRelationsRequest>,
     ) -> Result<Response<pb::ListRelationsResponse>, Status> {
-        Err(Status::unimplemented("not asked for"))
+        let Some(asked) = &self.asked else { return Err(Status::unimplemented("not asked for")) };
+        asked.start();
+        std::future::pending().await
     }
 
     async fn read_retracted(
@@ -220,22 +224,37 @@ async fn a_count_ends_inside_a_message() {
     assert_eq!(tailed.outcome.expect("done"), 2);
 }
 
-/// Tells `stop` when a tail has printed a line, and how it ended.
+/// Tells `stop` when a tail has printed a line; how it ended.
 async fn interrupted(options: Options) -> Result<u64, Error> {
-    let hub = Scripted::default();
-    let endless = stream::iter([events(&[opened(), described(), begin("0/20", 1), insert(1)])]);
-    hub.endless.lock().replace(endless.chain(stream::pending()).boxed());
-    let incoming = TcpIncoming::bind("127.0.0.1:0".parse().expect("an address")).expect("a port");
-    let url = format!("http://{}", incoming.local_addr().expect("an address"));
-    let service = ChangeStreamServiceServer::new(hub);
-    tokio::spawn(tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming));
     let stop = Drain::new();
     let told = stop.clone();
     let output = Output::to(move |_| {
         told.start();
         Ok(())
     });
-    run(&connect(&url), &options, &output, &stop).await
+    followed(Scripted::default(), &options, &output, &stop).await
+}
+
+/// Follows an endless stream of one change.
+async fn followed(hub: Scripted, options: &Options, output: &Output, stop: &Drain) -> Result<u64, Error> {
+    let endless = stream::iter([events(&[opened(), described(), begin("0/20", 1), insert(1)])]);
+    hub.endless.lock().replace(endless.chain(stream::pending()).boxed());
+    let incoming = TcpIncoming::bind("127.0.0.1:0".parse().expect("an address")).expect("a port");
+    let url = format!("http://{}", incoming.local_addr().expect("an address"));
+    let service = ChangeStreamServiceServer::new(hub);
+    tokio::spawn(tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming));
+    run(&connect(&url), options, output, stop).await
+}
+
+#[tokio::test]
+async fn a_signal_is_heard_while_the_hub_is_asked_for_what_is_told_beside_the_stream() {
+    let stop = Drain::new();
+    let hub = Scripted { asked: Some(stop.clone()), ..Scripted::default() };
+    let filter = pb::Filter { tables: vec!["public.*".into()], ..Default::default() };
+    let begun = Instant::now();
+    let printed = followed(hub, &Options { filter: Some(filter), ..json() }, &Output::plain(), &stop).await;
+    assert_eq!(printed.expect("how it ends"), 0);
+    assert!(begun.elapsed() < PATIENCE, "{:?}", begun.elapsed());
 }
 
 #[tokio::test]
