@@ -112,7 +112,8 @@ impl Session {
         let stamp = &mut self.stamp;
         let Taken { start, pause, cancel } = self.shared.take_orders(|progress| stamp.owe(progress.clone()));
         if let Some(Start { snapshot, selection, paused }) = start {
-            let (mut running, begin) = Running::new(*snapshot, self.group.selection.clone(), Some(selection), paused);
+            let own = self.group.selection.clone();
+            let (mut running, begin) = Running::new(*snapshot, own, Some(selection), paused, self.shared.span());
             running.pause(pause == Some(true));
             self.running = Some(Box::new(running));
             self.say(pb::event::Kind::SnapshotBegin(begin));

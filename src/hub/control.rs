@@ -79,6 +79,12 @@ impl Shared {
         }
     }
 
+    /// Names a stream with a subscriber in the log, as it was named when it was opened.
+    pub fn span(&self) -> tracing::Span {
+        let (name, principal) = self.key.as_ref().map_or(("-", ""), |key| (key.name.as_str(), key.principal.as_str()));
+        tracing::info_span!("stream", subscriber = name, principal, peer = self.peer)
+    }
+
     /// From now on it is woken when the marks move. Whether they have is to be asked after this.
     pub fn want_marks(&self) {
         self.wants_marks.store(true, Ordering::Relaxed);

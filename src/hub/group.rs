@@ -153,12 +153,9 @@ impl Groups {
             return group;
         }
         let selection = Arc::new(selection);
-        let relations: HashMap<u32, Arc<Relation>> = match selection.has_predicates() {
-            true => feed.relations().into_iter().map(|relation| (relation.oid, relation)).collect(),
-            false => HashMap::new(),
-        };
+        let seen = judged(feed, &selection);
         let unseen: Vec<&Relation> = unseen.into_iter().collect();
-        let seat = self.routers.seat(&selection, relations.values().map(Arc::as_ref).chain(unseen));
+        let seat = self.routers.seat(&selection, seen.values().map(Arc::as_ref).chain(unseen));
         let mut map = self.map.lock();
         if let Some(group) = existing(&map) {
             self.routers.leave(&seat);
@@ -175,18 +172,34 @@ impl Groups {
             kept: self.room.join(),
         });
         map.insert(key, Arc::downgrade(&group));
+        drop(map);
+        // Versions that came meanwhile may have been met already, when this group was not to be found.
+        let is_seen = |relation: &Relation| seen.get(&relation.oid).is_some_and(|seen| seen.id == relation.id);
+        for relation in judged(feed, &group.selection).values().filter(|relation| !is_seen(relation)) {
+            self.settle(&group, relation);
+        }
         group
     }
 }
 
+/// The newest version of each table that the feed knows, by OID, for a selection with predicates.
+fn judged(feed: &Arc<dyn Feed>, selection: &Selection) -> HashMap<u32, Arc<Relation>> {
+    match selection.has_predicates() {
+        true => feed.relations().into_iter().map(|relation| (relation.oid, relation)).collect(),
+        false => HashMap::new(),
+    }
+}
+
 impl Groups {
+    /// All of them.
+    pub fn all(&self) -> Vec<Arc<Group>> {
+        self.map.lock().values().filter_map(Weak::upgrade).collect()
+    }
+
     /// See [`Routers::settle`].
-    pub fn settle(&self, relation: &Relation) {
-        let groups: Vec<Arc<Group>> = self.map.lock().values().filter_map(Weak::upgrade).collect();
-        for group in &groups {
-            if let Some(route) = &group.route {
-                self.routers.settle(&mut group.seat.lock(), route, &group.selection, relation);
-            }
+    pub fn settle(&self, group: &Group, relation: &Relation) {
+        if let Some(route) = &group.route {
+            self.routers.settle(&mut group.seat.lock(), route, &group.selection, relation);
         }
     }
 }

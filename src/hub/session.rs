@@ -205,8 +205,9 @@ impl Session {
             filter_changed: opening.filter_changed,
         };
         let standing = Standing { position: start, checkpoint: shared.checkpoint(), connected: hub.source.connected() };
-        let running =
-            snapshot.map(|(snapshot, only, paused)| Running::new(snapshot, group.selection.clone(), only, paused));
+        let running = snapshot.map(|(snapshot, only, paused)| {
+            Running::new(snapshot, group.selection.clone(), only, paused, tracing::Span::current())
+        });
         let (running, begin) = running.unzip();
         if running.as_ref().is_some_and(Running::is_consistent) {
             stamp.begins_with_rows(cursor.after);

@@ -55,7 +55,7 @@ pub(super) struct Running {
     reached: Option<Option<Progress>>,
     /// Incremental: where the rows stood along the stream, oldest first.
     trail: Vec<Progress>,
-    /// What names the stream in the log.
+    /// Names the stream in the log; nobody is in it while a stream is polled.
     span: tracing::Span,
 }
 
@@ -113,11 +113,13 @@ fn selected(batch: &Batch, plan: &Plan, only: Option<&Plan>, format: RowFormat) 
 }
 
 impl Running {
+    /// `span`: names the stream in the log.
     pub fn new(
         snapshot: Snapshot,
         selection: Arc<Selection>,
         only: Option<Arc<Selection>>,
         paused: watch::Sender<bool>,
+        span: tracing::Span,
     ) -> (Self, pb::SnapshotBegin) {
         let Snapshot { id, mode, tables, restarted, progress, run, rows, .. } = snapshot;
         let id = format!("{id:016x}");
@@ -151,7 +153,7 @@ impl Running {
             total: progress.rows,
             reached: None,
             trail: vec![progress],
-            span: tracing::Span::current(),
+            span,
         };
         (running, begin)
     }

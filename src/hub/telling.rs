@@ -28,9 +28,17 @@ impl Session {
         }
         match self.progress(now) {
             Some(frame) => Step::Frame(frame),
-            None if self.caught_up => self.hub.source.lost().map_or_else(|| self.pause(now, for_what), Step::Lost),
-            None => self.pause(now, for_what),
+            None => match self.hub.source.lost().filter(|_| self.has_everything()) {
+                Some(lost) => Step::Lost(lost),
+                None => self.pause(now, for_what),
+            },
         }
+    }
+
+    /// Whether the stream, which rests, stands behind all that the feed has. That it has caught up once does not say so: what is
+    /// behind it may not have been looked at.
+    fn has_everything(&self) -> bool {
+        self.caught_up && self.cursor.block >= self.marks.borrow().next_block
     }
 
     fn reach_tail(&mut self, tail: Position) {
@@ -66,9 +74,14 @@ impl Session {
         !under_way && told.is_some_and(|told| told.lineage == self.lineage && told.lsn >= stop)
     }
 
+    /// Not inside a transaction, nor before the client knows where it crosses to; and what never happened has no progress.
+    fn may_tell(&self) -> bool {
+        !self.outbox.begun() && self.passage.is_none() && self.until.is_none()
+    }
+
     pub(super) fn progress(&mut self, now: Instant) -> Option<Frame> {
         let last = self.at_stop() && self.outbox.is_empty();
-        if self.outbox.begun() || self.passage.is_some() || self.until.is_some() {
+        if !self.may_tell() {
             return None;
         }
         if !last && !self.pace.may_be_due(now) && !self.pace.turned(self.hub.source.connected()) {
@@ -87,16 +100,18 @@ impl Session {
         Some(self.hand_out_event(pb::event::Kind::Progress(event)))
     }
 
-    /// When the next progress is due.
-    pub(super) fn deadline(&self) -> Instant {
-        self.pace.deadline_after(self.passed).unwrap_or_else(|| self.pace.deadline(&self.standing()))
+    /// When to look again if nothing happens. Progress that is due and may not be told is no reason to.
+    pub(super) fn look_again(&self, now: Instant) -> Instant {
+        let idle = now + IDLE_CHECK;
+        if !self.may_tell() {
+            return idle;
+        }
+        let due = self.pace.deadline_after(self.passed).unwrap_or_else(|| self.pace.deadline(&self.standing()));
+        idle.min(due)
     }
 
     pub(super) fn pause(&mut self, now: Instant, for_what: For) -> Step {
-        let mut until = now + IDLE_CHECK;
-        if !self.outbox.begun() {
-            until = until.min(self.deadline());
-        }
+        let mut until = self.look_again(now);
         if for_what == For::Marks && self.stop_at.is_some() {
             if now >= self.next_nudge {
                 self.hub.source.nudge();

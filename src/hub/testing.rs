@@ -6,17 +6,18 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
+    thread,
     time::Duration,
 };
 
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 use tokio::sync::watch;
 
 use super::{Error, Hub, Limits, Principal, Session, StartAt, Subscription};
 use crate::{
     feed::{
-        self, BoxFuture, Checkpoint, CheckpointError, Checkpoints, Cursor, Feed, Fetched, Marks, Source, SourceAway,
-        SourceStatus, Start, SubscriberKey, WalPositions, Window,
+        self, BoxFuture, Checkpoint, CheckpointError, Checkpoints, Cursor, Feed, Fetched, History, Lost, Marks, Source,
+        SourceAway, SourceStatus, Start, SubscriberKey, WalPositions, Window,
     },
     lsn::Lsn,
     model::{
@@ -49,9 +50,15 @@ pub(super) struct MemoryFeed {
     blocks: Mutex<Vec<Arc<Block>>>,
     relations: Mutex<Vec<Arc<Relation>>>,
     marks: watch::Sender<Marks>,
+    history: Mutex<Arc<History>>,
     /// Blocks below this number are cold.
     pub hot_from: AtomicU64,
     pub fetches: AtomicUsize,
+    /// Threads that evaluate predicates wait in front of this block.
+    barred: Mutex<Option<u64>>,
+    unbarred: Condvar,
+    /// Done once, when somebody has looked which relations there are.
+    pub then: Mutex<Option<Box<dyn FnOnce() + Send>>>,
     pub window: Mutex<Option<Window>>,
     pub known: AtomicBool,
 }
@@ -62,8 +69,12 @@ impl MemoryFeed {
             blocks: Mutex::default(),
             relations: Mutex::default(),
             marks: watch::Sender::new(Marks { next_block: 0, tail: at(100) }),
+            history: Mutex::default(),
             hot_from: AtomicU64::new(0),
             fetches: AtomicUsize::new(0),
+            barred: Mutex::default(),
+            unbarred: Condvar::new(),
+            then: Mutex::default(),
             window: Mutex::default(),
             known: AtomicBool::new(true),
         }
@@ -82,8 +93,33 @@ impl MemoryFeed {
         });
     }
 
+    /// One more relation version is known.
+    pub fn declare(&self, relation: Arc<Relation>) {
+        self.relations.lock().push(relation);
+    }
+
+    /// From now on threads that evaluate predicates wait in front of this block.
+    pub fn bar(&self, block: Option<u64>) {
+        *self.barred.lock() = block;
+        self.unbarred.notify_all();
+    }
+
     pub fn keepalive(&self, lsn: u64) {
         self.marks.send_modify(|marks| marks.tail.lsn = marks.tail.lsn.max(Lsn(lsn)));
+    }
+
+    /// Goes on with a standby that has everything up to the switch; its first position.
+    pub fn promote(&self, switch: Lsn) -> Position {
+        let next_block = self.blocks.lock().len() as u64;
+        let first = History::default().start(lineage(), Position::default(), 0, None);
+        let mut history = History::of([first]);
+        let promoted = Lineage { timeline: 2, history: "promoted".to_owned(), switch_lsn: switch, ..lineage() };
+        let start = history.start(promoted, self.tail(), next_block, None);
+        let tail = start.tail;
+        history.push(start);
+        *self.history.lock() = Arc::new(history);
+        self.marks.send_modify(|marks| marks.tail = tail);
+        tail
     }
 
     pub fn tail(&self) -> Position {
@@ -138,6 +174,10 @@ impl Feed for MemoryFeed {
     }
 
     fn hot(&self, cursor: &mut Cursor) -> Option<Fetched> {
+        if thread::current().name() == Some("predicates") {
+            let barred = |block: &mut Option<u64>| block.is_some_and(|block| cursor.block >= block);
+            self.unbarred.wait_while(&mut self.barred.lock(), barred);
+        }
         (cursor.block >= self.hot_from.load(Ordering::Relaxed)).then(|| self.get(cursor))
     }
 
@@ -154,11 +194,24 @@ impl Feed for MemoryFeed {
     }
 
     fn relations(&self) -> Vec<Arc<Relation>> {
-        self.relations.lock().clone()
+        let relations = self.relations.lock().clone();
+        let then = self.then.lock().take();
+        if let Some(then) = then {
+            then();
+        }
+        relations
     }
 
     fn lineage(&self) -> Option<Arc<Lineage>> {
         self.known.load(Ordering::Relaxed).then(|| Arc::new(lineage()))
+    }
+
+    fn history(&self) -> Arc<History> {
+        self.history.lock().clone()
+    }
+
+    fn lineages(&self) -> usize {
+        self.history.lock().len()
     }
 }
 
@@ -170,6 +223,7 @@ pub(super) struct MemorySource {
     pub connected: AtomicBool,
     pub wal: Mutex<Option<WalPositions>>,
     pub published: Mutex<Published>,
+    pub lost: Mutex<Option<Lost>>,
     pub nudges: AtomicUsize,
 }
 
@@ -185,6 +239,10 @@ impl Source for MemorySource {
 
     fn published(&self) -> Option<Arc<Vec<(String, String)>>> {
         self.published.lock().clone()
+    }
+
+    fn lost(&self) -> Option<Lost> {
+        self.lost.lock().clone()
     }
 
     fn nudge(&self) {
@@ -272,6 +330,7 @@ impl World {
             connected: AtomicBool::new(true),
             wal: Mutex::new(Some(WalPositions { flush: Lsn(100), insert: Lsn(1 << 40) })),
             published: Mutex::default(),
+            lost: Mutex::default(),
             nudges: AtomicUsize::new(0),
         });
         let checkpoints = Arc::new(MemoryCheckpoints::default());
@@ -314,7 +373,7 @@ impl World {
             replica_identity,
             columns: columns.iter().enumerate().map(column).collect(),
         });
-        self.feed.relations.lock().push(relation.clone());
+        self.feed.declare(relation.clone());
         relation
     }
 

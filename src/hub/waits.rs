@@ -8,10 +8,7 @@ use std::{
 
 use tokio::time::{Instant, sleep_until};
 
-use super::{
-    Error, Session,
-    session::{For, IDLE_CHECK},
-};
+use super::{Error, Session, session::For};
 use crate::feed::Fetched;
 
 impl Session {
@@ -96,7 +93,7 @@ impl Session {
     }
 
     pub(super) async fn pull(&mut self) -> Result<(), Error> {
-        let until = self.deadline().min(Instant::now() + IDLE_CHECK);
+        let until = self.look_again(Instant::now());
         let Some(running) = &mut self.running else { return Ok(()) };
         tokio::select! {
             () = running.pull() => {}

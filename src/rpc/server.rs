@@ -80,7 +80,7 @@ const FRAME: u32 = 16 * 1024;
 const OTHER_STREAMS: u32 = 32;
 
 /// Connections beyond the limit, at the same time, whose clients are told that it is reached. Each lasts as long as that
-/// takes, and twice [`Options::handshake_limit`] at most.
+/// takes, and twice [`Options::handshake_limit`] at most; with TLS, whose handshake may take as long, three times.
 const REFUSED: usize = 64;
 
 /// Streams that a peer may make the server reset (MadeYouReset) before the connection is closed.

@@ -95,6 +95,15 @@ pub struct Together {
     of_connection: Waker,
 }
 
+impl Drop for Together {
+    /// A connection that ends in the poll that has opened streams leaves them untaken, and each holds a [`Spawner`], and so
+    /// itself. Only polls open streams, and there are none after this.
+    fn drop(&mut self) {
+        let left = std::mem::take(&mut *self.shared.opened.lock());
+        drop(left);
+    }
+}
+
 impl Together {
     /// A connection that is to be polled, and what it gives its streams to.
     pub fn new() -> (Self, Spawner) {
@@ -314,6 +323,25 @@ mod tests {
         assert_eq!(task.0.load(Ordering::SeqCst), 1, "to be polled again");
         poll(&mut together, &task, &connection);
         assert_eq!(busy.polls(), 2 * ROUNDS);
+    }
+
+    #[test]
+    fn streams_of_a_connection_that_ends_as_it_opens_them_go_with_it() {
+        let (mut together, spawner) = Together::new();
+        let request = Arc::new(());
+        let ended = together.poll(&mut Context::from_waker(Waker::noop()), |_| {
+            let held = (spawner.clone(), request.clone());
+            spawner.execute(async move {
+                pending::<()>().await;
+                drop(held);
+            });
+            Poll::Ready(())
+        });
+        assert!(ended.is_ready());
+        assert_eq!(Arc::strong_count(&request), 2);
+        drop(spawner);
+        drop(together);
+        assert_eq!(Arc::strong_count(&request), 1, "the stream is still there");
     }
 
     /// Each of many wakes, from another thread and at any time, is followed by a poll.

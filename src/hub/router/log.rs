@@ -25,7 +25,7 @@ const WHOLE: u32 = u32::MAX;
 #[derive(Debug, Default)]
 pub(super) struct Published {
     marks: RwLock<Marks>,
-    /// The durable mark when the pass that is under way began, or the last one.
+    /// The durable mark when who routes last looked.
     goal: AtomicU64,
     pub alive: AtomicBool,
 }
@@ -41,7 +41,7 @@ impl Published {
         *published = Marks { next_block: marks.next_block, tail };
     }
 
-    /// A pass up to this durable mark begins.
+    /// What lies below this durable mark is to be routed.
     pub fn begin(&self, next_block: u64) {
         self.goal.store(next_block, Ordering::Release);
     }

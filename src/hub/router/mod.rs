@@ -89,7 +89,8 @@ impl Router {
         }
     }
 
-    /// The member is `other`'s from now on. Only the one who routes may do this: nothing is entered and published meanwhile.
+    /// The member is `other`'s from now on. What a pass has entered and not yet published is forgotten with the rest; a pass over a
+    /// block is waited for.
     fn hand_over(&self, route: &Arc<Route>, selection: &Arc<Selection>, other: &Router) {
         let mut index = self.index.lock();
         self.admit(&mut index);

@@ -32,7 +32,7 @@ use crate::{
 const KEEPING_UP: usize = if cfg!(test) { 2 } else { 128 };
 /// Predicates that are found by one key before further ones count as residual: each is evaluated for every change with it.
 const ALIKE: usize = if cfg!(test) { 8 } else { 64 };
-/// Blocks are routed beside the streams for so long at a time.
+/// Blocks are routed, and groups are settled, beside the streams for so long at a time.
 const TURN: Duration = Duration::from_millis(1);
 const FEW: Place = Place { nice: 10, share: 0.25 };
 const MANY: Place = Place { nice: 19, share: 0.02 };
@@ -130,7 +130,7 @@ impl Routers {
         router
     }
 
-    /// The router beside the streams has met a relation version. Where a group's predicate finds nothing there, as can be told
+    /// The router beside the streams has met a relation version, or a group joins that did not know it. Where a group's predicate finds nothing there, as can be told
     /// only now, the group is handed over to those who evaluate.
     pub fn settle(&self, seat: &mut Seat, route: &Arc<Route>, selection: &Arc<Selection>, relation: &Relation) {
         let Taken::Indexed(predicates) = &mut seat.taken else { return };
@@ -230,6 +230,19 @@ impl Homes {
     }
 }
 
+/// When it began.
+struct Turn(Instant);
+
+impl Turn {
+    /// Lets others have the thread once it is over.
+    async fn end(&mut self) {
+        if self.0.elapsed() >= TURN {
+            tokio::task::yield_now().await;
+            self.0 = Instant::now();
+        }
+    }
+}
+
 /// A router at work. Without it streams look after themselves.
 struct Running {
     router: Arc<Router>,
@@ -256,16 +269,16 @@ impl Running {
             let (Some(groups), Some(feed)) = (self.groups.upgrade(), self.feed.upgrade()) else { break };
             let marks = *self.marks.borrow_and_update();
             self.router.published.begin(marks.next_block);
-            let mut began = Instant::now();
+            let mut turn = Turn(Instant::now());
             while self.router.proceed(&*feed, marks, &groups.timeline) {
                 for relation in self.router.met() {
-                    groups.settle(&relation);
+                    for group in groups.all() {
+                        groups.settle(&group, &relation);
+                        turn.end().await;
+                    }
                     Routers::start(&groups, &feed);
                 }
-                if began.elapsed() >= TURN {
-                    tokio::task::yield_now().await;
-                    began = Instant::now();
-                }
+                turn.end().await;
             }
             if std::mem::replace(&mut lineage, marks.tail.lineage) != marks.tail.lineage {
                 self.router.wake_everybody();
@@ -280,11 +293,11 @@ impl Running {
         let mut patience = Patience::new(place.share);
         let mut lineage = self.marks.borrow().tail.lineage;
         while runtime.block_on(self.marks.changed()).is_ok() {
-            self.router.published.begin(self.marks.borrow_and_update().next_block);
             loop {
-                // Once for each block: the hub may go in the meantime, and so may the lineage.
+                // Once for each block: the hub may go in the meantime, and so may the lineage and the mark.
                 let Some(feed) = self.feed.upgrade().filter(|_| self.groups.strong_count() > 0) else { return };
                 let marks = *self.marks.borrow();
+                self.router.published.begin(marks.next_block);
                 if std::mem::replace(&mut lineage, marks.tail.lineage) != marks.tail.lineage {
                     self.router.wake_everybody();
                 }

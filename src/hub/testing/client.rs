@@ -71,6 +71,7 @@ impl Client {
                 assert!(std::mem::replace(&mut self.in_transaction, false), "an end without begin");
             }
             Kind::Progress(_) => assert!(!self.in_transaction, "progress inside a transaction"),
+            Kind::TimelineChanged(_) => assert!(!self.in_transaction, "a crossing inside a transaction"),
             Kind::SnapshotBegin(_) | Kind::SnapshotEnd(_) => {
                 assert!(!self.in_transaction, "a snapshot inside a transaction");
             }
@@ -126,6 +127,12 @@ impl Client {
                 return progress;
             }
         }
+    }
+
+    /// Reads on until the stream says that it has caught up, or that it has not.
+    pub async fn until_caught_up(&mut self, caught_up: bool) {
+        let until = async { while self.progress().await.caught_up != caught_up {} };
+        tokio::time::timeout(DEADLINE, until).await.expect("the stream says so before the deadline");
     }
 
     /// The next line, if one comes within the time.

@@ -1,9 +1,20 @@
 //! Credits and message sizes.
 
-use std::time::Duration;
+use std::{
+    future::{Future, poll_fn},
+    pin::pin,
+    time::Duration,
+};
+
+use tokio::time::{Instant, timeout};
 
 use crate::{
-    hub::{Principal, Subscription, testing::*},
+    hub::{
+        Principal, Retracted, RowFormat, Subscription,
+        session::{For, Step},
+        testing::*,
+    },
+    lsn::Lsn,
     model::Position,
     reason::{Classified, Reason},
     wire::pb,
@@ -75,6 +86,49 @@ async fn one_event_may_overdraw_bytes() {
     assert_eq!(received, ["begin", "1", "2"]);
 }
 
+/// Polls within the time of a stream that has nothing to say.
+async fn polls(client: &mut Client, time: Duration) -> u64 {
+    let mut polls = 0;
+    let mut next = pin!(client.session.next());
+    let silent = poll_fn(|cx| {
+        polls += 1;
+        next.as_mut().poll(cx).map(drop)
+    });
+    assert!(timeout(time, silent).await.is_err(), "it says something");
+    polls
+}
+
+/// A failover is told for credit, and before it nothing of where the stream stands is.
+#[tokio::test]
+async fn a_stream_that_may_not_cross_for_want_of_credit_sleeps() {
+    let world = World::new();
+    let mut client = world.open(Subscription { credits: true, ..earliest() }).await;
+    assert!(client.progress().await.caught_up);
+    let promoted = world.feed.promote(world.feed.tail().lsn);
+    let begun = Instant::now();
+    let polls = polls(&mut client, Duration::from_millis(300)).await;
+    // Twice until it has crossed, and once a second it looks whether the source is still there.
+    assert!(polls <= 4 + begun.elapsed().as_secs(), "{polls} polls");
+    client.session.handle().grant(1, 1);
+    let pb::event::Kind::TimelineChanged(changed) = client.event().await else { panic!("nothing else") };
+    assert_eq!(position(&changed.position), promoted);
+    assert_eq!(position(&client.progress().await.position), promoted);
+}
+
+#[tokio::test]
+async fn a_stream_of_what_never_happened_rests_as_long_as_it_is_to() {
+    let mut world = World::new();
+    let orders = world.relation(1, "shop.orders", &["id"]);
+    world.single(&orders, &["1"]);
+    world.feed.promote(Lsn(100));
+    let request = Retracted { old_lineage: lineage().id(), filter: None, row_format: RowFormat::Compact };
+    let mut session = world.hub.read_retracted(&Principal::default(), request).await.expect("a stream");
+    let later = Instant::now() + Duration::from_secs(60);
+    assert!(session.progress(later).is_none());
+    let Step::Wait { until, .. } = session.pause(later, For::Rest) else { panic!("a pause is a wait") };
+    assert!(until > later);
+}
+
 #[tokio::test]
 async fn a_stream_without_credits_does_not_wait_for_any() {
     let (world, end) = written();
@@ -140,7 +194,7 @@ async fn an_event_that_is_too_large_can_be_passed_over_on_purpose() {
         };
         assert_eq!(reason(acknowledge(first).await), Ok(first));
         assert_eq!(reason(acknowledge(end).await), Err(Reason::AckAhead));
-        let between = Position::new(large.lineage, crate::lsn::Lsn(large.lsn.0 - 1));
+        let between = Position::new(large.lineage, Lsn(large.lsn.0 - 1));
         assert_eq!(reason(acknowledge(between).await), Err(Reason::AckAhead), "exactly that position");
         let mut again = world.open(Subscription { start: None, ..request.clone() }).await;
         assert_eq!(again.error().await.reason(), Reason::EventTooLarge, "never by accident");

@@ -2,6 +2,7 @@
 
 mod checkpoints;
 mod delivery;
+mod lagging;
 mod limits;
 mod live;
 mod model;

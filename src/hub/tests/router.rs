@@ -14,7 +14,7 @@ use crate::{
     hub::{
         RowFormat, Subscription,
         group::{Group, Groups},
-        router::Router,
+        router::{Router, Routers},
         testing::*,
     },
     model::{Operation, Position, Relation},
@@ -405,6 +405,55 @@ async fn groups_move_when_a_table_shows_that_their_predicates_find_nothing() {
     assert_eq!((stayed, moved), (8, FILTERS - 8));
     let evaluated: u64 = routers.lagging.iter().chain([&routers.keeping_up]).map(|router| router.evaluated()).sum();
     assert!(evaluated > 0, "the others evaluate");
+}
+
+/// Settling so many groups takes much longer than a turn.
+#[tokio::test]
+async fn others_have_the_thread_while_groups_are_settled() {
+    const GROUPS: usize = 1000;
+    let mut world = World::new();
+    let (groups, feed) = (world.hub.inner.groups.clone(), world.feed.clone() as Arc<dyn Feed>);
+    let join = |number: usize| {
+        let filter = filter(&format!("amount = 1.{}", "0".repeat(number + 1)));
+        groups.join(&feed, Selection::compile(Some(&filter), None).expect("a good filter"), RowFormat::Compact, [])
+    };
+    let joined: Vec<_> = (0..GROUPS).map(join).collect();
+    Routers::start(&groups, &feed);
+    let orders = world.full_relation(2, "shop.orders", &["id", "amount"]);
+    world.single(&orders, &["0", "1"]);
+    let is_indexed = |group: &&Arc<Group>| Arc::ptr_eq(&group.router(), &groups.routers.indexed);
+    let mut seen = Vec::new();
+    let settled = async {
+        while seen.last() != Some(&8) {
+            tokio::task::yield_now().await;
+            seen.push(joined.iter().filter(is_indexed).count());
+        }
+    };
+    assert!(tokio::time::timeout(DEADLINE, settled).await.is_ok(), "{seen:?}");
+    assert!(seen.iter().any(|indexed| (9..GROUPS).contains(indexed)), "{seen:?}");
+}
+
+/// The router meets a table when the group has its seat, and cannot be found yet.
+#[test]
+fn a_group_that_joins_while_a_table_is_met_is_settled_too() {
+    let world = World::new();
+    let groups = Arc::new(Groups::new(64 << 20));
+    let feed: Arc<dyn Feed> = world.feed.clone();
+    let join = |number: usize| {
+        let filter = filter(&format!("amount = 1.{}", "0".repeat(number + 1)));
+        groups.join(&feed, Selection::compile(Some(&filter), None).expect("a good filter"), RowFormat::Compact, [])
+    };
+    let joined: Vec<_> = (0..8).map(join).collect();
+    let orders = World::new().full_relation(2, "shop.orders", &["id", "amount"]);
+    let (meets, all) = (world.feed.clone(), groups.clone());
+    *world.feed.then.lock() = Some(Box::new(move || {
+        meets.declare(orders.clone());
+        all.all().iter().for_each(|group| all.settle(group, &orders));
+    }));
+    let last = join(8);
+    let is_indexed = |group: &Arc<Group>| Arc::ptr_eq(&group.router(), &groups.routers.indexed);
+    assert!(joined.iter().all(is_indexed), "one key finds so many");
+    assert!(!is_indexed(&last), "and no more");
 }
 
 #[test]

@@ -1,11 +1,15 @@
 //! Streams with rows, from whoever can read them.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 
 use crate::{
     feed::{BoxFuture, Piece, Resume, Rows, Snapshot, SnapshotError, SnapshotMode, SnapshotRequest, Snapshots},
@@ -36,6 +40,10 @@ impl Rows for Nothing {
             SnapshotMode::Consistent => Box::pin(async { Ok(None) }),
             SnapshotMode::Incremental => Box::pin(std::future::pending()),
         }
+    }
+
+    fn rewind(&mut self, to: Progress) -> Option<u64> {
+        Some(to.id)
     }
 }
 
@@ -132,4 +140,42 @@ async fn an_order_waits_until_positions_have_room_for_it() {
     let resume = told(&mut client, at(UNTIL.0)).await;
     assert!((1900..=acknowledge::KEPT).contains(&resume.snapshot.len()), "{} bytes", resume.snapshot.len());
     kept(&mut client, &resume).await;
+}
+
+/// What is logged.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Its rows are taken up while the stream is polled, when nobody is in the stream's span.
+#[tokio::test]
+async fn a_backfill_that_goes_back_says_whose_it_is() {
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+    let _logged = tracing::subscriber::set_default(subscriber);
+    let world = World::new();
+    world.relation(1, "shop.orders", &["id"]);
+    world.hub.reads_rows_with(Arc::new(Reader::default()));
+    let mut client = world.open(named("mirror")).await;
+    assert!(client.progress().await.caught_up);
+    let tables = vec!["shop.orders".to_owned()];
+    let start = Backfill::Start { tables, predicate: String::new(), max_rows_per_second: 0 };
+    world.hub.backfill(&Principal::default(), "mirror", "", start).await.expect("ordered");
+    until(&mut client, |kind| matches!(kind, Kind::SnapshotBegin(_))).await;
+    world.feed.promote(world.feed.tail().lsn);
+    until(&mut client, |kind| matches!(kind, Kind::TimelineChanged(_))).await;
+    let logged = String::from_utf8(log.0.lock().clone()).expect("text");
+    let line = logged.lines().find(|line| line.contains("rows are read again from here")).expect("a line");
+    assert!(line.contains("stream{subscriber=\"mirror\""), "{line}");
 }

@@ -1,6 +1,9 @@
 //! Peers that speak HTTP/2 by hand, and badly ([RFC 9113](https://www.rfc-editor.org/rfc/rfc9113)).
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
@@ -9,6 +12,7 @@ use tokio::{
 
 use super::{
     super::Options,
+    DEADLINE,
     fake::{Running, frame, start},
     within,
 };
@@ -28,6 +32,9 @@ const END_HEADERS: u8 = 4;
 
 /// `:method: POST`, `:scheme: http`, `:path: /` from HPACK's static table.
 const REQUEST: &[u8] = &[0x83, 0x86, 0x84];
+
+/// A CONNECT with content, which hyper closes the connection for: `:method`, `:authority` and `content-length` as literals.
+const CONNECT: &[u8] = b"\x02\x07CONNECT\x01\x01x\x0f\x0d\x015";
 
 fn write_frame(out: &mut Vec<u8>, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
     out.extend_from_slice(&(payload.len() as u32).to_be_bytes()[1..]);
@@ -99,6 +106,27 @@ async fn making_the_server_reset_its_streams_closes_the_connection() {
         write_frame(&mut frames, WINDOW_UPDATE, 0, stream, &0x7fff_ffff_u32.to_be_bytes());
     }
     assert_eq!(answer_to(&server, &frames).await, Some(ENHANCE_YOUR_CALM));
+    still_serves(&server).await;
+}
+
+#[tokio::test]
+async fn requests_of_a_connection_that_ends_as_they_arrive_are_let_go_of() {
+    const REQUESTS: u32 = 200;
+    let server = start(Options::default()).await;
+    let mut frames = preface();
+    for stream in (1..2 * REQUESTS).step_by(2) {
+        write_frame(&mut frames, HEADERS, END_HEADERS | END_STREAM, stream, REQUEST);
+    }
+    write_frame(&mut frames, HEADERS, END_HEADERS, 2 * REQUESTS + 1, CONNECT);
+    answer_to(&server, &frames).await;
+    // Each of them holds the service, and that the hub.
+    let held = || Arc::strong_count(&server.hub);
+    let gone = async {
+        while held() > REQUESTS as usize {
+            tokio::task::yield_now().await;
+        }
+    };
+    assert!(tokio::time::timeout(DEADLINE, gone).await.is_ok(), "{} are held", held());
     still_serves(&server).await;
 }
 
