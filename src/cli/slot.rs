@@ -79,20 +79,10 @@ mod tests {
     #[test]
     fn what_a_slot_holds_back_is_shown() {
         let slot = SlotState {
-            name: "walcast".into(),
-            plugin: Some("pgoutput".into()),
-            database: Some("shop".into()),
-            temporary: false,
             active_pid: Some(7),
-            restart_lsn: None,
             confirmed_flush: Some(Lsn(0x16B_3748)),
-            wal_status: Some("reserved".into()),
-            safe_wal_size: None,
-            two_phase: false,
-            failover: None,
-            synced: None,
-            invalidation_reason: None,
             retained_bytes: 1 << 20,
+            ..SlotState::example()
         };
         assert_eq!(
             table(&[slot]),

@@ -46,6 +46,29 @@ pub struct SlotState {
     pub retained_bytes: u64,
 }
 
+#[cfg(test)]
+impl SlotState {
+    /// A good one of database shop that nobody reads, has WAL from 0/50 and has confirmed 0/64.
+    pub(crate) fn example() -> SlotState {
+        SlotState {
+            name: "walcast".into(),
+            plugin: Some("pgoutput".into()),
+            database: Some("shop".into()),
+            temporary: false,
+            active_pid: None,
+            restart_lsn: Some(Lsn(80)),
+            confirmed_flush: Some(Lsn(100)),
+            wal_status: Some("reserved".into()),
+            safe_wal_size: None,
+            two_phase: false,
+            failover: None,
+            synced: None,
+            invalidation_reason: None,
+            retained_bytes: 0,
+        }
+    }
+}
+
 impl SlotState {
     /// Whether it can never be streamed from again.
     pub fn is_lost(&self) -> bool {

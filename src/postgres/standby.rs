@@ -187,22 +187,7 @@ mod tests {
 
     #[test]
     fn a_slot_on_a_standby_is_checked_not_trusted() {
-        let good = SlotState {
-            name: "walcast".into(),
-            plugin: Some("pgoutput".into()),
-            database: Some("shop".into()),
-            temporary: false,
-            active_pid: None,
-            restart_lsn: Some(Lsn(80)),
-            confirmed_flush: Some(Lsn(100)),
-            wal_status: Some("reserved".into()),
-            safe_wal_size: None,
-            two_phase: false,
-            failover: Some(true),
-            synced: Some(true),
-            invalidation_reason: None,
-            retained_bytes: 0,
-        };
+        let good = SlotState { failover: Some(true), synced: Some(true), ..SlotState::example() };
         let at = Some(Lsn(100));
         assert_eq!(ready(Some(&good), at), Ok(()));
         assert_eq!(

@@ -82,6 +82,7 @@ mod tests {
         complaints.settled();
         assert_eq!(complaints.due(away, "cannot connect", began + Duration::from_secs(63)), Some(1));
     }
+
     #[test]
     fn numbers_in_names_tell_one_fault_from_another() {
         let differ = [

@@ -264,22 +264,7 @@ mod tests {
 
     #[test]
     fn a_slot_of_another_database_is_somebody_elses() {
-        let slot = SlotState {
-            name: "walcast".into(),
-            plugin: Some("pgoutput".into()),
-            database: Some("shop".into()),
-            temporary: false,
-            active_pid: None,
-            restart_lsn: Some(Lsn(80)),
-            confirmed_flush: Some(Lsn(100)),
-            wal_status: Some("reserved".into()),
-            safe_wal_size: None,
-            two_phase: false,
-            failover: None,
-            synced: None,
-            invalidation_reason: None,
-            retained_bytes: 0,
-        };
+        let slot = SlotState::example();
         let lost = SlotState { wal_status: Some("lost".into()), ..slot.clone() };
         let used = SlotState { active_pid: Some(7), ..slot.clone() };
         for (slot, fresh) in [(&slot, true), (&slot, false), (&lost, true), (&lost, false), (&used, false)] {
