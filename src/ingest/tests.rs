@@ -322,7 +322,7 @@ fn nothing_is_allocated_per_change_or_transaction() {
     allocations(&mut state, &mut lsn, 20, 500);
     state.described.clear();
     drop(state.builder.seal());
-    assert_eq!(allocations(&mut state, &mut lsn, 1, 200), (0, 0), "within a block");
+    assert_eq!(allocations(&mut state, &mut lsn, 1, 100), (0, 0), "within a block");
     drop(state.builder.seal());
     assert_eq!(allocations(&mut state, &mut lsn, 50, 2), (0, 0), "small transactions");
     let (allocated, blocks) = allocations(&mut state, &mut lsn, 40, 1000);

@@ -1,16 +1,23 @@
 //! The response body of Subscribe and Consume. tonic's encoder copies every message into a buffer of its own, once
 //! per subscriber; this body hands the hub's refcounted bytes to hyper as they are, and hyper and h2 only split them.
 //!
-//! Back-pressure is HTTP/2's: hyper takes messages while less than the stream's send buffer waits to be written, and
-//! [one more](https://github.com/hyperium/hyper/issues/4003) that it keeps until then. Nothing here runs ahead, nothing is queued, so a
-//! stalled client costs its socket, those messages and a cursor. Only small messages that are ready together, as of a journal of small transactions, are joined: each is a DATA frame and a write
-//! of its own otherwise, which costs ten times what copying it does. Messages are never compressed (`grpc-encoding: identity`): compressing per stream would cost more than
-//! everything else together, and the same bytes must serve everybody.
+//! A stream's next message is made when the socket has taken the last one, which h2 tells by dropping its bytes. Left to
+//! themselves, h2 takes messages until the stream's send buffer is full and hyper keeps
+//! [one more](https://github.com/hyperium/hyper/issues/4003), so that a client that stalls where nobody else does would keep blocks in
+//! memory that the ring has long given up. As it is, it costs its socket, a cursor, and the message that was on its way. Nobody
+//! who reads waits for this: the connection and its streams are one task, which makes the next message before it rests.
+//!
+//! Only small messages that are ready together, as of a journal of small transactions, are joined: each is a DATA frame and a write
+//! of its own otherwise, which costs ten times what copying it does. Messages are never compressed (`grpc-encoding: identity`):
+//! compressing per stream would cost more than everything else together, and the same bytes must serve everybody.
 
 use std::{
     future::{Future, poll_fn},
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll},
     time::Instant,
 };
@@ -85,7 +92,28 @@ pub type Requests = AbortOnDropHandle<Option<request::Error>>;
 #[derive(Default)]
 struct Shared {
     held: Mutex<Held>,
+    /// A message has been handed out and is not written yet.
+    on_its_way: AtomicBool,
     waker: AtomicWaker,
+}
+
+/// A message until it is written, or its stream is reset.
+struct OnItsWay {
+    message: Bytes,
+    shared: Arc<Shared>,
+}
+
+impl AsRef<[u8]> for OnItsWay {
+    fn as_ref(&self) -> &[u8] {
+        &self.message
+    }
+}
+
+impl Drop for OnItsWay {
+    fn drop(&mut self) {
+        self.shared.on_its_way.store(false, Ordering::Release);
+        self.shared.waker.wake();
+    }
 }
 
 /// What goes when the token is withdrawn.
@@ -99,6 +127,11 @@ struct Held {
 }
 
 impl Shared {
+    fn hand_out(self: &Arc<Self>, message: Bytes) -> Frame<Bytes> {
+        self.on_its_way.store(true, Ordering::Relaxed);
+        Frame::data(Bytes::from_owner(OnItsWay { message, shared: self.clone() }))
+    }
+
     async fn watch(self: Arc<Self>, grant: Grant) {
         let why = grant.withdrawn().await;
         let mut held = self.held.lock();
@@ -142,7 +175,7 @@ impl StreamBody {
     {
         span.in_scope(|| tracing::info!("stream opened"));
         let held = Held { messages: Some(Messages::new(session)), requests, withdrawn: None };
-        let shared = Arc::new(Shared { held: Mutex::new(held), waker: AtomicWaker::new() });
+        let shared = Arc::new(Shared { held: Mutex::new(held), ..Shared::default() });
         StreamBody {
             _watch: grant.map(|grant| AbortOnDropHandle::new(tokio::spawn(shared.clone().watch(grant)))),
             shared,
@@ -189,14 +222,13 @@ impl http_body::Body for StreamBody {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let this = &mut *self;
-        if this._watch.is_some() {
-            this.shared.waker.register(cx.waker());
-        }
+        this.shared.waker.register(cx.waker());
         let mut held = this.shared.held.lock();
         let Held { messages, requests, withdrawn } = &mut *held;
         let first = match (withdrawn.take(), messages.as_mut()) {
             (Some((reason, why)), _) => Some(Err(End { reason, status: Box::new(status::refuse(reason, why)) })),
             (None, None) => return Poll::Ready(None),
+            (None, Some(_)) if this.shared.on_its_way.load(Ordering::Acquire) => return Poll::Pending,
             (None, Some(messages)) => match this.behind.take() {
                 Some(behind) => behind,
                 None => match next(messages, requests, cx) {
@@ -232,7 +264,7 @@ impl http_body::Body for StreamBody {
                 }
                 this.log.messages += together;
                 this.log.bytes += data.len() as u64;
-                return Poll::Ready(Some(Ok(Frame::data(data))));
+                return Poll::Ready(Some(Ok(this.shared.hand_out(data))));
             }
             Some(Err(end)) => end,
             None => End { reason: Reason::Internal, status: Box::new(Status::ok("")) },

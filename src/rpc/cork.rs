@@ -1,10 +1,10 @@
 //! A socket that is told when more is to come. h2 writes each DATA frame by itself and flushes behind it
 //! ([h2#902](https://github.com/hyperium/h2/issues/902)), and with TCP_NODELAY, which live events need, each becomes a
-//! segment of its own and wakes its reader: over half of what it costs to send 16 KiB. `MSG_MORE` with a frame of full size lets the
+//! segment of its own and wakes its reader: over half of what it costs to send 16 KiB. `MSG_MORE` with a good part of a frame lets the
 //! kernel join it with the next ([send(2)](https://man7.org/linux/man-pages/man2/send.2.html)), without a copy; and when
 //! the task of the connection has nothing more to write, whatever still waits is pushed: setting TCP_NODELAY does that
-//! ([tcp(7)](https://man7.org/linux/man-pages/man7/tcp.7.html)). What is smaller than a full frame goes at once, as always,
-//! and takes along what waits.
+//! ([tcp(7)](https://man7.org/linux/man-pages/man7/tcp.7.html)). What is smaller goes at once, as always, and takes along what
+//! waits.
 
 use std::{
     io::{self, IoSlice},
@@ -25,9 +25,9 @@ use tokio::{
     },
 };
 
-/// A write of so many bytes is a full frame, or full frames, behind which another is likely:
-/// SETTINGS_MAX_FRAME_SIZE is at least this ([RFC 9113, 6.5.2](https://www.rfc-editor.org/rfc/rfc9113#section-6.5.2)).
-const FULL: usize = 16 << 10;
+/// A write of so many bytes is a piece of a block, behind which another is likely: SETTINGS_MAX_FRAME_SIZE is at least twice
+/// this ([RFC 9113, 6.5.2](https://www.rfc-editor.org/rfc/rfc9113#section-6.5.2)), and a block's last frame is seldom less.
+const BULK: usize = 8 << 10;
 
 /// A connection whose bulk is joined to large segments.
 pub struct Corked {
@@ -66,8 +66,8 @@ impl Corked {
 impl Shared {
     fn poll_send(&self, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
         let socket: &TcpStream = self.write.as_ref();
-        let full = slices.iter().map(|slice| slice.len()).sum::<usize>() >= FULL;
-        let flags = if full { SendFlags::NOSIGNAL | SendFlags::MORE } else { SendFlags::NOSIGNAL };
+        let bulk = slices.iter().map(|slice| slice.len()).sum::<usize>() >= BULK;
+        let flags = if bulk { SendFlags::NOSIGNAL | SendFlags::MORE } else { SendFlags::NOSIGNAL };
         loop {
             ready!(socket.poll_write_ready(cx))?;
             let sent = socket.try_io(Interest::WRITABLE, || match slices {
@@ -77,7 +77,7 @@ impl Shared {
             match sent {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 sent => {
-                    self.waits.store(full, Ordering::Relaxed);
+                    self.waits.store(bulk, Ordering::Relaxed);
                     return Poll::Ready(sent);
                 }
             }
@@ -146,22 +146,22 @@ mod tests {
     /// The kernel itself sends what waits after 200 ms, so an attempt tells something only if it took less; and one that does
     /// is enough, since what is not pushed always takes as long.
     #[tokio::test]
-    async fn a_full_frame_waits_until_it_is_pushed() {
+    async fn bulk_waits_until_it_is_pushed() {
         const KERNEL: Duration = Duration::from_millis(150);
         for _ in 0..40 {
             let (mut corked, cork, mut peer) = connection().await;
             let began = Instant::now();
-            corked.write_all(&[7; FULL]).await.expect("write");
+            corked.write_all(&[7; BULK]).await.expect("write");
             let waiting = arrived(&peer);
             if began.elapsed() > KERNEL {
                 continue;
             }
             assert_eq!(waiting, 0, "it did not wait");
             cork.push();
-            let mut bytes = vec![0; FULL];
+            let mut bytes = vec![0; BULK];
             peer.read_exact(&mut bytes).await.expect("read");
             let took = began.elapsed();
-            assert_eq!(bytes, vec![7; FULL]);
+            assert_eq!(bytes, vec![7; BULK]);
             if took <= KERNEL {
                 return;
             }
@@ -175,17 +175,17 @@ mod tests {
         corked.write_all(b"live").await.expect("write");
         let mut bytes = vec![0; 4];
         peer.read_exact(&mut bytes).await.expect("read");
-        corked.write_all(&[7; FULL]).await.expect("write");
+        corked.write_all(&[7; BULK]).await.expect("write");
         corked.write_all(b"end").await.expect("write");
-        let mut bytes = vec![0; FULL + 3];
+        let mut bytes = vec![0; BULK + 3];
         peer.read_exact(&mut bytes).await.expect("read");
-        assert_eq!(&bytes[FULL..], b"end");
+        assert_eq!(&bytes[BULK..], b"end");
     }
 
     #[tokio::test]
     async fn a_peer_that_does_not_read_stops_the_writer_and_misses_nothing() {
         let (mut corked, cork, mut peer) = connection().await;
-        let sent: Vec<u8> = (0..64 * FULL).map(|n| (n / 251) as u8).collect();
+        let sent: Vec<u8> = (0..64 * BULK).map(|n| (n / 251) as u8).collect();
         let expected = sent.clone();
         let writing = tokio::spawn(async move {
             corked.write_all(&sent).await.expect("write");

@@ -1,10 +1,9 @@
 //! The gRPC server: accepts, limits, drains.
 //!
-//! It stands on hyper and not on `tonic::transport::Server`, for four reasons. tonic does not let one set the send
-//! buffer per stream (400 KiB, which ten thousand stalled subscribers turn into 4 GB). Its graceful shutdown waits for
-//! open streams for ever and, when its future is dropped, leaves their connections running. It waits for a silent
-//! peer's preface for ever. And its TLS configuration is fixed at the start. The services are tonic's all the same:
-//! each is a tower service over HTTP requests.
+//! It stands on hyper and not on `tonic::transport::Server`, for four reasons. tonic gives each stream a task of its own
+//! ([`Together`] tells what that costs). Its graceful shutdown waits for open streams for ever and, when its future is
+//! dropped, leaves their connections running. It waits for a silent peer's preface for ever. And its TLS configuration is
+//! fixed at the start. The services are tonic's all the same: each is a tower service over HTTP requests.
 
 use std::{
     convert::Infallible,
@@ -60,9 +59,6 @@ use crate::{
 
 /// TCP keepalive, for peers that vanish before HTTP/2 begins.
 const TCP_KEEPALIVE: Duration = Duration::from_secs(60);
-
-/// Bytes per stream that wait in hyper for the peer's window, beyond the one message that is being sent.
-const SEND_BUFFER: usize = 128 * 1024;
 
 /// hyper refuses to read HTTP/1.1 headers through a smaller buffer. The same number bounds what waits to be written.
 const LEAST_BUFFER: usize = 8 * 1024;
@@ -279,7 +275,6 @@ fn protocol(options: &Options, spawner: Spawner) -> auto::Builder<Spawner> {
         .http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(options.streams_per_connection.saturating_add(OTHER_STREAMS))
-        .max_send_buf_size(SEND_BUFFER)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_frame_size(FRAME)
@@ -424,11 +419,8 @@ where
         let mut closing = false;
         poll_fn(|cx| {
             loop {
-                let ended = together.poll(cx, |cx| {
-                    let polled = connection.as_mut().poll(cx);
-                    cork.push();
-                    polled
-                });
+                let ended = together.poll(cx, |cx| connection.as_mut().poll(cx));
+                cork.push();
                 if let Poll::Ready(ended) = ended {
                     if let Err(error) = ended {
                         tracing::debug!(%peer, %error, "connection failed");

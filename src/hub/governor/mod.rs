@@ -35,7 +35,7 @@ pub(super) use stride::Stride;
 use self::rate::{Growth, Lateness, Rate};
 use crate::{feed::Feed, metrics};
 
-/// Bytes that a stream takes in between two rests. A block: what the socket takes at once, and a reader reads at once.
+/// Bytes that a stream takes in between two rests: two blocks.
 const PIECE: usize = 60 << 10;
 /// What a block costs, however small it is, in bytes that cost as much.
 const BLOCK: usize = 1 << 10;

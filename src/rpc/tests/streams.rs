@@ -2,8 +2,11 @@ use std::{
     collections::VecDeque,
     fs,
     pin::Pin,
-    sync::{Arc, atomic::Ordering},
-    task::{Context, Poll},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll, Wake, Waker},
     time::Duration,
 };
 
@@ -145,6 +148,7 @@ fn the_body_hands_on_the_very_bytes_of_the_hub() {
     };
     let data = poll().into_data().unwrap();
     assert_eq!((data.as_ptr(), data.len()), (frame.as_ptr(), frame.len()));
+    drop(data);
     assert_eq!(poll().into_trailers().unwrap()["grpc-status"], "0");
     assert!(body.is_end_stream());
 }
@@ -300,6 +304,33 @@ fn every_method_has_a_label() {
         }
     }
     assert_eq!(methods, 10);
+}
+
+#[test]
+fn the_next_message_is_made_when_the_last_one_is_written() {
+    struct Ringing(AtomicUsize);
+    impl Wake for Ringing {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+    let bell = Arc::new(Ringing(AtomicUsize::new(0)));
+    let waker = Waker::from(bell.clone());
+    let mut body = StreamBody::new(Ready([1, 2].map(|n| frame(n, 50_000)).into()), None, None, tracing::Span::none());
+    let mut poll = || Pin::new(&mut body).poll_frame(&mut Context::from_waker(&waker));
+    for n in [1, 2] {
+        let Poll::Ready(Some(Ok(data))) = poll() else { panic!("no message") };
+        let mut unwritten = data.into_data().unwrap();
+        let written = unwritten.split_to(40_000);
+        assert_eq!([&written[..], &unwritten[..]].concat(), frame(n, 50_000));
+        drop(written);
+        assert!(poll().is_pending(), "a part of it waits");
+        let rung = bell.0.load(Ordering::SeqCst);
+        drop(unwritten);
+        assert_eq!(bell.0.load(Ordering::SeqCst), rung + 1);
+    }
+    let Poll::Ready(Some(Ok(end))) = poll() else { panic!("no end") };
+    assert!(end.is_trailers());
 }
 
 /// A session that has more than anybody takes, and tells when it is dropped.

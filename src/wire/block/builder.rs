@@ -306,17 +306,17 @@ impl BlockBuilder {
 }
 
 /// Capacity that a builder keeps ready for one block's message.
-const PAYLOAD_CAPACITY: usize = 80 * 1024;
+const PAYLOAD_CAPACITY: usize = 40 * 1024;
 /// Capacity that a builder keeps ready for one block's index.
-const INDEX_CAPACITY: usize = 8 * 1024;
+const INDEX_CAPACITY: usize = 4 * 1024;
 
-/// Takes the content. A small one is copied: a block that shared the buffer would keep all of its capacity alive, many
-/// times what [`Block::footprint`] says.
+/// Takes the content, as a copy unless it is large: a block that shared the buffer would keep all of its capacity alive, more
+/// than [`Block::footprint`] says.
 fn take_exact(buffer: &mut BytesMut, capacity: usize) -> Bytes {
-    if buffer.len() < buffer.capacity() / 2 {
+    if buffer.len() <= 4 * capacity {
         let content = Bytes::copy_from_slice(buffer);
         buffer.clear();
-        if buffer.capacity() > 2 * capacity {
+        if buffer.capacity() > 4 * capacity {
             *buffer = BytesMut::with_capacity(capacity);
         }
         return content;
