@@ -14,7 +14,7 @@ use super::{
 use crate::postgres::preflight::{self, Check, Outcome};
 
 /// How long a check may wait for a lock that somebody holds.
-const LONGEST_LOCK: Duration = Duration::from_secs(2);
+pub(super) const LONGEST_LOCK: Duration = Duration::from_secs(2);
 
 pub async fn run(args: &DoctorArgs) -> Result<(), Error> {
     let given = Given { slot: args.slot.clone(), publication: args.publication.clone(), ..Given::default() };

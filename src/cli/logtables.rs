@@ -5,6 +5,7 @@ use std::io::{IsTerminal, Write};
 use super::{
     advice,
     args::LogtablesCommand,
+    doctor::LONGEST_LOCK,
     error::Error,
     journal::existing,
     output::Output,
@@ -46,10 +47,14 @@ pub async fn run(command: LogtablesCommand) -> Result<(), Error> {
         }
         LogtablesCommand::Status { source } => {
             let sql = source::connect(&source::options(&source)?).await?;
+            sql.wait_for_locks(LONGEST_LOCK).await.map_err(failed)?;
             if !logtables::installed(&sql).await.map_err(failed)? {
                 return Err(Error::Failed("no log tables are installed: walcast logtables install".to_owned()));
             }
             let status = logtables::status(&sql).await.map_err(failed)?;
+            if !status.compared {
+                output.note("note: somebody holds a published table, so definitions and row filters were not compared: try again");
+            }
             output.print(&report(&status))?;
             match status.unprotected.len() {
                 0 => Ok(()),
@@ -134,6 +139,7 @@ mod tests {
             publication: "walcast".into(),
             tables: 2,
             unprotected: vec![Unprotected { table: "public.a".into(), problem: "its triggers are gone".into() }],
+            compared: true,
             follows_ddl: true,
             bytes: 3 << 20,
             leaves: vec![2 << 20, 1 << 20, 0],

@@ -129,3 +129,19 @@ async fn filters_that_change_under_writers_are_those_of_the_stream() {
     stage.hub.spawn();
     last_error(&stage, "SLOT_LOST", "public.f: its triggers were disabled for a while within the gap, or its").await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn status_does_not_wait_for_whoever_holds_a_table_with_a_filter() {
+    let setup = stage().sql("CREATE TABLE f (id int8 PRIMARY KEY, n int)");
+    let stage = setup.publication("CREATE PUBLICATION walcast FOR TABLE f WHERE (id > 0)").no_oracle().start().await;
+    install(&stage);
+    let ddl = stage.cluster.connect().await;
+    ddl.run("BEGIN; LOCK TABLE f IN ACCESS EXCLUSIVE MODE").await;
+    let output = walcast(&stage, &["logtables", "status"]);
+    let said = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+    assert!(output.status.success(), "{said:?}");
+    assert!(said[0].contains("tables        1") && said[1].contains("were not compared: try again"), "{said:?}");
+    ddl.run("COMMIT").await;
+    let output = walcast(&stage, &["logtables", "status"]);
+    assert!(!String::from_utf8_lossy(&output.stderr).contains("not compared"));
+}

@@ -246,6 +246,8 @@ pub struct Status {
     pub tables: u64,
     /// Those whose changes are not all logged.
     pub unprotected: Vec<Unprotected>,
+    /// Whether definitions were compared too: see [`unprotected_unless_locked`].
+    pub compared: bool,
     /// Whether later DDL is followed.
     pub follows_ddl: bool,
     /// Bytes of the log on disk.
@@ -275,8 +277,10 @@ pub async fn status(sql: &Sql) -> Result<Status> {
     let publication: String = get(&row, 0)?;
     let leaves: Vec<i64> = get(&row, 4)?;
     let leaves: Vec<u64> = leaves.into_iter().map(i64::unsigned_abs).collect();
+    let (unprotected, compared) = unprotected_unless_locked(sql, &publication).await?;
     Ok(Status {
-        unprotected: unprotected(sql, &publication, Look::Definitions).await?,
+        unprotected,
+        compared,
         publication,
         leaf: get::<i32>(&row, 1)?.unsigned_abs() as u16,
         tables: get::<i64>(&row, 2)?.unsigned_abs(),
