@@ -309,9 +309,7 @@ fn idle(orders: &Orders) {
                     opened.send(()).expect("main");
                 }
                 if stalls {
-                    loop {
-                        std::thread::park();
-                    }
+                    panic!("a stalled stream ended: {}", call.stall());
                 }
                 while step == Step::Open {
                     step = call.read(&mut take).expect("the stream breaks");

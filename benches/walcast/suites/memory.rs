@@ -145,7 +145,7 @@ impl Suites {
              connection of its own: all from the beginning, which is in the ring, and each from a place of its own in files, \
              of which it then holds the block that it was sent last. Beside it the naive server of the fan-out with {} rows, \
              counted from what it has with {FEW} such subscriber. {runs} runs each, every one with new servers; and once, since it takes so \
-             long, 1,000 of both for {minutes} minutes.",
+             long, 1,000 of the latter for {minutes} minutes. They answer pings and open no window, as a gRPC client whose program takes nothing.",
             count(NAIVE_CHANGES as f64)
         );
         let mut section = Section::new("8b-stalled", "Memory of stalled subscribers", about, &COLUMNS);
@@ -176,9 +176,11 @@ impl Suites {
                 let (seen, client) = stall(&hub, stalled, from.clone()).await;
                 let name = if stalled == many { format!("{many} {name}") } else { name.to_owned() };
                 rows.put(HUB, name.clone(), stalled, &seen, base.rss);
-                if run == runs && stalled == many && minutes > 0 {
+                assert_eq!(hub.metric("walcast_streams").await, stalled as f64);
+                if run == runs && stalled == many && !matches!(from, From::Earliest) && minutes > 0 {
                     tokio::time::sleep(Duration::from_secs(60 * minutes)).await;
                     let later = settled(hub.pid()).await;
+                    assert_eq!(hub.metric("walcast_streams").await, stalled as f64, "they answer pings");
                     let growth = (later.rss as f64 / seen.rss as f64 - 1.0) * 100.0;
                     let text = format!("Growth of the hub's RSS in {minutes} minutes with {name}: under 5 %");
                     section.goal(text, format!("{growth:.1} %"), growth < 5.0);
