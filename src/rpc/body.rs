@@ -4,8 +4,11 @@
 //! A stream's next message is made when the socket has taken the last one, which h2 tells by dropping its bytes. Left to
 //! themselves, h2 takes messages until the stream's send buffer is full and hyper keeps
 //! [one more](https://github.com/hyperium/hyper/issues/4003), so that a client that stalls where nobody else does would keep blocks in
-//! memory that the ring has long given up. As it is, it costs its socket, a cursor, and the message that was on its way. Nobody
-//! who reads waits for this: the connection and its streams are one task, which makes the next message before it rests.
+//! memory that the ring has long given up. As it is, it costs its socket, a cursor, and the message that was on its way, or two where
+//! the first is small. Nobody who reads waits for this: the connection and its streams are one task, which makes the next message
+//! before it rests. Until then the session is not asked anything, so that a stalled stream learns only with its next message that
+//! it has been fenced or drained; a token that is withdrawn ends it at once. Whoever copies a message, as base64 for browsers does, is
+//! held back by HTTP/2's buffer alone.
 //!
 //! Only small messages that are ready together, as of a journal of small transactions, are joined: each is a DATA frame and a write
 //! of its own otherwise, which costs ten times what copying it does. Messages are never compressed (`grpc-encoding: identity`):

@@ -60,6 +60,10 @@ use crate::{
 /// TCP keepalive, for peers that vanish before HTTP/2 begins.
 const TCP_KEEPALIVE: Duration = Duration::from_secs(60);
 
+/// Bytes per stream that wait in h2 for the peer's window where the body does not see to it itself: gRPC-web in base64 copies
+/// each message, and other replies are short.
+const SEND_BUFFER: usize = 32 * 1024;
+
 /// hyper refuses to read HTTP/1.1 headers through a smaller buffer. The same number bounds what waits to be written.
 const LEAST_BUFFER: usize = 8 * 1024;
 
@@ -275,6 +279,7 @@ fn protocol(options: &Options, spawner: Spawner) -> auto::Builder<Spawner> {
         .http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(options.streams_per_connection.saturating_add(OTHER_STREAMS))
+        .max_send_buf_size(SEND_BUFFER)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_frame_size(FRAME)
@@ -382,7 +387,16 @@ where
     }
 
     async fn encrypted(&self, tls: &Tls, stream: Corked, cork: Cork, peer: SocketAddr, served: bool) {
-        match Box::pin(timeout(self.handshake_limit, tls.acceptor().accept(stream))).await {
+        let accepted = {
+            let mut accept = Box::pin(timeout(self.handshake_limit, tls.acceptor().accept(stream)));
+            let pushed = poll_fn(|cx| {
+                let polled = accept.as_mut().poll(cx);
+                cork.push(); // a long chain of certificates is bulk too, and the client answers to its end
+                polled
+            });
+            pushed.await
+        };
+        match accepted {
             Ok(Ok(stream)) => self.http(stream, cork, peer, served).await,
             Ok(Err(error)) => tracing::debug!(%peer, %error, "TLS handshake failed"),
             Err(_) => tracing::debug!(%peer, "TLS handshake took too long"),

@@ -310,7 +310,7 @@ const PAYLOAD_CAPACITY: usize = 40 * 1024;
 /// Capacity that a builder keeps ready for one block's index.
 const INDEX_CAPACITY: usize = 4 * 1024;
 
-/// Takes the content, as a copy unless it is large: a block that shared the buffer would keep all of its capacity alive, more
+/// Takes the content, as a copy unless it is more than four times as large as usual: a block that shared the buffer would keep all of its capacity alive, more
 /// than [`Block::footprint`] says.
 fn take_exact(buffer: &mut BytesMut, capacity: usize) -> Bytes {
     if buffer.len() <= 4 * capacity {
