@@ -92,22 +92,8 @@ mod tests {
     use super::*;
 
     fn slot(restart: u64, synced: Option<bool>) -> SlotState {
-        SlotState {
-            name: "walcast".into(),
-            plugin: Some("pgoutput".into()),
-            database: Some("shop".into()),
-            temporary: false,
-            active_pid: None,
-            restart_lsn: Some(Lsn(restart)),
-            confirmed_flush: Some(Lsn(restart + 8)),
-            wal_status: Some("reserved".into()),
-            safe_wal_size: None,
-            two_phase: false,
-            failover: None,
-            synced,
-            invalidation_reason: None,
-            retained_bytes: 0,
-        }
+        let (restart_lsn, confirmed_flush) = (Some(Lsn(restart)), Some(Lsn(restart + 8)));
+        SlotState { restart_lsn, confirmed_flush, synced, ..SlotState::example() }
     }
 
     #[test]
