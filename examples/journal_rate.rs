@@ -1,5 +1,5 @@
 //! How fast the journal takes blocks and gives them back: `cargo run --release --example journal_rate -- DIR [MIB]`.
-//! One appender, blocks of 31 KiB, as ingest makes them when it is behind.
+//! One appender, blocks of 27 KiB, as ingest makes them when it is behind.
 
 use std::{error::Error, path::PathBuf, time::Instant};
 
@@ -25,7 +25,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     appender.append(Record::Mark(start)).await?;
 
     let mut builder = BlockBuilder::new(start);
-    let content = vec![7u8; 31 << 10];
+    let content = vec![7u8; 27 << 10];
     let (mut lsn, mut building, mut bytes) = (start.lsn.0, 0.0, 0);
     let begun = Instant::now();
     while bytes < mib << 20 {

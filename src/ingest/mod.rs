@@ -49,9 +49,9 @@ pub use gate::Gate;
 use relations::Versions;
 use resent::Resent;
 
-/// A block is sealed at this many payload bytes: with the event that reaches them, and the prefix, two HTTP/2 frames of the default
-/// size. It is what a stalled subscriber keeps in memory; twice as many send no faster.
-const BLOCK_BYTES: usize = 31 * 1024;
+/// A block is sealed at this many payload bytes: with the event that reaches them, and the prefix, one of the allocator's sizes and two
+/// HTTP/2 frames of the default size. It is what a stalled subscriber keeps in memory; twice as many send no faster.
+const BLOCK_BYTES: usize = 27 * 1024;
 
 /// While changes come as fast as they can be read, PostgreSQL hears of the complete mark this often rather than after
 /// every fsync.

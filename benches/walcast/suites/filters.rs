@@ -44,8 +44,9 @@ impl Suites {
              has them all, beside so many streams with different predicates, each over a connection of its own. Equality is \
              indexed and never matches; residual predicates are comparisons that must be evaluated for each row, of which \
              those that keep up select the last {SELECTED} rows and end the measurement. Streams that select nothing are told \
-             how far everything is: once a second, or every 10 s where they ask for that. {runs} runs each, taking turns; a share is \
-             the median of those within a turn. Every stream is checked for count and order, those that select nothing for that.",
+             how far everything is: once a second, or every 10 s where they ask for that. {runs} runs each, taking turns, with one \
+             without filters before and behind each; a share is of those two. Every stream is checked for count and order, \
+             those that select nothing for that.",
             count(rows as f64)
         );
         let case =
@@ -74,15 +75,20 @@ impl Suites {
         section.unit = "changes/s".to_owned();
         let mut costs: [Vec<Cost>; 6] = Default::default();
         for run in 1..=runs {
-            for (case, costs) in cases.iter().zip(&mut costs) {
-                costs.push(self.filtered(case, rows, run == runs).await);
+            for (case, beside) in (1..).zip(&cases[1..]) {
+                costs[0].push(self.filtered(&cases[0], rows, false).await);
+                costs[case].push(self.filtered(beside, rows, run == runs).await);
             }
         }
+        costs[0].push(self.filtered(&cases[0], rows, true).await);
         let wall = |at: usize| Spread::of(costs[at].iter().map(|cost| cost.wall));
         let cpu = |at: usize| Spread::of(costs[at].iter().map(|cost| cost.reader));
-        // Both of a turn, since the machine is not the same for all of them.
-        let share =
-            |at: usize| Spread::of(costs[0].iter().zip(&costs[at]).map(|(none, beside)| none.wall / beside.wall));
+        // The machine is not the same for all of them: each is held against its neighbours.
+        let share = |at: usize| {
+            let neighbours = costs[0].windows(2).map(|none| (none[0].wall + none[1].wall) / 2.0);
+            let neighbours = neighbours.skip(at.saturating_sub(1)).step_by(cases.len() - 1);
+            Spread::of(neighbours.zip(&costs[at]).map(|(none, beside)| none / beside.wall))
+        };
         for (at, case) in cases.iter().enumerate() {
             let rate = rows as f64 / wall(at).median;
             section.row(&[
@@ -90,7 +96,7 @@ impl Suites {
                 count(case.streams as f64),
                 wall(at).show(3),
                 count(rate),
-                share(at).show(2),
+                if at == 0 { "1.00".to_owned() } else { share(at).show(2) },
                 Spread::of(costs[at].iter().map(|cost| cost.walsender)).show(2),
                 cpu(at).show(2),
                 Spread::of(costs[at].iter().map(|cost| cost.client)).show(2),
