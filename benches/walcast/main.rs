@@ -26,8 +26,12 @@ fn main() {
         Some("naive") => return naive::main(&args[1]),
         _ => {}
     }
-    let quick = args.iter().any(|arg| arg == "--quick");
-    let names: Vec<&str> = args.iter().map(String::as_str).filter(|arg| !arg.starts_with('-')).collect();
+    let (flags, names): (Vec<&str>, Vec<&str>) = args.iter().map(String::as_str).partition(|arg| arg.starts_with('-'));
+    let quick = flags.contains(&"--quick");
+    if flags.iter().any(|flag| *flag != "--quick") || names.iter().any(|name| !suites::NAMES.contains(name)) {
+        eprintln!("usage: cargo bench --bench walcast -- [--quick] [SUITE ...]\nsuites: {}", suites::NAMES.join(" "));
+        std::process::exit(if flags.iter().any(|flag| matches!(*flag, "-h" | "--help")) { 0 } else { 2 });
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("runtime");
     runtime.block_on(async {
         Suites::new(quick).await.run(&names).await;

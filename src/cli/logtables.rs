@@ -22,6 +22,8 @@ use crate::{
     },
 };
 
+const WHO_LOCKS: &str = "try again; who holds it is in pg_locks, as a rule DDL in a transaction that is still open";
+
 pub async fn run(command: LogtablesCommand) -> Result<(), Error> {
     let output = Output::plain();
     match command {
@@ -51,13 +53,16 @@ pub async fn run(command: LogtablesCommand) -> Result<(), Error> {
             if !logtables::installed(&sql).await.map_err(failed)? {
                 return Err(Error::Failed("no log tables are installed: walcast logtables install".to_owned()));
             }
-            let status = logtables::status(&sql).await.map_err(failed)?;
-            if !status.compared {
-                output.note("note: somebody holds a published table, so definitions and row filters were not compared: try again");
-            }
+            let status = logtables::status(&sql).await.map_err(|error| match error.is_locked() {
+                true => Error::Failed(format!("somebody has locked the log itself: {WHO_LOCKS}")),
+                false => failed(error),
+            })?;
             output.print(&report(&status))?;
             match status.unprotected.len() {
-                0 => Ok(()),
+                0 if status.compared => Ok(()),
+                0 => Err(Error::Failed(format!(
+                    "somebody has locked a published table, so definitions and row filters were not compared: {WHO_LOCKS}"
+                ))),
                 bad => Err(Error::Failed(format!("{} not protected", plural(bad as u64, "table")))),
             }
         }

@@ -54,6 +54,12 @@ impl Tide {
         }
         Told { members: self.members.clone(), at }
     }
+
+    /// Streams that can be told.
+    #[cfg(test)]
+    pub fn members(&self) -> usize {
+        self.members.lock().places.iter().flatten().count()
+    }
 }
 
 async fn tell(members: Arc<Mutex<Members>>, mut marks: watch::Receiver<Marks>) {

@@ -34,6 +34,9 @@ impl Session {
     }
 
     pub(super) async fn wait(&mut self, until: Instant, for_what: For) -> Result<(), Error> {
+        if for_what == For::Concern {
+            self.told = None; // its router wakes it, and each member costs whoever tells of the marks a look
+        }
         // Kept from wait to wait: setting a timer to a later time takes no lock, starting and dropping one does.
         let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(until)));
         if timer.deadline() != until {

@@ -165,6 +165,22 @@ async fn a_stream_sleeps_through_blocks_that_do_not_concern_it() {
     assert!(sleeper.session.next().await.is_some_and(|frame| frame.is_ok()));
 }
 
+#[tokio::test]
+async fn a_stream_that_its_router_wakes_is_not_told_of_the_marks() {
+    let mut world = World::new();
+    let orders = world.full_relation(1, "shop.orders", &["id", "state"]);
+    let mut stream = world.open(Subscription { filter: Some(filter("state = 'in'")), ..earliest() }).await;
+    let mut context = Context::from_waker(Waker::noop());
+    while Box::pin(stream.session.next()).as_mut().poll(&mut context).is_ready() {}
+    assert_eq!(world.hub.inner.tide.members(), 1, "nothing has been routed yet");
+    for state in ["in", "out", "in", "out"] {
+        let end = world.single(&orders, &["1", state]);
+        stream.until(end).await;
+        while Box::pin(stream.session.next()).as_mut().poll(&mut context).is_ready() {}
+        assert_eq!(world.hub.inner.tide.members(), 0, "{state}");
+    }
+}
+
 /// A stream sleeps through transactions of other origins, and sees those of its own wherever they lie in a block.
 #[tokio::test]
 async fn a_stream_sleeps_through_other_origins() {
