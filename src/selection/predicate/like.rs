@@ -9,7 +9,6 @@
 //! together: sessions evaluate on the threads that serve everybody.
 
 use memchr::memmem::Finder;
-use smallvec::SmallVec;
 
 /// Longest piece between two `%` that is looked for by single characters, inclusive.
 pub(super) const MAX_PIECE: usize = 1024;
@@ -40,8 +39,6 @@ pub(super) struct General {
     /// `None`: there is no `%`, and the text ends where `first` does.
     last: Option<Box<[Token]>>,
     fold: bool,
-    /// ILIKE without `_`: the pattern in lower case, for texts of ASCII in lower case.
-    ascii: Option<Box<Pattern>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,34 +72,25 @@ impl Pattern {
             };
             pieces.last_mut().into_iter().for_each(|piece| piece.push(token));
         }
-        let literal = !pieces.iter().flatten().any(|token| *token == Token::One);
-        let ascii = (insensitive && literal).then(|| Box::new(Pattern::literal(&pieces)));
-        if literal && !insensitive {
-            return Ok(Pattern::literal(&pieces));
-        }
+        let general = insensitive || pieces.iter().flatten().any(|token| *token == Token::One);
         let mut pieces = pieces.into_iter();
-        let first = pieces.next().unwrap_or_default().into();
-        let last = pieces.next_back().map(Vec::into_boxed_slice);
-        let middle = pieces.filter(|piece| !piece.is_empty()).map(Piece::new).collect::<Result<_, _>>()?;
-        Ok(Pattern::General(General { first, middle, last, fold: insensitive, ascii }))
-    }
-
-    /// Pieces without `_`, at least one.
-    fn literal(pieces: &[Vec<Token>]) -> Pattern {
-        let text = |tokens: &[Token]| tokens.iter().filter_map(|token| token.char()).collect::<String>().into_bytes();
-        match pieces {
-            [] => Pattern::Exact(Box::default()),
-            [only] => Pattern::Exact(text(only).into()),
-            [first, middle @ .., last] => Pattern::Pieces {
-                first: text(first).into(),
-                middle: middle
-                    .iter()
-                    .filter(|piece| !piece.is_empty())
-                    .map(|piece| Finder::new(&text(piece)).into_owned())
-                    .collect(),
-                last: text(last).into(),
-            },
+        let first = pieces.next().unwrap_or_default();
+        let last = pieces.next_back();
+        let middle = pieces.filter(|piece| !piece.is_empty());
+        if general {
+            let middle = middle.map(Piece::new).collect::<Result<_, _>>()?;
+            let last = last.map(Vec::into_boxed_slice);
+            return Ok(Pattern::General(General { first: first.into(), middle, last, fold: insensitive }));
         }
+        let text = |tokens: &[Token]| tokens.iter().filter_map(|token| token.char()).collect::<String>().into_bytes();
+        Ok(match last {
+            None => Pattern::Exact(text(&first).into()),
+            Some(last) => Pattern::Pieces {
+                first: text(&first).into(),
+                middle: middle.map(|piece| Finder::new(&text(&piece)).into_owned()).collect(),
+                last: text(&last).into(),
+            },
+        })
     }
 
     /// What a character of the text costs in the worst case: about a nanosecond each. What is anchored at an end costs the
@@ -142,11 +130,6 @@ impl Pattern {
 
     pub fn matches(&self, text: &str) -> bool {
         match self {
-            Pattern::General(General { ascii: Some(ascii), .. }) if text.is_ascii() => {
-                let mut lower = SmallVec::<[u8; 256]>::from_slice(text.as_bytes());
-                lower.make_ascii_lowercase();
-                ascii.matches_raw(&lower)
-            }
             Pattern::General(general) => general.matches(text),
             pattern => pattern.matches_raw(text.as_bytes()),
         }
@@ -168,7 +151,7 @@ impl Pattern {
                 }
                 true
             }
-            Pattern::General(_) => self.matches(&String::from_utf8_lossy(text)),
+            Pattern::General(general) => general.matches(&String::from_utf8_lossy(text)),
         }
     }
 }
@@ -364,10 +347,6 @@ mod tests {
             ("größe", "gr__e", true, true),
             ("GRÖSSE", "größe", false, false),
             ("ÄRGER", "ä%", false, true),
-            ("kelvin", "\u{212A}%", false, true),
-            ("The Lazy Dog", "%LAZY%dog", false, true),
-            ("The Lazy Dog", "%lazy%dogs", false, false),
-            ("Lazy", "%läzy%", false, false),
             ("aaab", "%a_b", true, true),
             ("aaab", "_%_%_%_%_", false, false),
             ("xaybzc", "%a%b%c", true, true),
@@ -394,12 +373,9 @@ mod tests {
         let mut random = fastrand::Rng::with_seed(4);
         let mut matched = 0;
         for round in 0..3000 {
-            let alphabet =
-                if random.bool() { &['a', 'a', 'a', 'b', 'ß', '_'] } else { &['a', 'a', 'a', 'b', 'b', 'a'] };
             let piece = |random: &mut fastrand::Rng, len: usize| -> String {
-                (0..len).map(|_| *random.choice(alphabet).expect("a choice")).collect()
+                (0..len).map(|_| *random.choice(&['a', 'a', 'a', 'b', 'ß', '_']).expect("a choice")).collect()
             };
-            let filler = *random.choice(&['b', 'ß']).expect("a choice");
             let lens = [(0, 3), (1, 20), (14, 18), (60, 70), (120, 200)][round % 5];
             let parts: Vec<String> = (0..random.usize(1..4))
                 .map(|_| {
@@ -412,7 +388,7 @@ mod tests {
             let mut text: Vec<char> = Vec::new();
             for c in pattern.chars() {
                 match c {
-                    '%' => text.extend((0..random.usize(0..4)).map(|_| if random.bool() { 'a' } else { filler })),
+                    '%' => text.extend((0..random.usize(0..4)).map(|_| if random.bool() { 'a' } else { 'ß' })),
                     '_' => text.push('b'),
                     c => text.push(c),
                 }
@@ -425,10 +401,7 @@ mod tests {
             let text: String = text.into_iter().collect();
             matched += usize::from(expected);
             assert_eq!(Pattern::compile(&pattern, false).unwrap().matches(&text), expected, "{text} LIKE {pattern}");
-            let insensitive = Pattern::compile(&pattern, true).unwrap();
-            for text in [text.to_ascii_uppercase(), text] {
-                assert_eq!(insensitive.matches(&text), expected, "{text} ILIKE {pattern}");
-            }
+            assert_eq!(Pattern::compile(&pattern, true).unwrap().matches(&text), expected, "{text} ILIKE {pattern}");
         }
         assert!((1000..2500).contains(&matched), "{matched}");
     }
