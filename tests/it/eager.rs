@@ -75,9 +75,10 @@ async fn what_was_delivered_and_lost_comes_again_the_same() {
     stage.hub.kill9();
 
     let mut ahead = 0;
+    let held = stage.hub.hold("").with_extension("held");
     for life in 0..9 {
         let point = match life % 3 {
-            0 => format!("shown_before_fsync=stall@{}", random.u32(1..20)),
+            0 => format!("shown_before_fsync=hold@{}", random.u32(1..20)),
             1 => format!("shown_before_fsync=abort@{}", random.u32(1..40)),
             _ => String::new(),
         };
@@ -85,7 +86,12 @@ async fn what_was_delivered_and_lost_comes_again_the_same() {
         stage.hub.spawn();
         match life % 3 {
             0 => {
-                // Nothing becomes durable any more, and delivery goes on.
+                // Nothing becomes durable any more, which the records that follow know, and delivery goes on.
+                eventually(Duration::from_secs(30), || async {
+                    held.exists().then_some(()).ok_or("the sync is not held yet".to_owned())
+                })
+                .await;
+                fs::remove_file(&held).expect("the sign that it holds");
                 eventually(Duration::from_secs(30), || async {
                     let (tail, durable) = marks(&stage).await?;
                     let delivered = furthest(&followers);
